@@ -1,0 +1,167 @@
+"""The two operations a Mamba block spends its time in: selective scan and causal convolution.
+
+Mamba: Linear-Time Sequence Modeling with Selective State Spaces (Gu & Dao, arXiv:2312.00752).
+All functions compute in float32 (float64 stays float64; half precision is widened, also under
+autocast) and return that dtype. Which implementation runs is decided in dispatch.py.
+"""
+
+import torch
+from torch import Tensor
+
+from decision_seq.ops.dispatch import Path, PathStatus, choose, scan_paths
+
+__all__ = [
+    "PathStatus",
+    "causal_conv_silu",
+    "causal_conv_silu_step",
+    "scan_paths",
+    "selective_scan",
+    "selective_scan_step",
+]
+
+
+def selective_scan(
+    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor | None = None
+) -> Tensor:
+    """Selective state-space scan with skip and gate (arXiv:2312.00752, algorithm 2).
+
+        h_t = exp(dt_t A) h_{t-1} + dt_t u_t B_t,   y_t = (C_t h_t + D u_t) silu(z_t)
+
+    Args:
+        u: input, [B, L, E].
+        dt: step sizes, positive (softplus already applied), [B, L, E].
+        A: decay rates, negative, [E, N].
+        B: input projections, [B, L, N].
+        C: output projections, [B, L, N].
+        D: skip weights, [E].
+        z: gate, [B, L, E], or None for no gate.
+
+    Returns:
+        y, [B, L, E], differentiable in every input. Inputs may be strided views.
+
+    Raises:
+        ValueError: if the shapes do not fit together.
+    """
+    _check_scan(u, dt, A, B, C, D, z)
+    dtype = _compute_dtype(u)
+    path = choose(dtype, u.device.type)
+    return path.scan(*_cast(dtype, u, dt, A, B, C, D), None if z is None else z.to(dtype))
+
+
+def selective_scan_step(
+    u: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    z: Tensor | None,
+    state: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Continue a scan by n >= 1 tokens; inference only (no gradients).
+
+    Args:
+        u, dt, A, B, C, D, z: as in `selective_scan`, with L = n new tokens.
+        state: h after the tokens so far, [B, E, N]; zeros at the start. It is not changed.
+
+    Returns:
+        y, [B, n, E], equal to `selective_scan` on the concatenated tokens, and the new state.
+
+    Raises:
+        ValueError: if the shapes do not fit together.
+    """
+    _check_scan(u, dt, A, B, C, D, z)
+    if state.shape != (u.shape[0], *A.shape):
+        raise ValueError(f"state must be [B, E, N] = {[u.shape[0], *A.shape]}, got {_s(state)}")
+    dtype = _compute_dtype(u)
+    return _step_path(dtype, u).scan_step(
+        *_cast(dtype, u, dt, A, B, C, D), None if z is None else z.to(dtype), state.to(dtype)
+    )
+
+
+def causal_conv_silu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """silu of a causal depthwise convolution along time.
+
+    Args:
+        x: input, [B, L, E].
+        weight: [E, 1, k], the layout of a depthwise nn.Conv1d; tap k-1 meets the current token.
+        bias: [E].
+
+    Returns:
+        y, [B, L, E], differentiable in every input.
+
+    Raises:
+        ValueError: if the shapes do not fit together.
+    """
+    _check_conv(x, weight, bias)
+    dtype = _compute_dtype(x)
+    return choose(dtype, x.device.type).conv(*_cast(dtype, x, weight, bias))
+
+
+def causal_conv_silu_step(
+    x: Tensor, weight: Tensor, bias: Tensor, history: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Continue a convolution by n >= 1 tokens; inference only (no gradients).
+
+    Args:
+        x, weight, bias: as in `causal_conv_silu`, with L = n new tokens.
+        history: the k-1 inputs before x, [B, k-1, E]; zeros at the start. It is not changed.
+
+    Returns:
+        y, [B, n, E], equal to `causal_conv_silu` on the concatenated tokens, and the new history.
+
+    Raises:
+        ValueError: if the shapes do not fit together.
+    """
+    _check_conv(x, weight, bias)
+    expected = (x.shape[0], weight.shape[-1] - 1, x.shape[2])
+    if history.shape != expected:
+        raise ValueError(f"history must be [B, k-1, E] = {list(expected)}, got {_s(history)}")
+    dtype = _compute_dtype(x)
+    return _step_path(dtype, x).conv_step(*_cast(dtype, x, weight, bias, history))
+
+
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _cast(dtype: torch.dtype, *tensors: Tensor) -> list[Tensor]:
+    return [tensor.to(dtype) for tensor in tensors]
+
+
+def _step_path(dtype: torch.dtype, x: Tensor) -> Path:
+    return choose(dtype, x.device.type)
+
+
+def _check_scan(
+    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor | None
+) -> None:
+    """The kernels read raw memory, so shapes that do not fit must stop here."""
+    batch, length, width = u.shape
+    states = A.shape[1]
+    fits = (
+        dt.shape == u.shape
+        and A.shape[0] == width
+        and B.shape == (batch, length, states)
+        and C.shape == B.shape
+        and D.shape == (width,)
+        and (z is None or z.shape == u.shape)
+    )
+    if not fits:
+        raise ValueError(
+            "expected u, dt, z [B, L, E], A [E, N], B, C [B, L, N], D [E]; got "
+            f"u {_s(u)}, dt {_s(dt)}, z {_s(z)}, A {_s(A)}, B {_s(B)}, C {_s(C)}, D {_s(D)}"
+        )
+
+
+def _check_conv(x: Tensor, weight: Tensor, bias: Tensor) -> None:
+    width = x.shape[2]
+    if weight.shape[:2] != (width, 1) or bias.shape != (width,):
+        raise ValueError(
+            "expected x [B, L, E], weight [E, 1, k], bias [E]; got "
+            f"x {_s(x)}, weight {_s(weight)}, bias {_s(bias)}"
+        )
+
+
+def _s(tensor: Tensor | None) -> str:
+    return "None" if tensor is None else str(list(tensor.shape))

@@ -1,0 +1,108 @@
+"""Which implementation runs: one table of paths in order of preference.
+
+A new path is one entry in PATHS. The first usable path that accepts the tensor runs;
+DECISION_SEQ_SCAN=<name> forces one.
+"""
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from decision_seq.errors import UserError
+from decision_seq.ops import blocked, reference
+
+
+@dataclass(frozen=True)
+class Path:
+    """One implementation of the four operations."""
+
+    name: str
+    what: str
+    unusable: Callable[[], str]  # why this machine cannot run it; "" if it can
+    accepts: Callable[[torch.dtype, str], bool]  # dtype and device type of the data
+    scan: Callable[..., Tensor] = reference.selective_scan
+    scan_step: Callable[..., tuple[Tensor, Tensor]] = reference.selective_scan_step
+    conv: Callable[..., Tensor] = reference.causal_conv_silu
+    conv_step: Callable[..., tuple[Tensor, Tensor]] = reference.causal_conv_silu_step
+
+
+@dataclass(frozen=True)
+class PathStatus:
+    """What `decision-seq list kernels` shows of one path."""
+
+    name: str
+    usable: bool
+    chosen: bool  # runs for float32 on this machine's default device
+    reason: str
+
+
+PATHS = {
+    path.name: path
+    for path in (
+        Path(
+            name="torch",
+            what="cache-blocked PyTorch",
+            unusable=lambda: "",
+            accepts=lambda dtype, device: True,
+            scan=blocked.selective_scan,
+        ),
+        Path(
+            name="reference",
+            what="plain sequential PyTorch, for checking the others",
+            unusable=lambda: "",
+            accepts=lambda dtype, device: True,
+        ),
+    )
+}
+
+
+def forced_path() -> Path | None:
+    """The path named by DECISION_SEQ_SCAN. Raises UserError for an unknown or unusable one."""
+    name = os.environ.get("DECISION_SEQ_SCAN")
+    if not name:
+        return None
+    if name not in PATHS:
+        raise UserError(f"DECISION_SEQ_SCAN={name} is not a scan path; use {' or '.join(PATHS)}.")
+    if reason := PATHS[name].unusable():
+        raise UserError(f"DECISION_SEQ_SCAN={name} cannot run here: {reason}.")
+    return PATHS[name]
+
+
+@torch.compiler.assume_constant_result
+def choose(dtype: torch.dtype, device: str) -> Path:
+    """The path for data of this dtype on this type of device."""
+    forced = forced_path()
+    if forced and forced.accepts(dtype, device):
+        return forced
+    for path in PATHS.values():
+        if path.accepts(dtype, device):
+            reason = path.unusable()
+            if not reason:
+                return path
+            say_once(f"decision-seq: the {path.name} scan kernel is not used: {reason}.")
+    raise AssertionError("the reference path accepts everything")
+
+
+@functools.cache
+def say_once(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def scan_paths() -> list[PathStatus]:
+    """Every path: whether it can run here, whether it does, and why or why not."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    chosen = choose(torch.float32, device)
+    return [
+        PathStatus(
+            name=path.name,
+            usable=not path.unusable(),
+            chosen=path is chosen,
+            reason=path.unusable() or path.what,
+        )
+        for path in PATHS.values()
+    ]
