@@ -1,7 +1,7 @@
 """Behaviour policies: the small MLP actors that collected the embedded datasets.
 
-The actors were trained by ``scripts/train_behaviour_policies.py``. They run on numpy alone, so
-that collecting a dataset needs no reinforcement-learning library.
+``scripts/train_behaviour_policies.py`` trained them. They run on numpy alone, so that collecting
+a dataset needs no reinforcement-learning library.
 """
 
 import os
@@ -15,18 +15,17 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from decision_seq.errors import UserError
+from decision_seq.files import atomic_file
 
 FloatArray = NDArray[np.float32]
 
 POLICY_DIRECTORY = Path(__file__).parent / "policies"
 
 
-def _relu(x: FloatArray) -> FloatArray:
-    return np.maximum(x, 0.0)
-
-
-_ACTIVATIONS: dict[str, Callable[[FloatArray], FloatArray]] = {"tanh": np.tanh, "relu": _relu}
-_SQUASHES = ("clip", "tanh")
+_ACTIVATIONS: dict[str, Callable[[FloatArray], FloatArray]] = {
+    "tanh": np.tanh,
+    "relu": lambda x: np.maximum(x, 0.0),
+}
 
 
 @dataclass(frozen=True)
@@ -55,12 +54,6 @@ class MLPPolicy:
     squash: str
     obs_clip: float
 
-    def __post_init__(self) -> None:
-        if self.activation not in _ACTIVATIONS:
-            raise UserError(f"activation {self.activation!r} is not one of {list(_ACTIVATIONS)}")
-        if self.squash not in _SQUASHES:
-            raise UserError(f"squash {self.squash!r} is not one of {list(_SQUASHES)}")
-
     def act(
         self, obs: ArrayLike, rng: np.random.Generator, deterministic: bool = False
     ) -> FloatArray:
@@ -80,8 +73,8 @@ class MLPPolicy:
         raw = np.asarray(obs)
         if raw.ndim != 2 or raw.shape[1] != len(self.obs_mean):
             raise UserError(f"obs has shape {raw.shape}, expected [B, {len(self.obs_mean)}]")
-        x = (raw - self.obs_mean) / self.obs_std
-        x = np.clip(x, -self.obs_clip, self.obs_clip).astype(np.float32)
+        normalised = (raw - self.obs_mean) / self.obs_std
+        x = np.clip(normalised, -self.obs_clip, self.obs_clip).astype(np.float32)
         for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
             x = _ACTIVATIONS[self.activation](x @ weight.T + bias)
         action = x @ self.weights[-1].T + self.biases[-1]
@@ -97,23 +90,18 @@ class MLPPolicy:
 
         Args:
             path: the file to write.
-            metadata: where the policy comes from; the fields that define the policy itself
-                (``activation``, ``squash``, ``obs_clip``) are added.
+            metadata: where the policy comes from; its own settings (``activation``, ``squash``,
+                ``obs_clip``) are added.
         """
         tensors = {"obs_mean": self.obs_mean, "obs_std": self.obs_std, "log_std": self.log_std}
         for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             tensors[f"layers.{i}.weight"] = weight
             tensors[f"layers.{i}.bias"] = bias
-        own = {
-            "activation": self.activation,
-            "squash": self.squash,
-            "obs_clip": str(self.obs_clip),
-        }
+        own = {"activation": self.activation, "squash": self.squash, "obs_clip": str(self.obs_clip)}
         # safetensors writes the raw buffer, so a transposed view would be stored wrongly.
         contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-        temporary = Path(f"{os.fspath(path)}.{os.getpid()}.tmp")
-        save_file(contiguous, temporary, {**metadata, **own})
-        os.replace(temporary, path)
+        with atomic_file(Path(path)) as temporary:
+            save_file(contiguous, temporary, {**metadata, **own})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "MLPPolicy":
@@ -121,11 +109,11 @@ class MLPPolicy:
 
         Raises:
             FileNotFoundError: there is no such file.
-            UserError: the file is not a behaviour policy.
+            UserError: the file lacks a part of a behaviour policy.
         """
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         depth = sum(name.endswith(".weight") for name in tensors)
         try:
             return cls(

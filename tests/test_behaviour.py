@@ -1,0 +1,147 @@
+"""Behaviour policies: the file format, the numpy forward pass and the embedded actors."""
+
+import itertools
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from decision_seq.envs.behaviour import (
+    POLICY_DIRECTORY,
+    MLPPolicy,
+    embedded_policy,
+    embedded_tiers,
+)
+from decision_seq.envs.reference_scores import normalized_score
+from decision_seq.errors import UserError
+
+OBS_SIZE, ACTION_SIZE, HIDDEN = 5, 3, 16
+TIERS = embedded_tiers()
+TIER_IDS = [f"{env}-{tier}" for env, tier, _ in TIERS]
+
+
+def random_policy(activation: str = "tanh", squash: str = "clip") -> MLPPolicy:
+    rng = np.random.default_rng(0)
+    sizes = [OBS_SIZE, HIDDEN, HIDDEN, ACTION_SIZE]
+    return MLPPolicy(
+        obs_mean=rng.normal(size=OBS_SIZE).astype(np.float32),
+        obs_std=rng.uniform(0.5, 2.0, OBS_SIZE).astype(np.float32),
+        log_std=rng.normal(-1.0, 0.3, ACTION_SIZE).astype(np.float32),
+        weights=tuple(
+            rng.normal(0, 0.3, (after, before)).astype(np.float32)
+            for before, after in itertools.pairwise(sizes)
+        ),
+        biases=tuple(rng.normal(0, 0.1, size).astype(np.float32) for size in sizes[1:]),
+        activation=activation,
+        squash=squash,
+        obs_clip=2.0,
+    )
+
+
+def random_obs(batch: int) -> np.ndarray:
+    return np.random.default_rng(1).normal(0, 3, (batch, OBS_SIZE))
+
+
+def torch_mean(policy: MLPPolicy, obs: np.ndarray) -> torch.Tensor:
+    activation = {"tanh": torch.nn.Tanh, "relu": torch.nn.ReLU}[policy.activation]
+    modules: list[torch.nn.Module] = []
+    for weight, bias in zip(policy.weights, policy.biases, strict=True):
+        layer = torch.nn.Linear(weight.shape[1], weight.shape[0])
+        layer.load_state_dict({"weight": torch.tensor(weight), "bias": torch.tensor(bias)})
+        modules += [layer, activation()]
+    normalised = (torch.tensor(obs) - torch.tensor(policy.obs_mean)) / torch.tensor(policy.obs_std)
+    clipped = normalised.clamp(-policy.obs_clip, policy.obs_clip).float()
+    with torch.no_grad():
+        return torch.nn.Sequential(*modules[:-1])(clipped)
+
+
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+@pytest.mark.parametrize("squash", ["clip", "tanh"])
+def test_forward_equals_torch(activation: str, squash: str) -> None:
+    policy, obs = random_policy(activation, squash), random_obs(64)
+    squash_torch = {"clip": lambda x: x.clamp(-1, 1), "tanh": torch.tanh}[squash]
+    mean = torch_mean(policy, obs)
+
+    actions = policy.act(obs, np.random.default_rng(7), deterministic=True)
+    assert actions.dtype == np.float32
+    np.testing.assert_allclose(actions, squash_torch(mean), atol=1e-5)
+
+    noise = np.random.default_rng(7).standard_normal(mean.shape, dtype=np.float32)
+    noisy = mean + torch.tensor(policy.log_std).exp() * torch.tensor(noise)
+    actions = policy.act(obs, np.random.default_rng(7))
+    np.testing.assert_allclose(actions, squash_torch(noisy), atol=1e-5)
+
+
+def test_save_and_load_round_trip(tmp_path: Path) -> None:
+    policy = random_policy("relu", "tanh")
+    path = tmp_path / "policy.safetensors"
+    policy.save(path, {"tier": "medium"})
+    loaded = MLPPolicy.load(path)
+
+    for name in ("activation", "squash", "obs_clip"):
+        assert getattr(loaded, name) == getattr(policy, name)
+    obs = random_obs(8)
+    np.testing.assert_array_equal(
+        loaded.act(obs, np.random.default_rng(0)), policy.act(obs, np.random.default_rng(0))
+    )
+    with safe_open(path, framework="numpy") as file:
+        assert file.metadata()["tier"] == "medium"
+    assert list(tmp_path.iterdir()) == [path]  # no temporary file stays behind
+
+
+def test_errors_name_the_problem(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"\(4, 6\), expected \[B, 5\]"):
+        random_policy().act(np.zeros((4, OBS_SIZE + 1)), np.random.default_rng(0))
+    with pytest.raises(UserError, match="hopper-medium"):
+        embedded_policy("hopper", "novice")
+    with pytest.raises(UserError, match="hopper-medium"):
+        embedded_policy("cartpole", "medium")
+    other = tmp_path / "other.safetensors"
+    save_file({"x": np.zeros(1)}, other)
+    with pytest.raises(UserError, match="obs_mean"):
+        MLPPolicy.load(other)
+
+
+@pytest.mark.parametrize(("env_name", "tier", "metadata"), TIERS, ids=TIER_IDS)
+def test_embedded_metadata(env_name: str, tier: str, metadata: dict[str, str]) -> None:
+    assert set(metadata) >= {
+        *("env_id", "tier", "activation", "squash", "obs_clip", "algorithm", "command", "seed"),
+        *("train_steps", "mean_return", "std_return", "normalized_score", "noise"),
+        *("deterministic_mean_return", "eval_episodes", "eval_seed", "versions"),
+    }
+    assert metadata["tier"] == tier
+    assert metadata["env_id"].lower().startswith(env_name)
+
+    score = float(metadata["normalized_score"])
+    recomputed = normalized_score(metadata["env_id"], float(metadata["mean_return"]))
+    assert score == pytest.approx(recomputed, abs=0.01)
+    lowest, highest = {"medium": (30, 65), "expert": (65, np.inf)}[tier]
+    if (env_name, tier) == ("hopper", "expert"):
+        lowest = 90
+    assert lowest <= score <= highest
+
+    size = (POLICY_DIRECTORY / f"{env_name}-{tier}.safetensors").stat().st_size
+    assert size < 350_000
+
+
+@pytest.mark.parametrize(("env_name", "tier", "metadata"), TIERS, ids=TIER_IDS)
+def test_embedded_policy_reaches_half_its_recorded_return(
+    env_name: str, tier: str, metadata: dict[str, str]
+) -> None:
+    policy = embedded_policy(env_name, tier)
+    env = gym.make(metadata["env_id"])
+    rng = np.random.default_rng(0)
+    returns = np.zeros(2)
+    for episode in range(len(returns)):
+        obs, _ = env.reset(seed=episode)
+        ended = False
+        while not ended:
+            obs, reward, terminated, truncated, _ = env.step(policy.act(obs[None], rng)[0])
+            returns[episode] += float(reward)
+            ended = terminated or truncated
+    env.close()
+    assert returns.mean() >= float(metadata["mean_return"]) / 2
