@@ -18,10 +18,7 @@ from decision_seq.errors import UserError
 from decision_seq.files import atomic_file
 
 FloatArray = NDArray[np.float32]
-
 POLICY_DIRECTORY = Path(__file__).parent / "policies"
-
-
 _ACTIVATIONS: dict[str, Callable[[FloatArray], FloatArray]] = {
     "tanh": np.tanh,
     "relu": lambda x: np.maximum(x, 0.0),
@@ -35,8 +32,7 @@ class MLPPolicy:
     The action is ``squash(mean(observation) + exp(log_std) * noise)``, clipped to [-1, 1].
 
     Attributes:
-        obs_mean: ``[S]``, subtracted from the observation.
-        obs_std: ``[S]``, divides the centred observation.
+        obs_mean, obs_std: ``[S]``, normalise the observation.
         log_std: ``[A]``, logarithm of the exploration noise before squashing.
         weights: one ``[out, in]`` matrix for each layer, the last one giving the mean action.
         biases: one ``[out]`` vector for each layer.
