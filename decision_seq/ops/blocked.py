@@ -45,9 +45,7 @@ def run_states(
 
 
 @torch.library.custom_op("decision_seq::scan_blocked", mutates_args=())
-def scan_blocked(
-    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor
-) -> tuple[Tensor, Tensor]:
+def scan_blocked(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
     """sum_n C h: [B, L, E], and the state before every time block: [L / TIME_BLOCK, B, N, E]."""
     with torch.autocast(u.device.type, enabled=False):
         At = A.t().contiguous()

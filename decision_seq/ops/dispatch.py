@@ -73,17 +73,21 @@ def forced_path() -> Path | None:
     return PATHS[name]
 
 
-@torch.compiler.assume_constant_result
 def choose(dtype: torch.dtype, device: str) -> Path:
     """The path for data of this dtype on this type of device."""
+    return PATHS[choose_name(dtype, device)]
+
+
+@torch.compiler.assume_constant_result
+def choose_name(dtype: torch.dtype, device: str) -> str:
     forced = forced_path()
     if forced and forced.accepts(dtype, device):
-        return forced
+        return forced.name
     for path in PATHS.values():
         if path.accepts(dtype, device):
             reason = path.unusable()
             if not reason:
-                return path
+                return path.name
             say_once(f"decision-seq: the {path.name} scan kernel is not used: {reason}.")
     raise AssertionError("the reference path accepts everything")
 

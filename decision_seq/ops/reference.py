@@ -43,10 +43,12 @@ def scan_from(
 ) -> tuple[Tensor, Tensor]:
     """h_t = exp(dt_t A) h_{t-1} + dt_t u_t B_t;  y_t = (C_t h_t + D u_t) silu(z_t)."""
     outputs = []
-    for t in range(u.shape[1]):
-        decay = torch.exp(dt[:, t, :, None] * A)  # [B, E, N]
-        state = decay * state + (dt[:, t] * u[:, t])[:, :, None] * B[:, t, None, :]  # [B, E, N]
-        outputs.append((state * C[:, t, None, :]).sum(-1))  # [B, E]
+    for dt_t, x_t, B_t, C_t in zip(
+        dt.unbind(1), (dt * u).unbind(1), B.unbind(1), C.unbind(1), strict=True
+    ):
+        decay = torch.exp(dt_t[:, :, None] * A)  # [B, E, N]
+        state = decay * state + x_t[:, :, None] * B_t[:, None, :]  # [B, E, N]
+        outputs.append((state * C_t[:, None, :]).sum(-1))  # [B, E]
     y = torch.stack(outputs, 1) if outputs else torch.zeros_like(u)  # [B, L, E]
     y = y + D * u
     return (y if z is None else y * F.silu(z)), state
@@ -65,9 +67,7 @@ def causal_conv_silu_step(
     return conv_from(x, weight, bias, history)
 
 
-def conv_from(
-    x: Tensor, weight: Tensor, bias: Tensor, history: Tensor
-) -> tuple[Tensor, Tensor]:
+def conv_from(x: Tensor, weight: Tensor, bias: Tensor, history: Tensor) -> tuple[Tensor, Tensor]:
     """Depthwise convolution as shifted sums: several times faster on CPU than grouped Conv1d."""
     length, taps = x.shape[1], weight.shape[-1]
     past = torch.cat([history, x], 1)  # [B, k-1+L, E]
