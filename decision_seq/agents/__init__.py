@@ -1,1 +1,17 @@
+"""Agents: what a sequence model predicts, how it is trained and how it acts."""
 
+from decision_seq.agents import behaviour_cloning, return_conditioned
+from decision_seq.agents.base import AgentConfig, AgentSpec, SequenceAgent
+from decision_seq.agents.checkpoint import load_agent, save_agent
+from decision_seq.agents.presets import PRESETS
+
+__all__ = [
+    "PRESETS",
+    "AgentConfig",
+    "AgentSpec",
+    "SequenceAgent",
+    "behaviour_cloning",
+    "load_agent",
+    "return_conditioned",
+    "save_agent",
+]

@@ -1,0 +1,245 @@
+"""SequenceAgent: tokens in, actions out, trained on windows and acting step by step.
+
+An agent owns all it needs to act: observation statistics, return and action scales are buffers, so
+a checkpoint acts in the environment with nothing but itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from decision_seq.agents.context import CONTEXTS, Memory, StepInput
+from decision_seq.backbones import BackboneConfig
+from decision_seq.backbones.mamba import MambaConfig
+from decision_seq.data.store import EpisodeStore
+from decision_seq.data.transforms import ObservationNorm, ReturnSpec
+from decision_seq.data.windows import Batch
+from decision_seq.errors import UserError
+from decision_seq.model.tokens import TokenEmbedding
+
+Context = Literal["window", "stream"]
+
+
+@dataclass(frozen=True)
+class AgentConfig:
+    """What every agent has."""
+
+    registry: ClassVar[dict[str, type[AgentConfig]]] = {}
+    kind: ClassVar[str]
+    agent: ClassVar[type[SequenceAgent]]
+    summary: ClassVar[str]
+
+    context_length: int = 20  # K, environment steps a training window
+    tokens: tuple[str, ...] = ("return_to_go", "observation", "action")  # of one step, in order
+    returns: ReturnSpec = field(default_factory=ReturnSpec)
+    backbone: BackboneConfig = field(default_factory=MambaConfig)
+
+    def __post_init__(self) -> None:
+        if self.context_length < 1:
+            raise UserError(f"context_length is {self.context_length}; it must be at least 1")
+
+
+A = TypeVar("A", bound="SequenceAgent")
+
+
+def register(
+    kind: str, summary: str, config: type[AgentConfig]
+) -> Callable[[type[A]], type[A]]:
+    """Class decorator: make an agent available as `agent.kind`."""
+
+    def add(agent: type[A]) -> type[A]:
+        config.kind, config.summary, config.agent = kind, summary, agent
+        AgentConfig.registry[kind] = config
+        return agent
+
+    return add
+
+
+@dataclass(frozen=True)
+class AgentSpec:
+    """What the data says about the problem."""
+
+    observation_dim: int  # S
+    action_dim: int  # A, or the number of discrete actions
+    discrete: bool
+    max_timestep: int  # last timestep of the longest episode; later ones share its embedding
+
+
+@dataclass
+class AgentState:
+    """What an agent carries from step to step, for every lane."""
+
+    target_return: Tensor  # [lanes] float32, scaled: what a lane starts from
+    return_to_go: Tensor  # [lanes] float32, scaled
+    timestep: Tensor  # [lanes] int64, of the next observation
+    memory: Memory
+
+
+class SequenceAgent(nn.Module):
+    """Predicts a_t from the output at s_t. B windows, K steps, T tokens a step, D = width."""
+
+    def __init__(self, config: AgentConfig, spec: AgentSpec) -> None:
+        super().__init__()
+        self.config, self.spec = config, spec
+        width = config.backbone.width
+        self.embedding = TokenEmbedding(
+            config.tokens,
+            spec.observation_dim,
+            spec.action_dim,
+            spec.discrete,
+            spec.max_timestep,
+            width,
+        )
+        self.dropout = nn.Dropout(config.backbone.dropout)
+        self.backbone = config.backbone.build(config.context_length * len(config.tokens))
+        self.action_head = nn.Linear(width, spec.action_dim)
+        self.register_buffer("observation_mean", torch.zeros(spec.observation_dim))
+        self.register_buffer("observation_std", torch.ones(spec.observation_dim))
+        self.register_buffer("action_scale", torch.ones(() if spec.discrete else spec.action_dim))
+
+    @classmethod
+    def for_dataset(cls, config: AgentConfig, store: EpisodeStore) -> SequenceAgent:
+        """An untrained agent that fits the data: widths, statistics, longest episode."""
+        if store.observations.ndim != 2:
+            raise UserError(f"{store.name}: observations are images; only vectors are supported")
+        spec = AgentSpec(
+            observation_dim=store.observations.shape[1],
+            action_dim=store.action_dim,
+            discrete=store.discrete,
+            max_timestep=int(store.lengths.max()) - 1,
+        )
+        agent = config.agent(config, spec)
+        norm = ObservationNorm.of(store.observations)
+        agent.observation_mean.copy_(torch.from_numpy(norm.mean))
+        agent.observation_std.copy_(torch.from_numpy(norm.std))
+        if not spec.discrete:  # actions beyond [-1, 1] are brought into tanh's range
+            scale = np.abs(store.actions).max(axis=0).clip(min=1.0)
+            agent.action_scale.copy_(torch.from_numpy(scale))
+        return agent
+
+    # ---- training -------------------------------------------------------------------------
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Mean over valid steps of the action loss: squared error, or cross-entropy if discrete."""
+        values = self.values(batch.observations, batch.actions, batch.returns_to_go)
+        predicted = self(values, batch.timesteps).float()  # [B, K, A]
+        if self.spec.discrete:
+            error = F.cross_entropy(
+                predicted.flatten(0, 1), batch.actions.flatten(), reduction="none"
+            ).view_as(batch.mask)  # [B, K]
+        else:
+            error = (predicted - values["action"]).square().mean(dim=-1)  # [B, K]
+        return (error * batch.mask).sum() / batch.mask.sum()
+
+    def forward(self, values: dict[str, Tensor], timesteps: Tensor) -> Tensor:
+        """Actions for every step of the windows.
+
+        Args:
+            values: normalised inputs by token kind, from `values`.
+            timesteps: [B, K] int64.
+
+        Returns:
+            [B, K, A]: tanh-squashed actions in units of `action_scale`, or logits if discrete.
+        """
+        tokens = self.dropout(self.embedding(values, timesteps))  # [B, K * T, D]
+        features = self.backbone(tokens)  # [B, K * T, D]
+        return self.predict(features[:, self.observation_position :: len(self.config.tokens)])
+
+    def values(
+        self, observations: Tensor, actions: Tensor, returns_to_go: Tensor
+    ) -> dict[str, Tensor]:
+        """Raw observations [.., S], actions [.., A] and scaled returns [..] as network inputs."""
+        return {
+            "return_to_go": returns_to_go,
+            "observation": (observations - self.observation_mean) / self.observation_std,
+            "action": actions if self.spec.discrete else actions / self.action_scale,
+        }
+
+    def predict(self, features: Tensor) -> Tensor:
+        """Features at observation tokens [.., D] -> action prediction [.., A]."""
+        action = self.action_head(features)
+        return action if self.spec.discrete else torch.tanh(action)
+
+    @property
+    def observation_position(self) -> int:
+        """Index of the observation among a step's tokens; the action is read there."""
+        return self.config.tokens.index("observation")
+
+    # ---- acting ---------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.action_head.weight.device
+
+    def init_state(
+        self, lanes: int, context: Context = "window", target_return: Tensor | None = None
+    ) -> AgentState:
+        """State of `lanes` parallel environments before their first observation.
+
+        Args:
+            lanes: number of parallel environments.
+            context: "window" recomputes the last K steps at each step (the papers' evaluation);
+                "stream" carries the backbone's state. They agree while t < K.
+            target_return: [lanes] return to ask for, in the environment's units.
+        """
+        if context not in CONTEXTS:
+            raise UserError(f"context is {context!r}; it must be one of {', '.join(CONTEXTS)}")
+        if target_return is None:
+            if "return_to_go" in self.config.tokens:
+                raise UserError("this agent is conditioned on a return; give it a target return")
+            target_return = torch.zeros(lanes)
+        target = target_return.to(self.device, torch.float32) / self.config.returns.scale
+        return AgentState(
+            target_return=target,
+            return_to_go=target.clone(),
+            timestep=torch.zeros(lanes, dtype=torch.int64, device=self.device),
+            memory=CONTEXTS[context].empty(self, lanes),
+        )
+
+    @torch.inference_mode()
+    def act(
+        self, observation: Tensor, prev_action: Tensor, prev_reward: Tensor, state: AgentState
+    ) -> tuple[Tensor, AgentState]:
+        """Choose an action in every lane. Call in eval mode, or dropout stays on.
+
+        Args:
+            observation: [lanes, S] raw.
+            prev_action: [lanes, A] (or [lanes]) taken at the step before; ignored at t = 0.
+            prev_reward: [lanes] received for it; ignored at t = 0.
+            state: from `init_state` or the last call.
+
+        Returns:
+            Actions [lanes, A] in the environment's units (or indices [lanes]), and the new state.
+        """
+        fresh = state.timestep == 0
+        to_go = state.return_to_go
+        if not self.config.returns.delayed:  # with a delayed return nothing arrives on the way
+            spent = prev_reward.to(self.device, torch.float32) / self.config.returns.scale
+            to_go = torch.where(fresh, to_go, to_go - spent)
+        prev = prev_action.to(self.device)
+        inputs = StepInput(
+            now=self.values(observation.to(self.device, torch.float32), prev, to_go),
+            timestep=state.timestep,
+        )
+        features, memory = state.memory.advance(self, inputs)  # [lanes, D]
+        predicted = self.predict(features)
+        action = predicted.argmax(-1) if self.spec.discrete else predicted * self.action_scale
+        return action, AgentState(state.target_return, to_go, state.timestep + 1, memory)
+
+    def reset(self, state: AgentState, lanes: Tensor) -> AgentState:
+        """`lanes` [lanes] bool begin a new episode with their target; others are untouched."""
+        lanes = lanes.to(self.device)
+        return AgentState(
+            target_return=state.target_return,
+            return_to_go=torch.where(lanes, state.target_return, state.return_to_go),
+            timestep=state.timestep.masked_fill(lanes, 0),
+            memory=state.memory.reset(self, lanes),
+        )

@@ -1,0 +1,57 @@
+"""An agent as one safetensors file: weights, statistics, and in its header what they belong to."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from decision_seq.agents.base import AgentConfig, AgentSpec, SequenceAgent
+from decision_seq.config import build, to_plain
+from decision_seq.errors import UserError
+from decision_seq.files import atomic_file
+
+FORMAT = "decision-seq agent 1"
+
+
+def save_agent(agent: SequenceAgent, path: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
+    """Write `agent` to `path` atomically; `weights` in place of its own (an average of them)."""
+    header = {
+        "format": FORMAT,
+        "config": json.dumps(to_plain(agent.config)),
+        "spec": json.dumps(to_plain(agent.spec)),
+    }
+    tensors = agent.state_dict() | (weights or {})
+    with atomic_file(path) as temporary:
+        save_file({n: t.contiguous().cpu() for n, t in tensors.items()}, temporary, header)
+
+
+def load_agent(path: Path, device: torch.device | str = "cpu") -> SequenceAgent:
+    """Read an agent, in eval mode. No code in the file can run.
+
+    Raises:
+        UserError: the file is missing, cut off, or not an agent.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{path}: cannot be read as an agent ({error}); it may be cut off or missing; use "
+            "another checkpoint of the run, or train it again"
+        ) from None
+    if header.get("format") != FORMAT:
+        raise UserError(f"{path}: holds no decision-seq agent (its format is {header.get('format')})")
+    config = build(AgentConfig, json.loads(header["config"]), str(path))
+    spec = build(AgentSpec, json.loads(header["spec"]), str(path))
+    agent = config.agent(config, spec)
+    try:
+        agent.load_state_dict(tensors)
+    except RuntimeError as error:
+        first = str(error).split("\n")[1].strip()
+        raise UserError(f"{path}: weights do not fit the agent they name ({first})") from None
+    return agent.to(device).eval()

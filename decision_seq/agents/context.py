@@ -1,0 +1,135 @@
+"""What an acting agent remembers: `window` recomputes the last K steps, `stream` carries a state.
+
+Both see the same tokens while t < K and so agree there; afterwards the stream remembers more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from decision_seq.backbones import State
+from decision_seq.backbones.base import zero_lanes
+
+if TYPE_CHECKING:
+    from decision_seq.agents.base import SequenceAgent
+
+
+@dataclass
+class StepInput:
+    """One environment step in every lane, as network inputs."""
+
+    now: dict[str, Tensor]  # return_to_go [lanes], observation [lanes, S], action: the PREVIOUS one
+    timestep: Tensor  # [lanes] int64, 0 where an episode begins
+
+
+class Memory(Protocol):
+    """The contract of both."""
+
+    @classmethod
+    def empty(cls, agent: SequenceAgent, lanes: int) -> Memory:
+        """Before the first step."""
+
+    def advance(self, agent: SequenceAgent, step: StepInput) -> tuple[Tensor, Memory]:
+        """Features [lanes, D] at the new observation, and the new memory."""
+
+    def reset(self, agent: SequenceAgent, lanes: Tensor) -> Memory:
+        """`lanes` [lanes] bool as new."""
+
+
+@dataclass
+class WindowMemory:
+    """The last K steps of every lane, left-aligned: step i of a lane's window is column i."""
+
+    values: dict[str, Tensor]  # return_to_go [lanes, K], observation [lanes, K, S], action
+    timesteps: Tensor  # [lanes, K] int64
+
+    @classmethod
+    def empty(cls, agent: SequenceAgent, lanes: int) -> WindowMemory:
+        """All zeros."""
+        k, spec, device = agent.config.context_length, agent.spec, agent.device
+        action = (
+            torch.zeros(lanes, k, dtype=torch.int64, device=device)
+            if spec.discrete
+            else torch.zeros(lanes, k, spec.action_dim, device=device)
+        )
+        values = {
+            "return_to_go": torch.zeros(lanes, k, device=device),
+            "observation": torch.zeros(lanes, k, spec.observation_dim, device=device),
+            "action": action,
+        }
+        return cls(values, torch.zeros(lanes, k, dtype=torch.int64, device=device))
+
+    def advance(self, agent: SequenceAgent, step: StepInput) -> tuple[Tensor, WindowMemory]:
+        """Write the step into its column, recompute the window, read it at that column."""
+        k = agent.config.context_length
+        lane = torch.arange(len(step.timestep), device=agent.device)
+        values = {name: table.clone() for name, table in self.values.items()}
+        timesteps = self.timesteps.clone()
+
+        began = step.timestep > 0  # those lanes have an action to remember
+        last = (step.timestep - 1).clamp(0, k - 1)  # column of the step before
+        values["action"][lane[began], last[began]] = step.now["action"][began]
+        full = step.timestep >= k  # drop the oldest step, to make room
+        for table in (*values.values(), timesteps):
+            table[full] = table[full].roll(-1, dims=1)
+        column = step.timestep.clamp(max=k - 1)
+        values["return_to_go"][lane, column] = step.now["return_to_go"]
+        values["observation"][lane, column] = step.now["observation"]
+        timesteps[lane, column] = step.timestep
+
+        used = int(column.max()) + 1  # columns beyond are empty in every lane
+        tokens = agent.embedding({n: v[:, :used] for n, v in values.items()}, timesteps[:, :used])
+        features = agent.backbone(tokens)  # [lanes, used * T, D]
+        kinds = len(agent.config.tokens)
+        read = column * kinds + agent.observation_position
+        return features[lane, read], WindowMemory(values, timesteps)
+
+    def reset(self, agent: SequenceAgent, lanes: Tensor) -> WindowMemory:
+        """Zeros in those lanes; what is beyond a lane's length is never read, since causal."""
+        values = {name: zero_lanes(table, lanes) for name, table in self.values.items()}
+        return WindowMemory(values, zero_lanes(self.timesteps, lanes))
+
+
+@dataclass
+class StreamMemory:
+    """The backbone's state after the last observation token of every lane."""
+
+    state: State
+
+    @classmethod
+    def empty(cls, agent: SequenceAgent, lanes: int) -> StreamMemory:
+        """A new state in every lane."""
+        return cls(agent.backbone.init_state(lanes, agent.device))
+
+    def advance(self, agent: SequenceAgent, step: StepInput) -> tuple[Tensor, StreamMemory]:
+        """Feed what followed the last observation (its action), then up to the new observation."""
+        kinds = agent.config.tokens
+        split = agent.observation_position + 1
+        now = {name: value.unsqueeze(1) for name, value in step.now.items()}  # K = 1
+        timestep = step.timestep.unsqueeze(1)
+        before = agent.embedding(now, timestep, kinds[:split])  # [lanes, split, D]
+        state = self.state
+        if split < len(kinds):
+            after = agent.embedding(now, (timestep - 1).clamp(min=0), kinds[split:])
+            fresh = step.timestep == 0
+            if fresh.any():  # a lane that begins has no previous step: undo it there
+                _, state = agent.backbone.step(after, state)
+                state = agent.backbone.reset(state, fresh)
+            else:
+                before = torch.cat([after, before], dim=1)
+        features, state = agent.backbone.step(before, state)
+        return features[:, -1], StreamMemory(state)
+
+    def reset(self, agent: SequenceAgent, lanes: Tensor) -> StreamMemory:
+        """A new state in those lanes."""
+        return StreamMemory(agent.backbone.reset(self.state, lanes))
+
+
+CONTEXTS: dict[str, type[WindowMemory] | type[StreamMemory]] = {
+    "window": WindowMemory,
+    "stream": StreamMemory,
+}

@@ -1,0 +1,95 @@
+"""Causal self-attention, the backbone of Decision Transformer (arXiv:2106.01345)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from decision_seq.backbones.base import BackboneConfig, LayerState, Mixer, register
+from decision_seq.errors import UserError
+
+
+@register("attention", "causal attention over the last K steps; cost L^2; streams by a KV cache")
+@dataclass(frozen=True)
+class AttentionConfig(BackboneConfig):
+    """Multi-head causal attention. Tokens see at most the last `context_length` steps."""
+
+    heads: int = 1  # the paper's value for Gym; 8 for Atari
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.heads < 1 or self.width % self.heads:
+            raise UserError(f"heads is {self.heads}; it must divide width {self.width}")
+
+    def make_mixer(self, context_tokens: int) -> Mixer:
+        return Attention(self, context_tokens)
+
+
+class Attention(Mixer):
+    """y_l = sum over s in (l - window, l] of softmax(q_l . k_s / sqrt(d)) v_s, H heads of d = D/H.
+
+    No positions: the timestep embedding of the tokens carries them, as published.
+    """
+
+    def __init__(self, config: AttentionConfig, window: int) -> None:
+        super().__init__()
+        self.heads, self.window, self.dropout = config.heads, window, config.dropout
+        self.qkv = nn.Linear(config.width, 3 * config.width)
+        self.out = nn.Linear(config.width, config.width)
+        nn.init.normal_(self.qkv.weight, std=0.02)
+        nn.init.normal_(self.out.weight, std=0.02 / math.sqrt(2 * config.layers))
+        nn.init.zeros_(self.qkv.bias)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, L, D] -> [B, L, D]"""
+        length = x.shape[1]
+        q, k, v = (self._split(t) for t in self.qkv(x).chunk(3, dim=-1))  # [B, H, L, d]
+        dropout = self.dropout if self.training else 0.0
+        if length <= self.window:
+            y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+        else:
+            seen = _band(length, length, self.window, x.device)
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout)
+        return self.out(self._join(y))
+
+    def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> LayerState:
+        """An empty cache of keys and values; it grows to `window` tokens and then slides."""
+        width = self.out.in_features
+        return {
+            "keys": torch.zeros(batch_size, 0, width, device=device, dtype=dtype),  # [B, T, D]
+            "values": torch.zeros(batch_size, 0, width, device=device, dtype=dtype),  # [B, T, D]
+            "valid": torch.zeros(batch_size, 0, device=device, dtype=torch.bool),  # [B, T]
+        }
+
+    def step(self, x: Tensor, state: LayerState) -> tuple[Tensor, LayerState]:
+        """[B, n, D], cache -> [B, n, D], cache. Lanes reset in between see only valid tokens."""
+        n = x.shape[1]
+        q, k, v = self.qkv(x).chunk(3, dim=-1)  # [B, n, D]
+        keys = torch.cat([state["keys"], k], dim=1)  # [B, T + n, D]
+        values = torch.cat([state["values"], v], dim=1)
+        valid = F.pad(state["valid"], (0, n), value=True)  # [B, T + n]
+        seen = _band(n, keys.shape[1], self.window, x.device) & valid[:, None]  # [B, n, T + n]
+        y = F.scaled_dot_product_attention(
+            self._split(q), self._split(keys), self._split(values), attn_mask=seen[:, None]
+        )
+        keep = slice(max(0, keys.shape[1] - self.window), None)
+        cache = {"keys": keys[:, keep], "values": values[:, keep], "valid": valid[:, keep]}
+        return self.out(self._join(y)), cache
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, L, D] -> [B, H, L, d]
+
+    def _join(self, x: Tensor) -> Tensor:
+        return x.transpose(1, 2).flatten(2)  # [B, H, L, d] -> [B, L, D]
+
+
+def _band(queries: int, keys: int, window: int, device: torch.device) -> Tensor:
+    """[queries, keys] bool: the last `queries` of `keys` tokens see themselves and window - 1 back."""
+    position = torch.arange(keys, device=device)
+    distance = position[keys - queries :, None] - position
+    return (distance >= 0) & (distance < window)

@@ -1,0 +1,157 @@
+"""The backbone contract, its registry, and the residual stack that every mixer lives in.
+
+A backbone maps tokens to tokens, causally, in two ways that agree: `forward` over a whole
+sequence, and `step` over its next few tokens with a carried state. To add one, write a file with a
+`Mixer`, a config with `make_mixer`, `@register(...)`, and import it in `__init__.py`: the contract
+tests find it in the registry.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from decision_seq.errors import UserError
+
+LayerState = dict[str, Tensor]  # dimension 0 of every tensor is the lane; all zeros = new
+State = list[LayerState]  # one entry a layer
+
+
+class Mixer(nn.Module, ABC):
+    """The part of a block that sees other tokens. D = width."""
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, L, D] -> [B, L, D], output l depending on inputs <= l only."""
+
+    @abstractmethod
+    def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> LayerState:
+        """The state before the first token: all zeros, dimension 0 is the lane."""
+
+    @abstractmethod
+    def step(self, x: Tensor, state: LayerState) -> tuple[Tensor, LayerState]:
+        """The next n tokens [B, n, D] -> ([B, n, D], new state); `state` is left as it was."""
+
+
+@dataclass(frozen=True)
+class BackboneConfig(ABC):
+    """Fields that every backbone has."""
+
+    registry: ClassVar[dict[str, type[BackboneConfig]]] = {}
+    kind: ClassVar[str]
+    summary: ClassVar[str]  # one line for `decision-seq list backbones`
+
+    width: int = 128  # D, features a token
+    layers: int = 3
+    dropout: float = 0.1  # after each mixer and MLP (attention: on its weights, too)
+
+    def __post_init__(self) -> None:
+        if self.width < 1 or self.layers < 1:
+            raise UserError(f"width and layers must be at least 1, got {self.width}, {self.layers}")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
+
+    @abstractmethod
+    def make_mixer(self, context_tokens: int) -> Mixer:
+        """One layer's mixer. `context_tokens` bounds how far back a sliding window looks."""
+
+    def build(self, context_tokens: int) -> Backbone:
+        """The whole backbone."""
+        return Backbone(self, context_tokens)
+
+
+C = TypeVar("C", bound=BackboneConfig)
+
+
+def register(kind: str, summary: str) -> Callable[[type[C]], type[C]]:
+    """Class decorator: make a config available as `backbone.kind`."""
+
+    def add(config: type[C]) -> type[C]:
+        config.kind, config.summary = kind, summary
+        BackboneConfig.registry[kind] = config
+        return config
+
+    return add
+
+
+class Block(nn.Module):
+    """x + mixer(norm(x)), then x + MLP(norm(x)) of width 4D with GELU."""
+
+    def __init__(self, mixer: Mixer, config: BackboneConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.norm_mixer = nn.LayerNorm(width)
+        self.mixer = mixer
+        self.norm_mlp = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        )
+        self.dropout = nn.Dropout(config.dropout)
+        for layer, shrink in ((self.mlp[0], 1.0), (self.mlp[2], math.sqrt(2 * config.layers))):
+            assert isinstance(layer, nn.Linear)
+            nn.init.normal_(layer.weight, std=0.02 / shrink)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, L, D] -> [B, L, D]"""
+        x = x + self.dropout(self.mixer(self.norm_mixer(x)))
+        return x + self.dropout(self.mlp(self.norm_mlp(x)))
+
+    def step(self, x: Tensor, state: LayerState) -> tuple[Tensor, LayerState]:
+        """[B, n, D], state -> [B, n, D], state"""
+        mixed, state = self.mixer.step(self.norm_mixer(x), state)
+        x = x + self.dropout(mixed)
+        return x + self.dropout(self.mlp(self.norm_mlp(x))), state
+
+
+class Backbone(nn.Module):
+    """A stack of blocks and a final LayerNorm."""
+
+    def __init__(self, config: BackboneConfig, context_tokens: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            Block(config.make_mixer(context_tokens), config) for _ in range(config.layers)
+        )
+        self.norm = nn.LayerNorm(config.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, L, D] -> [B, L, D], causal: output l depends on inputs <= l only."""
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+    def init_state(
+        self,
+        batch_size: int,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> State:
+        """State of `batch_size` lanes before their first token."""
+        device = torch.device(device)
+        return [block.mixer.init_state(batch_size, device, dtype) for block in self._blocks()]
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """The next n tokens [B, n, D] of every lane; equals `forward` on the concatenation."""
+        new_state = []
+        for block, layer in zip(self._blocks(), state, strict=True):
+            x, layer = block.step(x, layer)
+            new_state.append(layer)
+        return self.norm(x), new_state
+
+    def reset(self, state: State, lanes: Tensor) -> State:
+        """`lanes` [B] bool: those as new, the others untouched."""
+        return [{name: zero_lanes(t, lanes) for name, t in layer.items()} for layer in state]
+
+    def _blocks(self) -> list[Block]:
+        return list(self.blocks)  # type: ignore[arg-type]
+
+
+def zero_lanes(tensor: Tensor, lanes: Tensor) -> Tensor:
+    """A copy of `tensor` [B, ...] with zeros where `lanes` [B] is True."""
+    return tensor.masked_fill(lanes.view(-1, *[1] * (tensor.ndim - 1)), 0)

@@ -1,0 +1,39 @@
+"""No mixing along time: what an agent can do without memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from decision_seq.backbones.base import BackboneConfig, LayerState, Mixer, register
+
+
+@register("none", "no mixing along time, each token alone; cost L; nothing to carry")
+@dataclass(frozen=True)
+class NoneConfig(BackboneConfig):
+    """A residual MLP on every token by itself: the baseline that asks what memory buys."""
+
+    def make_mixer(self, context_tokens: int) -> Mixer:
+        return Pointwise(self)
+
+
+class Pointwise(Mixer):
+    """y_l = W x_l + b: attention that sees only itself."""
+
+    def __init__(self, config: NoneConfig) -> None:
+        super().__init__()
+        self.linear = nn.Linear(config.width, config.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, L, D] -> [B, L, D]"""
+        return self.linear(x)
+
+    def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> LayerState:
+        """Nothing."""
+        return {}
+
+    def step(self, x: Tensor, state: LayerState) -> tuple[Tensor, LayerState]:
+        """[B, n, D] -> [B, n, D]"""
+        return self.linear(x), state

@@ -1,0 +1,272 @@
+"""The command line: one command, one function; its signature is its interface."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
+
+from decision_seq.errors import UserError
+
+if TYPE_CHECKING:  # imported where used: `--help` must not wait for torch
+    import torch
+
+    from decision_seq.agents import SequenceAgent
+    from decision_seq.run_config import RunConfig
+
+Assignments = Annotated[
+    UseAppendAction[tuple[str, ...]],
+    arg(name="set", metavar="KEY=VALUE", help="override a config key; may be repeated"),
+]
+Device = Annotated[str, arg(help="auto, cpu, cuda or cuda:N; auto takes a GPU if there is one")]
+
+
+def quickstart(out: Path = Path("quickstart"), seed: int = 0) -> None:
+    """Collect Hopper data, train a Decision Mamba and a Decision Transformer, write a report.
+
+    Args:
+        out: folder for everything it makes.
+        seed: of data, training and evaluation.
+    """
+    from decision_seq.quickstart import run
+
+    run(out, seed)
+
+
+def collect(
+    env: Positional[str],
+    tier: Positional[str],
+    steps: int = 100_000,
+    policy: Path | None = None,
+    out: str | None = None,
+    seed: int = 0,
+) -> None:
+    """Roll a behaviour policy out and store the episodes as a Minari dataset.
+
+    Args:
+        env: environment name (see `list envs`) or gymnasium id.
+        tier: which embedded policy (see `list tiers`); with --policy, what to call the data.
+        steps: fewest environment steps; the last episode is completed.
+        policy: Stable-Baselines3 or sb3-contrib .zip to roll out instead; VecNormalize statistics
+            are read from NAME.vecnormalize.pkl or vecnormalize.pkl beside it.
+        out: Minari dataset id; by default decision-seq/ENV/TIER-v0.
+        seed: of environment and policy.
+    """
+    from decision_seq.data.collect import check_id, collect
+    from decision_seq.envs.tiers import behaviour_for
+    from decision_seq.progress import progress_bar
+
+    dataset_id = out or f"decision-seq/{env.lower().replace('/', '-')}/{tier}-v0"
+    check_id(dataset_id)
+    behaviour, provenance = behaviour_for(env, tier, policy)
+    with progress_bar() as bar:
+        task = bar.add_task("collecting", total=steps, note="")
+        summary = collect(
+            env,
+            behaviour,
+            steps,
+            dataset_id,
+            seed,
+            provenance,
+            lambda done: bar.update(task, completed=done),
+        )
+    print(
+        f"{dataset_id}: {summary['episodes']} episodes, {summary['steps']} steps, "
+        f"return {summary['return_mean']:.1f} ± {summary['return_std']:.1f}"
+    )
+
+
+def data(what: Positional[Literal["info", "check"]], source: Positional[tuple[str, ...]]) -> None:
+    """Look at a dataset: `info` sums it up, `check` lists what may be wrong with it.
+
+    Args:
+        what: info or check.
+        source: .npz or .hdf5 files or Minari ids; several are one dataset.
+    """
+    from decision_seq.data.inspect import check, summarize
+    from decision_seq.data.store import open_store
+
+    store = open_store(source)
+    if what == "info":
+        for key, value in summarize(store).items():
+            print(f"{key:22} {value:.3f}" if isinstance(value, float) else f"{key:22} {value}")
+        return
+    findings = check(store)
+    for finding in findings:
+        print(f"{store.name}: {finding}")
+    print(f"{store.name}: {store.episodes} episodes, {store.steps} steps, {len(findings)} findings")
+
+
+def train(
+    config: Positional[Path],
+    out: Path,
+    assignments: Assignments = (),
+    resume: FlagCreatePairsOff[bool] = False,
+    device: Device = "auto",
+) -> None:
+    """Train an agent. Ctrl-C saves and stops; --resume goes on from there.
+
+    Args:
+        config: YAML file, e.g. configs/hopper-decision-mamba.yaml.
+        out: run folder to make.
+        resume: continue the run in `out`, if there is one.
+    """
+    from decision_seq.run_config import load_run_config
+    from decision_seq.train.loop import train
+
+    run = load_run_config(config, assignments)
+    finished = train(run, out, _device(device), resume, _rollouts_on_the_way(run, out))
+    if not finished:
+        print(f"{out}: stopped and saved; the same command with --resume goes on")
+        sys.exit(130)
+    print(f"{out}: trained; next: decision-seq evaluate {out}")
+
+
+def evaluate(
+    run: Positional[Path],
+    targets: tuple[float, ...] | None = None,
+    episodes: int | None = None,
+    context: Literal["window", "stream"] | None = None,
+    checkpoint: Literal["last", "best"] = "last",
+    env: str | None = None,
+    seed: int | None = None,
+    device: Device = "auto",
+) -> None:
+    """Roll a trained agent out and keep one row an episode in the run folder.
+
+    What is left out is taken from the run's config.
+
+    Args:
+        run: run folder.
+        targets: returns to ask for, in the environment's units.
+        episodes: episodes a target.
+        context: window recomputes the last K steps (as the papers do); stream carries state.
+        checkpoint: the last one, or the one with the lowest validation loss.
+        env: another environment or version.
+        seed: of the first episode's environment.
+    """
+    from decision_seq.eval.evaluate import evaluate_run, summary_table
+    from decision_seq.progress import progress_bar
+    from decision_seq.train.checkpoint import agent_path, read_index
+
+    chosen = read_index(run)[checkpoint]
+    with progress_bar() as bar:
+        task = bar.add_task("evaluating", total=None, note="finished episodes")
+        rows = evaluate_run(
+            run,
+            agent_path(run, checkpoint),
+            chosen["step"],
+            checkpoint,
+            _device(device),
+            targets,
+            episodes,
+            context,
+            env,
+            seed,
+            lambda done, lanes: bar.update(task, completed=done, total=lanes),
+        )
+    summary_table(rows)
+
+
+def compare(config: Positional[Path], out: Path, assignments: Assignments = ()) -> None:
+    """Train and evaluate a matrix of agents x datasets x seeds and write a report.
+
+    Finished runs are skipped, so the same command continues an interrupted comparison.
+
+    Args:
+        config: YAML file, e.g. configs/compare-hopper.yaml.
+        out: folder for the runs and report.html.
+    """
+    from decision_seq.eval.compare import load_matrix, run_matrix
+    from decision_seq.eval.report import write_report
+
+    cells = load_matrix(config, list(assignments))
+    runs, failed = run_matrix(cells, out, print)
+    if runs:
+        write_report(runs, out / "report.html", failed)
+        print(f"report: {out / 'report.html'}")
+    if failed:
+        raise UserError(f"{len(failed)} of {len(cells)} runs failed: {', '.join(failed)}")
+
+
+def report(runs: Positional[tuple[Path, ...]], out: Path = Path("report.html")) -> None:
+    """Write a self-contained HTML report from the rows of run folders.
+
+    Args:
+        runs: run folders, or folders that hold some.
+        out: file to write.
+    """
+    from decision_seq.eval.report import find_runs, write_report
+
+    write_report(find_runs(runs), out)
+    print(f"report: {out}")
+
+
+def list_(what: Positional[Literal["backbones", "agents", "envs", "tiers", "kernels"]]) -> None:
+    """Print what there is to choose from.
+
+    Args:
+        what: backbones, agents, envs, tiers (behaviour policies) or kernels.
+    """
+    from decision_seq.listing import LISTINGS
+
+    for line in LISTINGS[what]():
+        print(line)
+
+
+COMMANDS = {
+    "quickstart": quickstart,
+    "collect": collect,
+    "data": data,
+    "train": train,
+    "evaluate": evaluate,
+    "compare": compare,
+    "report": report,
+    "list": list_,
+}
+
+
+def main() -> None:
+    """Entry point. Bad input: one sentence on stderr and exit code 2."""
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            COMMANDS, prog="decision-seq", description=__import__("decision_seq").__doc__
+        )
+    except UserError as error:
+        print(f"decision-seq: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("decision-seq: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _device(name: str) -> torch.device:
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+        return device
+    except (RuntimeError, AssertionError):
+        raise UserError(f"--device {name}: is not available here; use auto or cpu") from None
+
+
+def _rollouts_on_the_way(config: RunConfig, out: Path) -> Any:
+    """What `eval.interval` asks for: rollouts during training, counted as online evaluations."""
+    from decision_seq.eval.evaluate import evaluate_agent
+
+    def roll(agent: SequenceAgent, step: int) -> dict[str, float]:
+        rows = evaluate_agent(agent, config, out, step, "interval")
+        returns = [row["episode_return"] for row in rows]
+        return {"return_mean": sum(returns) / len(returns)}
+
+    return roll
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,211 @@
+"""Frozen dataclasses <-> YAML, strictly: what is not a field is an error that names the nearest one.
+
+A dataclass with a class attribute `registry` (kind -> subclass) is a choice: its mapping says
+`kind: NAME` and the fields are those of the registered subclass.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import re
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from decision_seq.errors import UserError
+
+T = TypeVar("T")
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """Read a mapping from a YAML file. Raises UserError if it is missing or is not a mapping."""
+    try:
+        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: is not a text file; expected YAML") from None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: expected `key: value` lines, found {_name(data)}")
+    return data
+
+
+def parse_overrides(assignments: typing.Iterable[str]) -> dict[str, Any]:
+    """`["agent.backbone.width=256"]` -> `{"agent": {"backbone": {"width": 256}}}`."""
+    result: dict[str, Any] = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not all(key.split(".")):
+            raise UserError(f"--set {assignment}: expected KEY=VALUE, e.g. train.steps=300")
+        try:
+            value = yaml.load(text, Loader=_Loader)
+        except yaml.YAMLError:
+            raise UserError(f"--set {assignment}: the value is not valid YAML") from None
+        *parents, leaf = key.split(".")
+        node = result
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise UserError(f"--set {assignment}: `{parent}` was given a plain value already")
+        node[leaf] = value
+    return result
+
+
+def merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
+    """`override` laid over `base`, mapping by mapping."""
+    merged = dict(base)
+    for key, value in override.items():
+        old = merged.get(key)
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            value = merge(old, value)
+        merged[key] = value
+    return merged
+
+
+def build(cls: type[T], data: Any, source: str, key: str = "") -> T:
+    """Make a `cls` from plain data.
+
+    Args:
+        cls: a dataclass, or the base of a registry of them.
+        data: mapping of field name to value.
+        source: file name for error messages.
+        key: dotted path of `data` inside the file.
+
+    Raises:
+        UserError: unknown key or wrong type, naming file, key and the nearest valid key.
+    """
+    if not isinstance(data, Mapping):
+        raise UserError(f"{source}: `{key}` must be a mapping, found {_name(data)}")
+    prefix = f"{key}." if key else ""
+    values = dict(data)
+    if hasattr(cls, "registry"):
+        cls = _variant(cls, values, source, prefix)
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
+    for name in values:
+        if name not in fields:
+            hint = _nearest(str(name), fields, prefix)
+            raise UserError(f"{source}: `{prefix}{name}` is not a known key; {hint}")
+    for name, field in fields.items():
+        if name not in values and _required(field):
+            raise UserError(f"{source}: `{prefix}{name}` is missing")
+    hints = typing.get_type_hints(cls)
+    parsed = {n: _convert(hints[n], v, source, prefix + n) for n, v in values.items()}
+    try:
+        return cls(**parsed)
+    except UserError as error:  # a range check in __post_init__
+        raise UserError(f"{source}: {prefix}{error}") from None
+
+
+def to_plain(value: Any) -> Any:
+    """Dataclasses, tuples and scalars -> what YAML and JSON can hold; `build` reads it back."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        kind = {"kind": value.kind} if hasattr(value, "kind") else {}
+        fields = {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return kind | fields
+    if isinstance(value, Mapping):
+        return {str(k): to_plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_plain(v) for v in value]
+    return value
+
+
+def dump_yaml(value: Any) -> str:
+    """YAML text of a dataclass, in field order."""
+    return yaml.safe_dump(to_plain(value), sort_keys=False)
+
+
+def _variant(cls: Any, values: dict[str, Any], source: str, prefix: str) -> Any:
+    kind = values.pop("kind", None)
+    if kind is None:
+        choices = ", ".join(sorted(cls.registry))
+        raise UserError(f"{source}: `{prefix}kind` is missing; one of {choices}")
+    if kind not in cls.registry:
+        hint = _nearest(str(kind), cls.registry, "")
+        raise UserError(f"{source}: `{prefix}kind` is {kind!r}, which does not exist; {hint}")
+    return cls.registry[kind]
+
+
+def _convert(hint: Any, value: Any, source: str, key: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):  # only `X | None` is used
+        if value is None:
+            return None
+        (hint,) = [a for a in args if a is not type(None)]
+        return _convert(hint, value, source, key)
+    if origin is typing.Literal:
+        if value not in args:
+            choices = ", ".join(str(a) for a in args)
+            raise UserError(f"{source}: `{key}` is {value!r}; it must be one of {choices}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise UserError(f"{source}: `{key}` must be a list, found {_name(value)}")
+        items = args[:1] * len(value) if args[-1] is Ellipsis else args
+        if len(items) != len(value):
+            raise UserError(f"{source}: `{key}` needs {len(items)} values, found {len(value)}")
+        parts = zip(items, value, strict=True)
+        return tuple(_convert(a, v, source, f"{key}[{i}]") for i, (a, v) in enumerate(parts))
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise UserError(f"{source}: `{key}` must be a mapping, found {_name(value)}")
+        return {str(k): _convert(args[1], v, source, f"{key}.{k}") for k, v in value.items()}
+    if dataclasses.is_dataclass(hint):
+        return build(typing.cast(type, hint), value, source, key)
+    return _scalar(hint, value, source, key)
+
+
+def _scalar(hint: Any, value: Any, source: str, key: str) -> Any:
+    if hint is Any:
+        return value
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if hint is float and isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{source}: `{key}` is {value}; it must be a finite number")
+    if type(value) is not hint:
+        raise UserError(
+            f"{source}: `{key}` must be {_TYPE_NAMES.get(hint, str(hint))}, found {_name(value)}"
+        )
+    return value
+
+
+def _required(field: dataclasses.Field[Any]) -> bool:
+    missing = dataclasses.MISSING
+    return field.default is missing and field.default_factory is missing
+
+
+def _nearest(name: str, valid: typing.Iterable[str], prefix: str) -> str:
+    valid = sorted(valid)
+    close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+    if close:
+        return f"the nearest is `{prefix}{close[0]}`"
+    return "valid: " + ", ".join(f"`{prefix}{v}`" for v in valid)
+
+
+_TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
+
+def _name(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "a mapping"
+    if value is None:
+        return "nothing"
+    return f"{type(value).__name__} {value!r}"
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads `1e-4` as text; people who write learning rates mean a number."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)

@@ -1,0 +1,159 @@
+"""Collecting: roll a behaviour policy out and write a Minari dataset that says where it came from."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from decision_seq.data.sources import minari_dataset
+from decision_seq.envs import registry
+from decision_seq.envs.reference_scores import reference_returns
+from decision_seq.errors import UserError
+
+Act = Callable[[np.ndarray], np.ndarray]  # observation [S] -> action [A] or index
+
+
+def collect(
+    env: str,
+    behaviour: Callable[[np.random.Generator], Act],
+    steps: int,
+    dataset_id: str,
+    seed: int,
+    provenance: dict[str, str],
+    on_step: Callable[[int], None] = lambda done: None,
+) -> dict[str, Any]:
+    """Roll `behaviour` out for at least `steps` steps, whole episodes only, and store them.
+
+    Args:
+        env: environment name or gymnasium id.
+        behaviour: called with a random generator at the start of an episode; returns its policy.
+        steps: fewest steps; the last episode is completed.
+        dataset_id: Minari id to write, which must not exist.
+        seed: of environment and policy; episode i uses seed + i for the environment.
+        provenance: what to record about the behaviour.
+        on_step: called with the number of steps done so far.
+
+    Returns:
+        Summary: episodes, steps, return_mean, return_std.
+
+    Raises:
+        UserError: bad id, dataset exists, or the storage cannot be written.
+    """
+    check_id(dataset_id)
+    if steps < 1:
+        raise UserError(f"steps is {steps}; it must be at least 1")
+    environment = registry.make(env)
+    buffers: list[dict[str, Any]] = []
+    done = 0
+    while done < steps:
+        episode_seed = seed + len(buffers)
+        rng = np.random.default_rng([seed, len(buffers)])
+        buffers.append(_episode(environment, behaviour(rng), episode_seed))
+        done += len(buffers[-1]["rewards"])
+        on_step(min(done, steps))
+    returns = np.array([sum(b["rewards"]) for b in buffers])
+    summary = {
+        "episodes": len(buffers),
+        "steps": done,
+        "return_mean": float(returns.mean()),
+        "return_std": float(returns.std()),
+    }
+    _store(environment, buffers, dataset_id, {**provenance, "seed": seed, **summary})
+    environment.close()
+    return summary
+
+
+def check_id(dataset_id: str) -> None:
+    """Raise UserError unless `dataset_id` is a free Minari id."""
+    first = dataset_id.split("/")[0]
+    if not minari_dataset.is_id(dataset_id) or ("/" in dataset_id and len(first) < 2):
+        raise UserError(
+            f"--out {dataset_id}: is not a Minari id; write it like mine/hopper-medium-v0 "
+            "(a namespace has two or more characters)"
+        )
+    if minari_dataset.folder(dataset_id).exists():
+        raise UserError(
+            f"--out {dataset_id}: exists already; choose another id, or remove it with "
+            f"`minari delete {dataset_id}`"
+        )
+
+
+def _episode(env: Any, act: Act, seed: int) -> dict[str, Any]:
+    observation, _ = env.reset(seed=seed)
+    observations, actions, rewards, terminations, truncations = [observation], [], [], [], []
+    ended = False
+    while not ended:
+        action = act(observation)
+        observation, reward, terminated, truncated, _ = env.step(action)
+        observations.append(observation)
+        actions.append(action)
+        rewards.append(float(reward))
+        terminations.append(bool(terminated))
+        truncations.append(bool(truncated))
+        ended = terminated or truncated
+    return {
+        "seed": seed,
+        "observations": np.stack(observations),  # [T + 1, S]
+        "actions": np.stack(actions),  # [T, A]
+        "rewards": rewards,
+        "terminations": terminations,
+        "truncations": truncations,
+    }
+
+
+def _store(
+    env: Any, buffers: list[dict[str, Any]], dataset_id: str, provenance: dict[str, Any]
+) -> None:
+    """Write under a temporary storage root beside the real one, then rename the dataset there."""
+    import minari
+    from minari.data_collector.episode_buffer import EpisodeBuffer
+
+    target = minari_dataset.folder(dataset_id)
+    reference = reference_returns(env.spec.id)
+    scores = dict(zip(("ref_min_score", "ref_max_score"), reference or (), strict=False))
+    with _temporary_storage(target) as temporary:
+        dataset = minari.create_dataset_from_buffers(
+            dataset_id,
+            [EpisodeBuffer(id=i, **buffer) for i, buffer in enumerate(buffers)],
+            env=env.spec,
+            action_space=env.action_space,
+            observation_space=env.observation_space,
+            algorithm_name=provenance["behaviour"],
+            description="Collected by decision-seq from its own rollouts.",
+            author="decision-seq",
+            jpeg_encoding=False,
+            **scores,
+        )
+        dataset.storage.update_metadata({f"collect_{k}": v for k, v in provenance.items()})
+        del dataset
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.rename(temporary / dataset_id, target)
+
+
+@contextlib.contextmanager
+def _temporary_storage(target: Path) -> Iterator[Path]:
+    root = minari_dataset.folder("").resolve()
+    temporary = root / f".collect-{uuid.uuid4().hex[:8]}.tmp"
+    before = os.environ.get("MINARI_DATASETS_PATH")
+    try:
+        temporary.mkdir(parents=True)
+        os.environ["MINARI_DATASETS_PATH"] = str(temporary)
+        yield temporary
+    except OSError as error:
+        raise UserError(
+            f"{target}: cannot be written ({error.strerror or error}); set MINARI_DATASETS_PATH to "
+            "a folder you can write"
+        ) from None
+    finally:
+        if before is None:
+            os.environ.pop("MINARI_DATASETS_PATH", None)
+        else:
+            os.environ["MINARI_DATASETS_PATH"] = before
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,157 @@
+"""What a source delivers: whole episodes, one after the other, in flat arrays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from decision_seq.errors import UserError
+
+
+@dataclass
+class Episodes:
+    """N steps of M whole episodes. Row t holds what was seen, done and received at step t.
+
+    `info` says what the source knows about itself: `env_id`, `ref_min_score`, `ref_max_score`...
+    """
+
+    observations: np.ndarray  # [N, *observation_shape] float32 or uint8
+    actions: np.ndarray  # [N, A] float32, or [N] int64 for discrete actions
+    rewards: np.ndarray  # [N] float32
+    terminated: np.ndarray  # [N] bool, the environment ended here
+    truncated: np.ndarray  # [N] bool, a time limit or quota ended here
+    offsets: np.ndarray  # [M + 1] int64, episode m is rows offsets[m]:offsets[m + 1]
+    info: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """[M] steps of each episode."""
+        return np.diff(self.offsets)
+
+
+def from_flat(
+    source: str,
+    observations: np.ndarray,
+    actions: np.ndarray,
+    rewards: np.ndarray,
+    terminated: np.ndarray,
+    truncated: np.ndarray,
+    info: dict[str, Any],
+) -> Episodes:
+    """Cut flat arrays into episodes where `terminated` or `truncated` is set, and check them.
+
+    Steps after the last end were cut off by whoever stopped recording: they stay, as truncated.
+
+    Raises:
+        UserError: no steps, unequal lengths, wrong widths, NaN or infinity.
+    """
+    arrays = {
+        "actions": actions,
+        "rewards": rewards,
+        "terminations": terminated,
+        "truncations": truncated,
+    }
+    steps = len(observations)
+    if steps == 0:
+        raise UserError(f"{source}: `observations` has no steps; an empty dataset trains nothing")
+    for name, array in arrays.items():
+        if len(array) != steps:
+            raise UserError(
+                f"{source}: `{name}` has {len(array)} rows but `observations` has {steps}; "
+                "every array needs one row a step"
+            )
+    terminated, truncated = terminated.astype(bool), truncated.astype(bool)
+    if not (terminated[-1] or truncated[-1]):
+        truncated[-1] = True
+    ends = np.flatnonzero(terminated | truncated) + 1
+    episodes = Episodes(
+        observations=_observations(source, observations),
+        actions=_actions(source, actions),
+        rewards=_column(source, "rewards", rewards),
+        terminated=terminated,
+        truncated=truncated,
+        offsets=np.concatenate([[0], ends]).astype(np.int64),
+        info=info,
+    )
+    _check_finite(source, episodes)
+    return episodes
+
+
+def concatenate(parts: list[Episodes], names: list[str]) -> Episodes:
+    """Several sources as one dataset. Raises UserError where widths or kinds differ."""
+    first = parts[0]
+    for part, name in zip(parts[1:], names[1:], strict=True):
+        for key in ("observations", "actions"):
+            mine, theirs = getattr(first, key), getattr(part, key)
+            if mine.shape[1:] != theirs.shape[1:] or mine.dtype != theirs.dtype:
+                raise UserError(
+                    f"{name}: `{key}` is {describe(theirs)} but {names[0]} has {describe(mine)}; "
+                    "sources of one dataset must come from the same environment"
+                )
+    keys = ("observations", "actions", "rewards", "terminated", "truncated")
+    arrays = {key: np.concatenate([getattr(p, key) for p in parts]) for key in keys}
+    lengths = np.concatenate([p.lengths for p in parts])
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    shared = {k: v for k, v in first.info.items() if all(p.info.get(k) == v for p in parts)}
+    return Episodes(**arrays, offsets=offsets, info=shared)
+
+
+def describe(array: np.ndarray) -> str:
+    """`float32 of width 11`, `uint8 frames 84x84`, `int64 numbers`: for error messages."""
+    if array.ndim == 1:
+        return f"{array.dtype} numbers"
+    if array.ndim == 2:
+        return f"{array.dtype} of width {array.shape[1]}"
+    return f"{array.dtype} frames {'x'.join(map(str, array.shape[1:]))}"
+
+
+def _observations(source: str, array: np.ndarray) -> np.ndarray:
+    if array.ndim < 2 or array.dtype.kind not in "fiub":
+        raise UserError(
+            f"{source}: `observations` is {array.dtype} of shape {array.shape}; "
+            "expected numbers of shape [steps, width]"
+        )
+    return array if array.dtype == np.uint8 else array.astype(np.float32)
+
+
+def _actions(source: str, array: np.ndarray) -> np.ndarray:
+    if array.ndim == 2 and array.dtype.kind == "f":
+        return array.astype(np.float32)
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.ndim == 1 and array.dtype.kind in "iu":
+        if array.min() < 0:
+            raise UserError(f"{source}: `actions` holds {array.min()}; discrete actions start at 0")
+        return array.astype(np.int64)
+    raise UserError(
+        f"{source}: `actions` is {array.dtype} of shape {array.shape}; expected float "
+        "[steps, width] for continuous actions or int [steps] for discrete ones"
+    )
+
+
+def _column(source: str, name: str, array: np.ndarray) -> np.ndarray:
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.ndim != 1 or array.dtype.kind not in "fiub":
+        raise UserError(
+            f"{source}: `{name}` is {array.dtype} of shape {array.shape}; expected numbers [steps]"
+        )
+    return array.astype(np.float32)
+
+
+def _check_finite(source: str, episodes: Episodes) -> None:
+    for name in ("observations", "actions", "rewards"):
+        array = getattr(episodes, name)
+        if array.dtype.kind != "f":
+            continue
+        bad = ~np.isfinite(array.reshape(len(array), -1)).all(axis=1)
+        if bad.any():
+            step = int(bad.argmax())
+            episode = int(np.searchsorted(episodes.offsets, step, side="right")) - 1
+            raise UserError(
+                f"{source}: `{name}` is NaN or infinite at step {step} (episode {episode}, "
+                f"step {step - int(episodes.offsets[episode])} in it), {int(bad.sum())} steps in "
+                "all; remove those episodes"
+            )

@@ -1,0 +1,81 @@
+"""Looking at a dataset: its summary, and what may be wrong with it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from decision_seq.data.store import EpisodeStore
+from decision_seq.envs.reference_scores import normalized_score
+from decision_seq.files import write_text
+
+
+def summarize(store: EpisodeStore, env_id: str | None = None) -> dict[str, Any]:
+    """Name, hash, sizes, returns and lengths. Normalized scores where references exist."""
+    env_id = env_id or store.info.get("env_id")
+    returns = store.episode_returns.astype(np.float64)
+    mean = float(returns.mean())
+    return {
+        "name": store.name,
+        "hash": store.hash,
+        "env_id": env_id,
+        "episodes": store.episodes,
+        "steps": store.steps,
+        "observation_shape": list(store.observations.shape[1:]),
+        "actions": f"{store.action_dim} {'discrete' if store.discrete else 'continuous'}",
+        "return_mean": mean,
+        "return_std": float(returns.std()),
+        "return_min": float(returns.min()),
+        "return_max": float(returns.max()),
+        "length_mean": float(store.lengths.mean()),
+        "terminated": int(store.terminated.sum()),
+        "truncated": int(store.truncated.sum()),
+        "normalized_score_mean": normalized_score(env_id, mean) if env_id else None,
+    }
+
+
+def write_summary(path: Path, store: EpisodeStore, env_id: str) -> None:
+    """The summary and every episode's return as JSON, for reports."""
+    returns = [round(float(r), 3) for r in store.episode_returns]
+    write_text(path, json.dumps(summarize(store, env_id) | {"returns": returns}))
+
+
+def check(store: EpisodeStore) -> list[str]:
+    """Findings, a sentence each; none if all is well.
+
+    What makes a dataset unreadable (NaN, missing keys, wrong widths, no steps) is an error on
+    opening already; these are the things that load and still mislead.
+    """
+    findings = []
+    last = store.offsets[1:] - 1
+    both = int((store.terminated & store.truncated).sum())
+    if both:
+        findings.append(
+            f"{both} episodes are both terminated and truncated at their last step; they count as "
+            "terminated"
+        )
+    if not store.discrete:
+        beyond = np.abs(store.actions).max(axis=1) > 1 + 1e-4
+        if beyond.any():
+            findings.append(
+                f"{int(beyond.sum())} actions lie outside [-1, 1] (first at step "
+                f"{int(beyond.argmax())}); they are scaled into the range for training"
+            )
+    lengths = store.lengths
+    longest = int(lengths.max())
+    at_limit = lengths == longest
+    if at_limit.sum() > 1 and longest >= 100 and store.terminated[last[at_limit]].all():
+        findings.append(
+            f"all {int(at_limit.sum())} episodes of the greatest length, {longest}, end as "
+            "terminated; if that is the time limit, record them as truncated"
+        )
+    digests: dict[bytes, int] = {}
+    for m, (start, stop) in enumerate(zip(store.offsets[:-1], store.offsets[1:], strict=True)):
+        key = store.actions[start:stop].tobytes() + store.observations[start].tobytes()
+        first = digests.setdefault(key, m)
+        if first != m:
+            findings.append(f"episode {m} repeats episode {first}, step by step")
+    return findings

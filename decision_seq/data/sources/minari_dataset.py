@@ -1,0 +1,111 @@
+"""Minari datasets, local or fetched by Minari from its remote storage, by id."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from decision_seq.data.episodes import Episodes, from_flat
+from decision_seq.errors import UserError
+
+ID = re.compile(r"([\w-]+/)*[\w-]+-v\d+")
+
+
+def is_id(name: str) -> bool:
+    """Whether `name` has the form namespace/dataset-v0."""
+    return ID.fullmatch(name) is not None
+
+
+def local_ids() -> list[str]:
+    """Ids of the datasets in Minari's local storage."""
+    import minari
+
+    try:
+        return sorted(minari.list_local_datasets())
+    except (OSError, ValueError):
+        return []
+
+
+def local_summary() -> str:
+    """`local: a-v0, b-v0`, for messages."""
+    return "local: " + (", ".join(local_ids()[:8]) or "none")
+
+
+def folder(dataset_id: str) -> Path:
+    """Where Minari keeps, or would keep, a dataset. The empty id gives the storage's root."""
+    from minari.storage.local import get_dataset_path
+
+    return Path(get_dataset_path(dataset_id))
+
+
+def files(dataset_id: str) -> list[Path]:
+    """The dataset's files, downloaded first if it is not local.
+
+    Raises UserError if the id is known neither here nor, as far as one can ask, remotely.
+    """
+    data = folder(dataset_id) / "data"
+    if not data.is_dir():
+        _download(dataset_id)
+    return sorted(path for path in data.rglob("*") if path.is_file())
+
+
+def read(dataset_id: str) -> Episodes:
+    """Read a local dataset. Raises UserError if it is damaged or its spaces are not plain."""
+    import minari
+
+    try:
+        dataset = minari.load_dataset(dataset_id)
+        episodes = list(dataset.iterate_episodes())
+        metadata = dataset.storage.metadata
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise UserError(
+            f"{dataset_id}: Minari cannot read it ({' '.join(str(error).split())}); delete it with "
+            f"`minari delete {dataset_id}` and fetch or collect it again"
+        ) from None
+    if not episodes:
+        raise UserError(f"{dataset_id}: has no episodes; an empty dataset trains nothing")
+    for episode in episodes:
+        if not isinstance(episode.observations, np.ndarray) or not isinstance(
+            episode.actions, np.ndarray
+        ):
+            raise UserError(
+                f"{dataset_id}: observations or actions are not plain arrays; only Box and "
+                "Discrete spaces are supported"
+            )
+        if len(episode.rewards) == 0:
+            raise UserError(f"{dataset_id}: episode {episode.id} has no steps; remove it")
+    keys = ("ref_min_score", "ref_max_score")
+    info = {key: float(metadata[key]) for key in keys if metadata.get(key) is not None}
+    if dataset.env_spec is not None:
+        info["env_id"] = dataset.env_spec.id
+    ends = np.cumsum([len(e.rewards) for e in episodes]) - 1
+    terminated, truncated = np.zeros((2, ends[-1] + 1), bool)
+    terminated[ends] = [e.terminations[-1] for e in episodes]
+    # an episode that Minari cut off without either flag was stopped by whoever recorded it
+    truncated[ends] = [e.truncations[-1] or not e.terminations[-1] for e in episodes]
+    return from_flat(
+        dataset_id,
+        np.concatenate([e.observations[: len(e.rewards)] for e in episodes]),
+        np.concatenate([e.actions for e in episodes]),
+        np.concatenate([e.rewards for e in episodes]),
+        terminated,
+        truncated,
+        info,
+    )
+
+
+def _download(dataset_id: str) -> None:
+    import minari
+
+    try:
+        minari.download_dataset(dataset_id)
+    # Minari's remotes raise errors of several network libraries, which share no base class
+    except Exception as error:
+        raise UserError(
+            f"{dataset_id}: is not in Minari's local storage ({local_summary()}) and could not be "
+            f"downloaded ({type(error).__name__}); on a machine with a network run `minari "
+            f"download {dataset_id}`, then copy its folder to "
+            f"{folder(dataset_id)}"
+        ) from None

@@ -1,0 +1,70 @@
+"""What is done to a dataset before an agent sees it, and what the agent must know of it to act."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+
+from decision_seq.data.store import EpisodeStore, returns_to_go
+from decision_seq.errors import UserError
+
+
+@dataclass(frozen=True)
+class ReturnSpec:
+    """How returns enter the model: in units of `scale`; `delayed` moves every reward to the
+    episode's end, as in the delayed-return experiments of Decision Transformer (arXiv:2106.01345).
+    """
+
+    scale: float = 1000.0  # returns are divided by this
+    delayed: bool = False  # the whole return arrives with the last step
+
+    def __post_init__(self) -> None:
+        if self.scale <= 0:
+            raise UserError(f"scale is {self.scale}; it must be above 0")
+
+
+@dataclass(frozen=True)
+class ObservationNorm:
+    """Per-feature mean and standard deviation of the observations."""
+
+    mean: np.ndarray  # [S] float32
+    std: np.ndarray  # [S] float32
+
+    @classmethod
+    def of(cls, observations: np.ndarray) -> ObservationNorm:
+        """Statistics of [N, S] observations, accumulated in float64; std + 1e-6 as published."""
+        mean = observations.mean(axis=0, dtype=np.float64)
+        std = observations.std(axis=0, dtype=np.float64) + 1e-6
+        return cls(mean.astype(np.float32), std.astype(np.float32))
+
+
+def delay_rewards(store: EpisodeStore) -> EpisodeStore:
+    """The same episodes with all reward at the last step, so return-to-go stays constant."""
+    rewards = np.zeros_like(store.rewards)
+    rewards[store.offsets[1:] - 1] = store.episode_returns
+    return dataclasses.replace(
+        store, rewards=rewards, returns_to_go=returns_to_go(rewards, store.offsets)
+    )
+
+
+def top_fraction(store: EpisodeStore, fraction: float) -> np.ndarray:
+    """Indices of the best episodes that together hold at most `fraction` of the steps.
+
+    At least one. This is %BC's choice in the Decision Transformer code.
+    """
+    best_first = np.argsort(store.episode_returns, kind="stable")[::-1]
+    cumulative = np.cumsum(store.lengths[best_first])
+    count = int(np.searchsorted(cumulative, fraction * store.steps, side="right"))
+    return np.sort(best_first[: max(count, 1)])
+
+
+def hold_out(episodes: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Split episode indices at random into (training, validation), whole episodes each.
+
+    The validation part is empty if `fraction` is 0 or there is only one episode.
+    """
+    count = 0 if fraction == 0 or len(episodes) < 2 else max(1, round(fraction * len(episodes)))
+    shuffled = np.random.default_rng(seed).permutation(episodes)
+    return np.sort(shuffled[count:]), np.sort(shuffled[:count])

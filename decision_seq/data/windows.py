@@ -1,0 +1,98 @@
+"""WindowSampler: batches of fixed-length windows, one vectorised gather each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from decision_seq.data.store import EpisodeStore
+from decision_seq.data.transforms import ReturnSpec
+
+
+@dataclass
+class Batch:
+    """B windows of K steps, right-padded. Pads are zeros where `mask` is False."""
+
+    observations: Tensor  # [B, K, *observation_shape]
+    actions: Tensor  # [B, K, A] float32, or [B, K] int64 for discrete actions
+    returns_to_go: Tensor  # [B, K] float32, scaled
+    timesteps: Tensor  # [B, K] int64, index within the episode
+    mask: Tensor  # [B, K] bool, True on real steps
+
+
+class WindowSampler:
+    """Windows whose start is uniform over all steps, the distribution of the papers' code.
+
+    (They draw an episode by length, then a start within it.) Every step is reachable, an episode's
+    last one included. `batch(i)` is a pure function of the seed and `i`: resuming or prefetching
+    cannot change what is drawn.
+
+    Args:
+        store: the dataset.
+        episodes: indices of the episodes to draw from.
+        length: K, steps a window.
+        returns: scale of the return-to-go.
+        seed: of the draws.
+        device: where batches are delivered; on a GPU the tables are moved there once if they fit
+            into half of its free memory.
+    """
+
+    def __init__(
+        self,
+        store: EpisodeStore,
+        episodes: np.ndarray,
+        length: int,
+        returns: ReturnSpec,
+        seed: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.length, self.seed, self.device = length, seed, torch.device(device)
+        starts, stops = store.offsets[episodes], store.offsets[episodes + 1]
+        lengths = stops - starts
+        self.steps = int(lengths.sum())
+        # row of each eligible start, and where its episode stops
+        before = np.cumsum(lengths) - lengths
+        self._starts = torch.from_numpy(
+            np.arange(self.steps) - np.repeat(before - starts, lengths)
+        )  # [steps]
+        self._stops = torch.from_numpy(np.repeat(stops, lengths))  # [steps]
+        self._tables = {
+            "observations": torch.from_numpy(store.observations),
+            "actions": torch.from_numpy(store.actions),
+            "returns_to_go": torch.from_numpy(store.returns_to_go / np.float32(returns.scale)),
+            "timesteps": torch.from_numpy(store.timesteps),
+        }
+        self._make_resident()
+
+    def batch(self, index: int, size: int) -> Batch:
+        """Batch number `index`: `size` random windows."""
+        generator = np.random.Generator(np.random.Philox(key=self.seed, counter=index << 64))
+        return self.windows(torch.from_numpy(generator.integers(self.steps, size=size)))
+
+    def windows(self, which: Tensor) -> Batch:
+        """The windows that start at eligible steps `which` [B], int64 in [0, steps)."""
+        rows = self._starts[which, None] + torch.arange(self.length)  # [B, K]
+        stops = self._stops[which, None]
+        mask = rows < stops
+        rows = torch.minimum(rows, stops - 1).flatten()  # pads repeat the last step, then zeroed
+        return Batch(
+            **{name: self._gather(table, rows, mask) for name, table in self._tables.items()},
+            mask=mask.to(self.device),
+        )
+
+    def _gather(self, table: Tensor, rows: Tensor, mask: Tensor) -> Tensor:
+        values = table.index_select(0, rows.to(table.device)).to(self.device)
+        values = values.view(*mask.shape, *table.shape[1:])
+        pad = ~mask.to(self.device)
+        return values.masked_fill_(pad.view(*mask.shape, *[1] * (values.ndim - 2)), 0)
+
+    def _make_resident(self) -> None:
+        if self.device.type != "cuda":
+            return
+        needed = sum(table.numel() * table.element_size() for table in self._tables.values())
+        free, _ = torch.cuda.mem_get_info(self.device)
+        if needed < free // 2:
+            self._tables = {name: t.to(self.device) for name, t in self._tables.items()}

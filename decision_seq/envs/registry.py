@@ -1,0 +1,121 @@
+"""Environments by name, and lanes: many copies of one stepped side by side for evaluation."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+from decision_seq.errors import UserError
+
+gym.register("decision-seq/PointRun-v0", "decision_seq.envs.toy:PointRun", max_episode_steps=20)
+
+# short name -> gymnasium id. Any other registered id with a vector observation works as well.
+NAMES: dict[str, str] = {
+    "hopper": "Hopper-v5",
+    "halfcheetah": "HalfCheetah-v5",
+    "walker2d": "Walker2d-v5",
+    "ant": "Ant-v5",
+    "point-run": "decision-seq/PointRun-v0",
+}
+MUJOCO_IDS = tuple(
+    f"{name}-{version}"
+    for name in ("Hopper", "HalfCheetah", "Walker2d", "Ant")
+    for version in ("v5", "v4")
+)
+
+
+def env_id(name: str) -> str:
+    """The gymnasium id that `name` stands for. Raises UserError if there is none."""
+    identifier = NAMES.get(name.lower(), name)
+    if identifier not in gym.registry:
+        known = [*NAMES, *MUJOCO_IDS, *gym.registry]
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"the nearest is {close[0]}" if close else "see `decision-seq list envs`"
+        raise UserError(f"environment {name!r} does not exist; {hint}")
+    return identifier
+
+
+def make(name: str) -> gym.Env[Any, Any]:
+    """One environment. Raises UserError for one that is unknown, gone, or not of vector form."""
+    identifier = env_id(name)
+    _silence_mujoco()
+    try:
+        env = gym.make(identifier, disable_env_checker=True)
+    except (gym.error.Error, ImportError, AttributeError) as error:
+        raise UserError(
+            f"environment {identifier} cannot be made ({' '.join(str(error).split())}); "
+            f"for MuJoCo use one of {', '.join(MUJOCO_IDS)}"
+        ) from None
+    space = env.observation_space
+    supported = isinstance(space, spaces.Box) and len(space.shape) == 1
+    if not supported or not isinstance(env.action_space, spaces.Box | spaces.Discrete):
+        raise UserError(
+            f"environment {identifier} has {space} and {env.action_space}; vector observations "
+            "and Box or Discrete actions are supported"
+        )
+    return env
+
+
+class Lanes:
+    """`count` copies of an environment. A finished lane is frozen: there is no autoreset, so no
+    step of a next episode can be counted by mistake.
+
+    Args:
+        name: environment name or gymnasium id.
+        count: number of lanes.
+    """
+
+    def __init__(self, name: str, count: int) -> None:
+        self.id = env_id(name)
+        self.envs = [make(name) for _ in range(count)]
+        self.action_space = self.envs[0].action_space
+        (self.observation_dim,) = self.envs[0].observation_space.shape
+        self._observations = np.zeros((count, self.observation_dim), np.float32)
+
+    def reset(self, seeds: Sequence[int]) -> np.ndarray:
+        """Start an episode in every lane, lane i from `seeds[i]`. Returns [lanes, S] float32."""
+        for lane, seed in enumerate(seeds):
+            self._observations[lane] = self.envs[lane].reset(seed=int(seed))[0]
+        return self._observations.copy()
+
+    def step(
+        self, actions: np.ndarray, active: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Step the lanes where `active` [lanes] is True with `actions` [lanes, ...].
+
+        Returns observations [lanes, S], rewards [lanes], terminated [lanes], truncated [lanes];
+        a frozen lane repeats its last observation with reward 0.
+        """
+        rewards = np.zeros(len(self.envs), np.float64)
+        terminated, truncated = np.zeros((2, len(self.envs)), bool)
+        discrete = isinstance(self.action_space, spaces.Discrete)
+        for lane in np.flatnonzero(active):
+            action = int(actions[lane]) if discrete else actions[lane]
+            observation, reward, terminated[lane], truncated[lane], _ = self.envs[lane].step(action)
+            self._observations[lane], rewards[lane] = observation, reward
+        return self._observations.copy(), rewards, terminated, truncated
+
+    def close(self) -> None:
+        """Free the simulators."""
+        for env in self.envs:
+            env.close()
+
+
+def versions() -> dict[str, str]:
+    """Versions of the simulators, for results."""
+    from importlib.metadata import version
+
+    return {package: version(package) for package in ("gymnasium", "mujoco")}
+
+
+def _silence_mujoco() -> None:
+    """MuJoCo 4 warns about HalfCheetah's own model file and writes a log into the user's folder."""
+    import mujoco
+
+    if hasattr(mujoco, "set_mju_user_warning"):
+        mujoco.set_mju_user_warning(lambda _message: None)

@@ -1,0 +1,55 @@
+"""Behaviour policies by environment and tier: what `collect` rolls out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from decision_seq.envs.behaviour import MLPPolicy, embedded_policy, embedded_tiers
+from decision_seq.envs.registry import env_id, make
+from decision_seq.envs.toy import steady_runner
+from decision_seq.errors import UserError
+
+Behaviour = Callable[[np.random.Generator], Callable[[np.ndarray], np.ndarray]]
+
+
+def behaviour_for(env: str, tier: str, policy: Path | None) -> tuple[Behaviour, dict[str, str]]:
+    """The policy to roll out, and what to record about it.
+
+    Raises UserError if there is no such tier, or the policy does not fit the environment.
+    """
+    identifier = env_id(env)
+    if policy is not None:
+        from decision_seq.envs.sb3_policy import load_sb3
+
+        loaded = load_sb3(policy)
+        provenance = {"behaviour": f"{policy.name} (Stable-Baselines3)", "tier": tier}
+        return _checked(loaded, str(policy), identifier), provenance
+    if identifier == "decision-seq/PointRun-v0" and tier == "mixed":
+        return steady_runner, {"behaviour": "steady runner", "tier": tier}
+    name, _, version = identifier.partition("-v")
+    loaded = embedded_policy(name.lower(), tier)
+    metadata = next(m for e, t, m in embedded_tiers() if (e, t) == (name.lower(), tier))
+    provenance = {"behaviour": f"decision-seq {name.lower()}-{tier}", "tier": tier}
+    provenance |= {k: metadata[k] for k in ("algorithm", "command") if k in metadata}
+    return _checked(loaded, f"{env} {tier}", identifier), provenance
+
+
+def _checked(policy: MLPPolicy, source: str, identifier: str) -> Behaviour:
+    """`policy` as a behaviour, once its widths are known to fit the environment's."""
+    environment = make(identifier)
+    shapes = (environment.observation_space.shape, environment.action_space.shape)
+    environment.close()
+    widths = (policy.weights[0].shape[1],), (policy.weights[-1].shape[0],)
+    if shapes != widths:
+        raise UserError(
+            f"{source}: the policy has observation and action shapes {widths}, but {identifier} "
+            f"has {shapes}; choose the environment it was trained in"
+        )
+
+    def start(rng: np.random.Generator) -> Callable[[np.ndarray], np.ndarray]:
+        return lambda observation: policy.act(observation[None], rng)[0]
+
+    return start

@@ -1,0 +1,114 @@
+"""`compare`: a matrix of agents x datasets x seeds, each cell a command a person could type."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from decision_seq.config import build, load_yaml, merge, parse_overrides
+from decision_seq.errors import UserError
+from decision_seq.eval.results import read_rows
+from decision_seq.files import write_text
+from decision_seq.run_config import RunConfig, run_config, write_run_config
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """The matrix. Every cell is the `base` run with its agent, dataset and seed laid over it."""
+
+    base: str  # run config, relative to this file
+    agents: dict[str, dict[str, Any]]  # label -> what to lay over the base's `agent`
+    datasets: dict[str, tuple[str, ...]]  # label -> data.sources
+    seeds: tuple[int, ...]
+    overrides: dict[str, Any]  # laid over every cell, e.g. {train: {steps: 2000}}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the matrix."""
+
+    name: str
+    config: RunConfig
+
+
+def load_matrix(path: Path, assignments: list[str]) -> list[Cell]:
+    """Every cell of the matrix in `path`; `assignments` are `--set`s laid over all of them."""
+    data = {"overrides": {}} | load_yaml(path)
+    matrix = build(CompareConfig, data, str(path))
+    base_path = path.parent / matrix.base
+    base = load_yaml(base_path)
+    everywhere = merge(matrix.overrides, parse_overrides(assignments))
+    cells = []
+    for agent, agent_fields in matrix.agents.items():
+        for dataset, sources in matrix.datasets.items():
+            for seed in matrix.seeds:
+                own = {
+                    "name": agent,
+                    "seed": seed,
+                    "agent": agent_fields,
+                    "data": {"sources": list(sources)},
+                }
+                config = run_config(base, merge(everywhere, own), f"{path} ({base_path.name})")
+                cells.append(Cell(f"{agent}_{dataset}_seed{seed}", config))
+    if not cells:
+        raise UserError(f"{path}: agents, datasets and seeds must each name at least one")
+    return cells
+
+
+def run_matrix(
+    cells: list[Cell], out: Path, say: Callable[[str], None]
+) -> tuple[list[Path], dict[str, str]]:
+    """Train and evaluate every cell that is not finished yet.
+
+    A failing cell does not stop the others. Returns the run folders of finished cells, and by name
+    the reason for each that failed.
+    """
+    runs, failed = [], {}
+    for number, cell in enumerate(cells, 1):
+        run = out / "runs" / cell.name
+        if not _finished(run, cell.config):
+            say(f"[{number}/{len(cells)}] {cell.name}")
+            config = out / "cells" / f"{cell.name}.yaml"
+            write_run_config(cell.config, config)
+            train = ["train", str(config), "--out", str(run), "--resume"]
+            if reason := _run(train, say) or _run(["evaluate", str(run)], say):
+                failed[cell.name] = reason
+                say(f"{cell.name} failed: {reason}")
+        if cell.name not in failed:
+            runs.append(run)
+        ledger = {c.name: _state(out / "runs" / c.name, c, failed) for c in cells}
+        write_text(out / "ledger.json", json.dumps(ledger, indent=1))
+    return runs, failed
+
+
+def _run(arguments: list[str], say: Callable[[str], None]) -> str | None:
+    """Run one command of ours as its own process. Returns why it failed, or None."""
+    say(f"$ decision-seq {shlex.join(arguments)}")
+    process = subprocess.run(
+        [sys.executable, "-m", "decision_seq", *arguments], stdout=subprocess.DEVNULL
+    )
+    if process.returncode == 130:
+        raise KeyboardInterrupt
+    return f"exit code {process.returncode}" if process.returncode else None
+
+
+def _finished(run: Path, config: RunConfig) -> bool:
+    rows = [r for r in read_rows(run) if r["step"] == config.train.steps]
+    rows = [r for r in rows if r["context"] == config.eval.context and r["checkpoint"] == "last"]
+    conditioned = "return_to_go" in config.agent.tokens
+    wanted = config.eval.targets if conditioned else (None,)
+    seeds = range(config.eval.seed, config.eval.seed + config.eval.episodes)
+    done = {(r["target"], r["env_seed"]) for r in rows}
+    return all((target, seed) in done for target in wanted for seed in seeds)
+
+
+def _state(run: Path, cell: Cell, failed: dict[str, str]) -> str:
+    if cell.name in failed:
+        return f"failed: {failed[cell.name]}"
+    return "finished" if _finished(run, cell.config) else "waiting"

@@ -1,0 +1,66 @@
+"""What `decision-seq list` prints: a line for each thing there is to choose from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+
+def backbones() -> Iterator[str]:
+    """Parameters at the default width, and each one's cost and way to stream."""
+    from decision_seq.backbones import BackboneConfig
+
+    for kind, config in sorted(BackboneConfig.registry.items()):
+        model = config().build(context_tokens=60)
+        count = sum(p.numel() for p in model.parameters())
+        yield f"{kind:12} {count / 1e6:5.2f} M parameters  {config.summary}"
+
+
+def agents() -> Iterator[str]:
+    """Kinds, then presets."""
+    from decision_seq.agents import PRESETS, AgentConfig
+
+    for kind, config in sorted(AgentConfig.registry.items()):
+        yield f"{kind:22} {config.summary}"
+    for preset, fields in PRESETS.items():
+        yield f"{preset:22} preset: {fields['kind']} with {fields['backbone']['kind']}"
+
+
+def envs() -> Iterator[str]:
+    """Short names and MuJoCo ids, with the references of normalized scores."""
+    from decision_seq.envs.reference_scores import reference_returns
+    from decision_seq.envs.registry import MUJOCO_IDS, NAMES
+
+    names = {identifier: name for name, identifier in NAMES.items()}
+    for identifier in dict.fromkeys([*MUJOCO_IDS, *NAMES.values()]):
+        reference = reference_returns(identifier)
+        scores = f"normalized 0..100 = {reference[0]:g}..{reference[1]:g}" if reference else ""
+        yield f"{names.get(identifier, ''):12} {identifier:26} {scores}"
+    yield "Any other registered gymnasium id with vector observations works as well."
+
+
+def tiers() -> Iterator[str]:
+    """Behaviour policies that `collect` knows without a --policy."""
+    from decision_seq.envs.behaviour import embedded_tiers
+
+    for env, tier, metadata in embedded_tiers():
+        score = f"normalized score {float(metadata['normalized_score']):.1f}"
+        yield f"{env:12} {tier:8} {score}  ({metadata['algorithm']})"
+    yield f"{'point-run':12} {'mixed':8} one constant speed an episode"
+
+
+def kernels() -> Iterator[str]:
+    """Which selective scan will run, and why not the others."""
+    from decision_seq.ops import scan_paths
+
+    for path in scan_paths():
+        mark = "*" if path.chosen else " "
+        yield f"{mark} {path.name:12} {path.reason}"
+
+
+LISTINGS: dict[str, Callable[[], Iterator[str]]] = {
+    "backbones": backbones,
+    "agents": agents,
+    "envs": envs,
+    "tiers": tiers,
+    "kernels": kernels,
+}

@@ -1,0 +1,75 @@
+"""Trajectories as tokens: each step becomes a few, in a named order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from decision_seq.errors import UserError
+
+KINDS = ("return_to_go", "observation", "action")
+
+
+class TokenEmbedding(nn.Module):
+    """A linear embedding of each kind of token plus a learned one of the episode timestep, then
+    LayerNorm, as in Decision Transformer (arXiv:2106.01345). D = width.
+
+    Args:
+        kinds: the tokens of a step in order, e.g. ("return_to_go", "observation", "action").
+        observation_dim: S.
+        action_dim: A, or the number of discrete actions.
+        discrete: actions are indices.
+        max_timestep: largest timestep with an embedding of its own; later ones share it.
+        width: D.
+    """
+
+    def __init__(
+        self,
+        kinds: Sequence[str],
+        observation_dim: int,
+        action_dim: int,
+        discrete: bool,
+        max_timestep: int,
+        width: int,
+    ) -> None:
+        super().__init__()
+        if "observation" not in kinds or len(set(kinds)) != len(kinds) or set(kinds) - set(KINDS):
+            raise UserError(
+                f"tokens is {list(kinds)}; name observation and any of {', '.join(KINDS)}, once"
+            )
+        self.kinds = tuple(kinds)
+        self.max_timestep = max_timestep
+        makers = {
+            "return_to_go": lambda: nn.Linear(1, width),
+            "observation": lambda: nn.Linear(observation_dim, width),
+            "action": lambda: (
+                nn.Embedding(action_dim, width) if discrete else nn.Linear(action_dim, width)
+            ),
+        }
+        self.embed = nn.ModuleDict({kind: makers[kind]() for kind in self.kinds})
+        self.timestep = nn.Embedding(max_timestep + 1, width)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(
+        self, values: dict[str, Tensor], timesteps: Tensor, kinds: Sequence[str] | None = None
+    ) -> Tensor:
+        """Embed K steps, interleaving their tokens.
+
+        Args:
+            values: by kind: return_to_go [B, K], observation [B, K, S], action [B, K, A] or [B, K].
+            timesteps: [B, K] int64.
+            kinds: which tokens of the step to embed; all by default.
+
+        Returns:
+            [B, K * len(kinds), D]
+        """
+        kinds = self.kinds if kinds is None else kinds
+        time = self.timestep(timesteps.clamp(max=self.max_timestep))  # [B, K, D]
+        tokens = [self.embed[kind](self._input(kind, values[kind])) + time for kind in kinds]
+        return self.norm(torch.stack(tokens, dim=2).flatten(1, 2))  # [B, K * len(kinds), D]
+
+    @staticmethod
+    def _input(kind: str, value: Tensor) -> Tensor:
+        return value.unsqueeze(-1) if kind == "return_to_go" else value

@@ -1,0 +1,142 @@
+"""What a run is: environment, data, agent, training, evaluation. One YAML file, one dataclass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from decision_seq.agents import PRESETS
+from decision_seq.agents.base import AgentConfig, Context
+from decision_seq.agents.return_conditioned import ReturnConditionedConfig
+from decision_seq.backbones import BackboneConfig
+from decision_seq.config import build, dump_yaml, load_yaml, merge, parse_overrides
+from decision_seq.data.sources import FILE_READERS
+from decision_seq.errors import UserError
+from decision_seq.files import write_text
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which episodes to learn from."""
+
+    sources: tuple[str, ...]  # .npz and .hdf5 files or Minari ids, together one dataset
+    top_fraction: float = 1.0  # learn from the best episodes with this share of the steps (%BC)
+    validation_fraction: float = 0.05  # share of those episodes held out for the validation loss
+
+    def __post_init__(self) -> None:
+        if not 0 < self.top_fraction <= 1:
+            raise UserError(f"top_fraction is {self.top_fraction}; it must be above 0, at most 1")
+        if not 0 <= self.validation_fraction < 1:
+            raise UserError(
+                f"validation_fraction is {self.validation_fraction}; it must be in [0, 1)"
+            )
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Optimisation. Defaults are the papers' for Gym."""
+
+    steps: int = 100_000  # gradient steps
+    batch_size: int = 64  # windows a step
+    learning_rate: float = 1e-4
+    weight_decay: float = 1e-4  # on matrices only: not biases, norms, embeddings, A_log, D
+    betas: tuple[float, float] = (0.9, 0.999)  # of AdamW
+    warmup_steps: int = 10_000  # learning rate rises linearly over these
+    schedule: Literal["constant", "cosine"] = "constant"  # after warm-up; cosine ends at 0
+    gradient_clip: float = 0.25  # largest norm of the gradient
+    ema: float | None = None  # decay of an average of the weights, which then is what is saved
+    precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16: autocast of matrix products
+    log_interval: int = 100  # steps between rows of metrics.jsonl
+    checkpoint_interval: int = 1000  # steps between checkpoints and validation losses
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "log_interval", "checkpoint_interval"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.learning_rate <= 0 or self.gradient_clip <= 0 or self.warmup_steps < 0:
+            raise UserError("learning_rate and gradient_clip must be above 0, warmup_steps at least 0")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise UserError(f"ema is {self.ema}; it must be between 0 and 1, or left out")
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Rollouts of the trained agent."""
+
+    targets: tuple[float, ...] = ()  # returns to ask for; an agent without return tokens needs none
+    episodes: int = 100  # a target
+    context: Context = "window"  # the papers' evaluation; stream carries state at O(1) a step
+    seed: int = 0  # of the environments: episode i starts from seed + i, whatever the target
+    interval: int = 0  # also roll out every so many training steps; 0: only when evaluate is called
+
+    def __post_init__(self) -> None:
+        if self.episodes < 1 or self.interval < 0:
+            raise UserError("episodes must be at least 1 and interval at least 0")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that makes a run what it is; its YAML in the run folder can be fed back."""
+
+    env: str  # environment name or gymnasium id
+    data: DataConfig
+    agent: AgentConfig = field(default_factory=ReturnConditionedConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    seed: int = 0  # of data order, initialisation and dropout
+    name: str = ""  # what reports call this agent; by default its backbone
+
+
+def load_run_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a run from YAML, with `--set` assignments laid over it.
+
+    Raises UserError naming file, key and the nearest valid key.
+    """
+    return run_config(load_yaml(path), parse_overrides(overrides), str(path))
+
+
+def run_config(base: Mapping[str, Any], override: Mapping[str, Any], source: str) -> RunConfig:
+    """A run from plain data: presets expanded, `override` laid over `base`, file paths absolute."""
+    base, override = dict(base), dict(override)
+    agent = _expand_preset(base.get("agent", {}), source)
+    change = _mapping(override.get("agent", {}), "agent", source)
+    if "preset" in change:  # another preset: keep of the old agent only what all agents share
+        agent = {k: v for k, v in agent.items() if k in ("returns", "context_length")}
+        change = _expand_preset(change, source)
+    backbone = _mapping(change.get("backbone", {}), "agent.backbone", source)
+    if "kind" in backbone and isinstance(agent.get("backbone"), Mapping):
+        shared = {f.name for f in fields(BackboneConfig)}
+        if backbone["kind"] != agent["backbone"].get("kind"):
+            agent["backbone"] = {k: v for k, v in agent["backbone"].items() if k in shared}
+    merged = merge(base | {"agent": agent}, override | {"agent": change})
+    config = build(RunConfig, merged, source)
+    sources = tuple(_absolute(s) for s in config.data.sources)
+    return build(RunConfig, merge(merged, {"data": {"sources": sources}}), source)
+
+
+def write_run_config(config: RunConfig, path: Path) -> None:
+    """Write the resolved config atomically."""
+    write_text(path, dump_yaml(config))
+
+
+def _expand_preset(agent: Any, source: str) -> dict[str, Any]:
+    agent = dict(_mapping(agent, "agent", source))
+    preset = agent.pop("preset", None)
+    if preset is None:
+        return agent
+    if preset not in PRESETS:
+        raise UserError(f"{source}: `agent.preset` is {preset!r}; it must be one of {', '.join(PRESETS)}")
+    return merge(PRESETS[preset], agent)
+
+
+def _mapping(value: Any, key: str, source: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise UserError(f"{source}: `{key}` must be a mapping, found {value!r}")
+    return value
+
+
+def _absolute(source: str) -> str:
+    path = Path(source).expanduser()
+    return str(path.resolve()) if path.suffix.lower() in FILE_READERS else source

@@ -1,0 +1,88 @@
+"""Checkpoints of a run: each a folder that appears whole or not at all, and an index over them.
+
+    checkpoints/index.json           {"last": {"step": 300, ...}, "best": {...}}
+    checkpoints/step-00000300/       agent.safetensors (acts by itself), state.pt (to resume)
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from decision_seq.agents import SequenceAgent, save_agent
+from decision_seq.errors import UserError
+from decision_seq.files import atomic_folder, write_text
+
+Which = Literal["last", "best"]
+
+
+def save_checkpoint(
+    run: Path,
+    step: int,
+    agent: SequenceAgent,
+    state: dict[str, Any],
+    validation_loss: float | None,
+) -> None:
+    """Write a checkpoint; keep the last one and the one with the lowest validation loss."""
+    folder = _folder(run, step)
+    if folder.exists():  # left by a run that stopped between writing it and indexing it
+        shutil.rmtree(folder)
+    with atomic_folder(folder) as temporary:
+        save_agent(agent, temporary / "agent.safetensors")
+        torch.save(state, temporary / "state.pt")
+    entry = {"step": step, "validation_loss": validation_loss}
+    index = read_index(run) if has_checkpoint(run) else {}
+    best = index.get("best")
+    if validation_loss is not None and (
+        best is None or best["step"] >= step or validation_loss < best["validation_loss"]
+    ):
+        best = entry
+    index = {"last": entry, "best": best or entry}
+    write_text(run / "checkpoints" / "index.json", json.dumps(index))
+    kept = {_folder(run, e["step"]) for e in index.values()}
+    for old in (run / "checkpoints").iterdir():
+        if old.is_dir() and old not in kept:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def has_checkpoint(run: Path) -> bool:
+    """Whether the run folder holds at least one complete checkpoint."""
+    return (run / "checkpoints" / "index.json").is_file()
+
+
+def read_index(run: Path) -> dict[str, Any]:
+    """`{"last": {"step", "validation_loss"}, "best": ...}`. Raises UserError if there is none."""
+    path = run / "checkpoints" / "index.json"
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+        int(index["last"]["step"]), int(index["best"]["step"])
+        return index
+    except FileNotFoundError:
+        raise UserError(f"{run}: holds no trained run; train one with --out {run}") from None
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: is damaged; train the run again") from None
+
+
+def agent_path(run: Path, which: Which = "last") -> Path:
+    """The agent file of the last or best checkpoint."""
+    return _folder(run, read_index(run)[which]["step"]) / "agent.safetensors"
+
+
+def load_state(run: Path) -> dict[str, Any]:
+    """Training state of the last checkpoint. No code in the file can run."""
+    path = _folder(run, read_index(run)["last"]["step"]) / "state.pt"
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError):
+        raise UserError(
+            f"{path}: cannot be read, it may be cut off; train the run again in another folder"
+        ) from None
+
+
+def _folder(run: Path, step: int) -> Path:
+    return run / "checkpoints" / f"step-{step:08d}"

@@ -1,0 +1,43 @@
+"""AdamW with decay where it belongs, and the learning rate as a function of the step."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from decision_seq.run_config import TrainConfig
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW over two groups: matrices decay; biases, norms, embeddings, A_log and D do not."""
+    undecayed = {
+        name
+        for path, module in model.named_modules()
+        for name in (f"{path}.{n}" if path else n for n, _ in module.named_parameters(recurse=False))
+        if isinstance(module, nn.Embedding | nn.LayerNorm)
+        or name.rsplit(".", 1)[-1] in ("bias", "A_log", "D")
+    }
+    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for name, parameter in model.named_parameters():
+        groups[name not in undecayed].append(parameter)
+    return torch.optim.AdamW(
+        [
+            {"params": groups[True], "weight_decay": config.weight_decay},
+            {"params": groups[False], "weight_decay": 0.0},
+        ],
+        lr=config.learning_rate,
+        betas=config.betas,
+        fused=True,
+    )
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """Rate of gradient step number `step` (from 0): linear warm-up, then constant or cosine."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return config.learning_rate
+    done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))

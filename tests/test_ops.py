@@ -1,0 +1,284 @@
+"""Every scan path against the float64 reference: values, gradients, streaming, determinism."""
+
+import functools
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from decision_seq import ops
+from decision_seq.errors import UserError
+from decision_seq.ops import reference
+from decision_seq.ops.dispatch import PATHS
+
+NAMES = ("u", "dt", "A", "B", "C", "D", "z")
+# Every value of each of B, L, E, N (and k) below occurs; the product of all would take minutes.
+SHAPES = [
+    # B, L, E, N
+    (1, 1, 1, 1),
+    (2, 2, 17, 5),
+    (1, 7, 40, 16),
+    (3, 31, 17, 16),
+    (2, 32, 40, 20),
+    (2, 33, 256, 16),
+    (5, 60, 40, 5),
+    (1, 130, 256, 16),
+    (2, 130, 17, 20),
+    (3, 60, 1, 16),
+    (2, 33, 600, 1),
+]
+TAPS = (4, 1, 3, 2, 7)
+
+
+@pytest.fixture(params=list(PATHS))
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if reason := PATHS[request.param].unusable():
+        pytest.skip(f"{request.param}: {reason}")
+    monkeypatch.setenv("DECISION_SEQ_SCAN", request.param)
+    return request.param
+
+
+def scan_inputs(shape: tuple[int, ...], gated: bool = True) -> list[Tensor | None]:
+    """Inputs with the value ranges of a trained Mamba block, float64."""
+    batch, length, width, states = shape
+    torch.manual_seed(sum(shape))
+    normal = lambda *size: torch.randn(*size, dtype=torch.float64)  # noqa: E731
+    uniform = lambda *size: torch.rand(*size, dtype=torch.float64)  # noqa: E731
+    return [
+        normal(batch, length, width),
+        10 ** (uniform(batch, length, width) * 3 - 2.5),
+        -(10 ** (uniform(width, states) * 2 - 0.5)),
+        normal(batch, length, states),
+        normal(batch, length, states),
+        normal(width),
+        normal(batch, length, width) * 3 if gated else None,
+    ]
+
+
+def conv_inputs(shape: tuple[int, ...], taps: int) -> list[Tensor]:
+    batch, length, width, _ = shape
+    torch.manual_seed(sum(shape) + taps)
+    sizes = ((batch, length, width), (width, 1, taps), (width,))
+    return [torch.randn(*size, dtype=torch.float64) for size in sizes]
+
+
+def single(tensors: list) -> list:
+    return [None if t is None else t.float() for t in tensors]
+
+
+def with_grads(function, tensors: list) -> tuple[Tensor, list[Tensor]]:
+    """Output and the gradient of a fixed random projection of it for every input."""
+    leaves = [None if t is None else t.detach().clone().requires_grad_() for t in tensors]
+    y = function(*leaves)
+    torch.manual_seed(0)
+    loss = (y * torch.randn(y.shape, dtype=torch.float64).to(y.dtype)).sum()
+    leaves = [t for t in leaves if t is not None]
+    return y.detach(), list(torch.autograd.grad(loss, leaves, materialize_grads=True))
+
+
+def assert_close(actual: Tensor, expected: Tensor, tolerance: float, what: str = "") -> None:
+    error = (actual.double() - expected).norm() / expected.norm().clamp_min(1e-30)
+    assert error < tolerance, f"{what}: relative error {error:.1e}"
+
+
+@functools.cache
+def expected_scan(shape: tuple[int, ...], gated: bool) -> tuple[Tensor, list[Tensor]]:
+    return with_grads(reference.selective_scan, scan_inputs(shape, gated))
+
+
+@pytest.mark.parametrize("gated", [True, False])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_scan_agrees_with_the_float64_reference(path: str, shape: tuple, gated: bool) -> None:
+    inputs = scan_inputs(shape, gated)
+    expected, expected_grads = expected_scan(shape, gated)
+    y, grads = with_grads(ops.selective_scan, single(inputs))
+    assert y.dtype == torch.float32
+    assert_close(y, expected, 1e-6, "y")
+    for name, grad, expected_grad in zip(NAMES, grads, expected_grads, strict=False):
+        assert_close(grad, expected_grad, 1e-5, f"gradient of {name}")
+
+
+@pytest.mark.parametrize("taps", TAPS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_conv_agrees_with_conv1d(path: str, shape: tuple, taps: int) -> None:
+    def conv1d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        past = torch.nn.functional.pad(x.mT, (taps - 1, 0))
+        y = torch.nn.functional.conv1d(past, weight, bias, groups=x.shape[2])
+        return torch.nn.functional.silu(y).mT
+
+    inputs = conv_inputs(shape, taps)
+    expected, expected_grads = with_grads(conv1d, inputs)
+    y, grads = with_grads(ops.causal_conv_silu, single(inputs))
+    assert_close(y, expected, 1e-6, "y")
+    names = ("x", "weight", "bias")
+    for name, grad, expected_grad in zip(names, grads, expected_grads, strict=True):
+        assert_close(grad, expected_grad, 1e-5, f"gradient of {name}")
+
+
+def test_strided_views_of_the_projections(path: str) -> None:
+    """u and z are halves of in_proj's output, B and C slices of x_proj's."""
+    batch, length, width, states = 3, 37, 40, 16
+    torch.manual_seed(1)
+    xz = torch.randn(batch, length, 2 * width, requires_grad=True)
+    bc = torch.randn(batch, length, 3 + 2 * states, requires_grad=True)
+    dt = (torch.rand(length, batch, width) + 0.01).transpose(0, 1).requires_grad_()
+    _, _, A, _, _, D, _ = single(scan_inputs((batch, length, width, states)))
+    weight, bias = torch.randn(width, 1, 4), torch.randn(width)
+
+    def run(xz: Tensor, bc: Tensor, dt: Tensor) -> Tensor:
+        x, z = xz.chunk(2, -1)
+        _, B, C = bc.split([3, states, states], -1)
+        u = ops.causal_conv_silu(x, weight.to(x), bias.to(x))
+        return ops.selective_scan(u, dt, A.to(x), B, C, D.to(x), z)
+
+    leaves = [xz, bc, dt]
+    y, grads = with_grads(run, leaves)
+    expected, expected_grads = with_grads(run, [t.double() for t in leaves])
+    assert_close(y, expected, 1e-6)
+    for grad, expected_grad in zip(grads, expected_grads, strict=True):
+        assert_close(grad, expected_grad, 1e-5)
+
+
+@pytest.mark.parametrize("name", ["torch", "reference"])
+def test_gradcheck(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DECISION_SEQ_SCAN", name)
+    for shape in [(2, 18, 2, 3), (1, 1, 3, 1)]:
+        inputs = [t.requires_grad_() for t in scan_inputs(shape)]
+        assert torch.autograd.gradcheck(ops.selective_scan, inputs)
+        inputs = [t.requires_grad_() for t in conv_inputs(shape, 3)]
+        assert torch.autograd.gradcheck(ops.causal_conv_silu, inputs)
+
+
+@pytest.mark.parametrize("chunks", [[1] * 9, [3, 3, 3], [2, 1, 5, 1], [9]], ids=str)
+@pytest.mark.parametrize("states", [1, 5, 16, 20])
+def test_scan_step_equals_forward(path: str, states: int, chunks: list[int]) -> None:
+    u, dt, A, B, C, D, z = single(scan_inputs((2, 9, 17, states)))
+    state = torch.zeros(2, 17, states)
+    outputs, start = [], 0
+    for n in chunks:
+        part = slice(start, start + n)
+        before = state.clone()
+        y, new_state = ops.selective_scan_step(
+            u[:, part], dt[:, part], A, B[:, part], C[:, part], D, z[:, part], state
+        )
+        assert torch.equal(state, before), "the given state must not change"
+        outputs, state, start = [*outputs, y], new_state, start + n
+    expected = ops.selective_scan(u, dt, A, B, C, D, z)
+    assert_close(torch.cat(outputs, 1), expected.double(), 1e-6)
+
+
+@pytest.mark.parametrize("chunks", [[1] * 9, [3, 3, 3], [2, 1, 5, 1], [9]], ids=str)
+@pytest.mark.parametrize("taps", TAPS)
+def test_conv_step_equals_forward(path: str, taps: int, chunks: list[int]) -> None:
+    x, weight, bias = single(conv_inputs((2, 9, 17, 0), taps))
+    history = torch.zeros(2, taps - 1, 17)
+    outputs, start = [], 0
+    for n in chunks:
+        before = history.clone()
+        y, new_history = ops.causal_conv_silu_step(x[:, start : start + n], weight, bias, history)
+        assert torch.equal(history, before), "the given history must not change"
+        outputs, history, start = [*outputs, y], new_history, start + n
+    assert_close(torch.cat(outputs, 1), ops.causal_conv_silu(x, weight, bias).double(), 1e-6)
+
+
+def test_step_of_many_lanes_and_no_gate(path: str) -> None:
+    inputs = scan_inputs((33, 2, 40, 16), gated=False)
+    state = torch.randn(33, 40, 16, dtype=torch.float64)
+    expected_y, expected_state = reference.selective_scan_step(*inputs, state)
+    y, new_state = ops.selective_scan_step(*single(inputs), state.float())
+    assert_close(y, expected_y, 1e-6)
+    assert_close(new_state, expected_state, 1e-6)
+
+
+def test_two_runs_are_bit_equal(path: str) -> None:
+    """Resuming a run bit for bit needs this; it must hold for any number of threads."""
+    inputs = single(scan_inputs((9, 40, 300, 16)))
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for n in (1, 2, 2, 3):
+            torch.set_num_threads(n)
+            y, grads = with_grads(ops.selective_scan, inputs)
+            conv_y, conv_grads = with_grads(
+                ops.causal_conv_silu, single(conv_inputs((9, 40, 300, 0), 4))
+            )
+            results.append([y, *grads, conv_y, *conv_grads])
+    finally:
+        torch.set_num_threads(threads)
+    pairs = itertools.pairwise(results) if path == "c" else [results[1:3]]
+    for first, second in pairs:
+        assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_empty_inputs(path: str) -> None:
+    for shape in [(0, 5, 17, 16), (2, 0, 17, 16)]:
+        y, grads = with_grads(ops.selective_scan, single(scan_inputs(shape)))
+        assert y.shape == shape[:3]
+        assert all(not grad.any() for grad in grads)
+        y, grads = with_grads(ops.causal_conv_silu, single(conv_inputs(shape, 4)))
+        assert y.shape == shape[:3]
+        assert all(not grad.any() for grad in grads)
+
+
+def test_autocast_and_half_precision_compute_in_float32(path: str) -> None:
+    inputs = scan_inputs((2, 33, 17, 16))
+    expected, expected_grads = with_grads(reference.selective_scan, inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        y, grads = with_grads(ops.selective_scan, single(inputs))
+    assert_close(y, expected, 1e-6)
+    for grad, expected_grad in zip(grads, expected_grads, strict=True):
+        assert_close(grad, expected_grad, 1e-5)
+    halves = [t.bfloat16() for t in inputs]
+    y, grads = with_grads(ops.selective_scan, halves)
+    assert y.dtype == torch.float32
+    assert all(grad.dtype == torch.bfloat16 for grad in grads)
+    assert_close(y, reference.selective_scan(*(t.double() for t in halves)), 1e-6)
+
+
+def test_compiled_code_sees_the_operators(path: str) -> None:
+    inputs = single(scan_inputs((2, 5, 17, 4)))
+    weight, bias = torch.randn(17, 1, 4), torch.randn(17)
+
+    def run(*inputs: Tensor) -> Tensor:
+        u, *rest = inputs
+        return ops.selective_scan(ops.causal_conv_silu(u, weight, bias), *rest)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(run, backend="aot_eager", fullgraph=True)
+    expected, expected_grads = with_grads(run, inputs)
+    y, grads = with_grads(compiled, inputs)
+    assert_close(y, expected.double(), 1e-6)
+    for grad, expected_grad in zip(grads, expected_grads, strict=True):
+        assert_close(grad, expected_grad.double(), 1e-5)
+
+
+def test_opcheck_torch() -> None:
+    u, dt, A, B, C, *_ = (t.float().requires_grad_() for t in scan_inputs((2, 18, 17, 5)))
+    torch.library.opcheck(torch.ops.decision_seq.scan_blocked.default, (u, dt, A, B, C))
+
+
+def test_wrong_shapes_are_refused() -> None:
+    u, dt, A, B, C, D, z = single(scan_inputs((2, 5, 17, 4)))
+    with pytest.raises(ValueError, match=r"dt \[2, 4, 17\]"):
+        ops.selective_scan(u, dt[:, 1:], A, B, C, D, z)
+    with pytest.raises(ValueError, match="state must be"):
+        ops.selective_scan_step(u, dt, A, B, C, D, z, torch.zeros(2, 17, 5))
+    with pytest.raises(ValueError, match="weight"):
+        ops.causal_conv_silu(u, torch.zeros(16, 1, 4), torch.zeros(17))
+    with pytest.raises(ValueError, match="history must be"):
+        ops.causal_conv_silu_step(u, torch.zeros(17, 1, 4), torch.zeros(17), u)
+
+
+def test_unknown_path_is_a_user_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DECISION_SEQ_SCAN", "fortran")
+    with pytest.raises(UserError, match="fortran is not a scan path"):
+        ops.selective_scan(*single(scan_inputs((1, 1, 1, 1))))
+
+
+def test_exactly_one_path_is_chosen() -> None:
+    paths = ops.scan_paths()
+    assert [p.name for p in paths] == list(PATHS)
+    assert sum(p.chosen for p in paths) == 1
+    assert all(p.usable for p in paths if p.chosen)
+    assert all(p.reason for p in paths)
