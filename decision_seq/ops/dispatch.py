@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from decision_seq.errors import UserError
-from decision_seq.ops import blocked, reference
+from decision_seq.ops import blocked, cpu, reference
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,16 @@ class PathStatus:
 PATHS = {
     path.name: path
     for path in (
+        Path(
+            name="c",
+            what="C kernel for float32 on CPU",
+            unusable=cpu.unusable,
+            accepts=cpu.accepts,
+            scan=cpu.selective_scan,
+            scan_step=cpu.selective_scan_step,
+            conv=cpu.causal_conv_silu,
+            conv_step=cpu.causal_conv_silu_step,
+        ),
         Path(
             name="torch",
             what="cache-blocked PyTorch",

@@ -1,0 +1,272 @@
+"""The C kernel (scan.c) as differentiable torch operators, and direct calls for streaming.
+
+float32 on CPU. Inputs may be views whose rows are evenly spaced, such as halves of in_proj's
+output; anything else is copied.
+"""
+
+import ctypes
+import os
+
+import torch
+from torch import Tensor
+
+from decision_seq.ops import native, reference
+from decision_seq.ops.native import unusable as unusable
+
+# OpenMP's threads do not survive fork(): a forked child that asked for them would wait forever.
+_single_thread = False
+
+
+def _after_fork() -> None:
+    global _single_thread
+    _single_thread = True
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def accepts(dtype: torch.dtype, device: str) -> bool:
+    return dtype == torch.float32 and device == "cpu"
+
+
+def threads() -> int:
+    return 1 if _single_thread else torch.get_num_threads()
+
+
+def call(name: str, *arguments: int) -> None:
+    if getattr(native.library(), name)(*arguments):
+        raise MemoryError(f"{name}: out of memory")
+
+
+def layout() -> tuple[int, int]:
+    """Time steps between checkpoints, and channels per block."""
+    chunk, block = ctypes.c_int(), ctypes.c_int()
+    call("scan_layout", ctypes.addressof(chunk), ctypes.addressof(block))
+    return chunk.value, block.value
+
+
+def rows(tensor: Tensor) -> Tensor:
+    """The tensor [B, L, X] itself if its rows are contiguous and evenly spaced, else a copy."""
+    outer, row, inner = tensor.stride()
+    batch, length, width = tensor.shape
+    even = batch == 1 or length == 1 or outer == length * row
+    return tensor if even and (inner == 1 or width == 1) else tensor.contiguous()
+
+
+def view(tensor: Tensor | None) -> tuple[int, int]:
+    """Address and row stride of what `rows` returned, or of nothing."""
+    if tensor is None:
+        return 0, 0
+    return tensor.data_ptr(), tensor.stride(0 if tensor.shape[1] == 1 else 1)
+
+
+# ---------------------------------------------------------------- selective scan
+
+
+def selective_scan(
+    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor | None = None
+) -> Tensor:
+    inputs = (u, dt, A, B, C, D, z)
+    with_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
+    y, _ = torch.ops.decision_seq.scan_cpu(*inputs, with_grad)
+    return y
+
+
+@torch.library.custom_op("decision_seq::scan_cpu", mutates_args=(), device_types="cpu")
+def scan_cpu(
+    u: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    z: Tensor | None,
+    with_grad: bool,
+) -> tuple[Tensor, Tensor]:
+    """y: [B, L, E], and the states that backward starts from (empty unless with_grad)."""
+    u, dt, B, C = rows(u), rows(dt), rows(B), rows(C)
+    z = None if z is None else rows(z)
+    A, D = A.contiguous(), D.contiguous()
+    y, checkpoints = _scan_outputs(u, A, with_grad)
+    call(
+        "scan_forward",
+        *(*view(u), *view(dt), A.data_ptr(), *view(B), *view(C), D.data_ptr(), *view(z)),
+        *(y.data_ptr(), checkpoints.data_ptr() if with_grad else 0),
+        *(*u.shape, A.shape[1], threads()),
+    )
+    return y, checkpoints
+
+
+@torch.library.custom_op("decision_seq::scan_cpu_backward", mutates_args=(), device_types="cpu")
+def scan_cpu_backward(
+    dy: Tensor,
+    u: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    z: Tensor | None,
+    checkpoints: Tensor,
+) -> list[Tensor]:
+    """Gradients of u, dt, A, B, C, D and, if it is there, z."""
+    dy = dy.contiguous()
+    u, dt, B, C = rows(u), rows(dt), rows(B), rows(C)
+    z = None if z is None else rows(z)
+    A, D = A.contiguous(), D.contiguous()
+    grads = [x.new_empty(x.shape) for x in (u, dt, A, B, C, D, z) if x is not None]
+    addresses = [grad.data_ptr() for grad in grads] + [0] * (z is None)
+    call(
+        "scan_backward",
+        *(dy.data_ptr(), *view(u), *view(dt), A.data_ptr(), *view(B), *view(C), D.data_ptr()),
+        *(*view(z), checkpoints.data_ptr(), *addresses, *u.shape, A.shape[1], threads()),
+    )
+    return grads
+
+
+def _scan_outputs(u: Tensor, A: Tensor, with_grad: bool) -> tuple[Tensor, Tensor]:
+    batch, length, width = u.shape
+    chunk, block = layout()
+    chunks, blocks = -(-length // chunk), -(-width // block)
+    checkpoints = (batch, chunks, blocks, A.shape[1], block) if with_grad else (0,)
+    return u.new_empty(u.shape), u.new_empty(checkpoints)
+
+
+@scan_cpu.register_fake
+def _(
+    u: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    z: Tensor | None,
+    with_grad: bool,
+) -> tuple[Tensor, Tensor]:
+    return _scan_outputs(u, A, with_grad)
+
+
+@scan_cpu_backward.register_fake
+def _(
+    dy: Tensor,
+    u: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    z: Tensor | None,
+    checkpoints: Tensor,
+) -> list[Tensor]:
+    return [x.new_empty(x.shape) for x in (u, dt, A, B, C, D, z) if x is not None]
+
+
+def _save_scan(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple) -> None:
+    ctx.save_for_backward(*inputs[:-1], output[1])
+
+
+def _scan_grads(ctx: torch.autograd.function.FunctionCtx, dy: Tensor, _: Tensor) -> tuple:
+    saved = ctx.saved_tensors  # type: ignore[attr-defined]
+    grads = scan_cpu_backward(dy, *saved)
+    return *grads, *[None] * (8 - len(grads))
+
+
+scan_cpu.register_autograd(_scan_grads, setup_context=_save_scan)
+
+
+def selective_scan_step(
+    u: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    z: Tensor | None,
+    state: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Straight to the kernel: at one token a call, an operator's dispatch would cost more."""
+    if torch.compiler.is_compiling():
+        return reference.selective_scan_step(u, dt, A, B, C, D, z, state)
+    u, dt, B, C = rows(u), rows(dt), rows(B), rows(C)
+    z = None if z is None else rows(z)
+    A, D, state = A.contiguous(), D.contiguous(), state.contiguous()
+    y, new_state = torch.empty(u.shape), torch.empty(state.shape)
+    call(
+        "scan_step",
+        *(*view(u), *view(dt), A.data_ptr(), *view(B), *view(C), D.data_ptr(), *view(z)),
+        *(state.data_ptr(), new_state.data_ptr(), y.data_ptr(), *u.shape, A.shape[1], threads()),
+    )
+    return y, new_state
+
+
+# ---------------------------------------------------------------- causal convolution
+
+
+def causal_conv_silu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return torch.ops.decision_seq.conv_silu_cpu(x, weight, bias)
+
+
+@torch.library.custom_op("decision_seq::conv_silu_cpu", mutates_args=(), device_types="cpu")
+def conv_silu_cpu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    y, _ = _conv(x, weight, bias, None)
+    return y
+
+
+@torch.library.custom_op(
+    "decision_seq::conv_silu_cpu_backward", mutates_args=(), device_types="cpu"
+)
+def conv_silu_cpu_backward(
+    dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    dy, x, weight, bias = dy.contiguous(), rows(x), weight.contiguous(), bias.contiguous()
+    dx, dweight, dbias = (t.new_empty(t.shape) for t in (x, weight, bias))
+    call(
+        "conv_backward",
+        *(dy.data_ptr(), *view(x), weight.data_ptr(), bias.data_ptr()),
+        *(dx.data_ptr(), dweight.data_ptr(), dbias.data_ptr()),
+        *(*x.shape, weight.shape[-1], threads()),
+    )
+    return dx, dweight, dbias
+
+
+@conv_silu_cpu.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+@conv_silu_cpu_backward.register_fake
+def _(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return x.new_empty(x.shape), weight.new_empty(weight.shape), bias.new_empty(bias.shape)
+
+
+def _save_conv(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _conv_grads(ctx: torch.autograd.function.FunctionCtx, dy: Tensor) -> tuple:
+    return conv_silu_cpu_backward(dy, *ctx.saved_tensors)  # type: ignore[attr-defined]
+
+
+conv_silu_cpu.register_autograd(_conv_grads, setup_context=_save_conv)
+
+
+def causal_conv_silu_step(
+    x: Tensor, weight: Tensor, bias: Tensor, history: Tensor
+) -> tuple[Tensor, Tensor]:
+    if torch.compiler.is_compiling():
+        return reference.causal_conv_silu_step(x, weight, bias, history)
+    return _conv(x, weight, bias, history.contiguous())
+
+
+def _conv(x: Tensor, weight: Tensor, bias: Tensor, history: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The convolution after `history` (None: a fresh start), and the history for what follows."""
+    x, weight, bias = rows(x), weight.contiguous(), bias.contiguous()
+    y = torch.empty(x.shape)
+    new_history = torch.empty(0 if history is None else history.shape)
+    call(
+        "conv_forward",
+        *(*view(x), weight.data_ptr(), bias.data_ptr()),
+        *(0 if history is None else history.data_ptr(), y.data_ptr(), new_history.data_ptr()),
+        *(*x.shape, weight.shape[-1], threads()),
+    )
+    return y, new_history

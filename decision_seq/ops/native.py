@@ -1,0 +1,131 @@
+"""Compile scan.c for this machine on first use and load it through ctypes.
+
+The library lands in the user's cache under a hash of everything that decides its content, so a new
+version, compiler or processor compiles anew and nothing is ever overwritten in use.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+SOURCE = Path(__file__).with_name("scan.c")
+# Not -ffast-math: it would break the rounding inside exp2_vec.
+FLAGS = ["-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC"]
+# Tried in turn: Apple's compiler has no OpenMP, some compilers do not know -march=native.
+MACHINE_FLAGS = [["-march=native", "-fopenmp"], ["-march=native"], ["-fopenmp"], []]
+
+POINTER, INT, LONG = ctypes.c_void_p, ctypes.c_int, ctypes.c_long
+VIEW = [POINTER, LONG]  # data and row stride
+SIGNATURES = {
+    "scan_forward": [
+        *VIEW,
+        *VIEW,
+        POINTER,
+        *VIEW,
+        *VIEW,
+        POINTER,
+        *VIEW,
+        *[POINTER] * 2,
+        *[INT] * 5,
+    ],
+    "scan_backward": [
+        *[POINTER, *VIEW, *VIEW, POINTER, *VIEW, *VIEW, POINTER, *VIEW],
+        *[POINTER] * 8,
+        *[INT] * 5,
+    ],
+    "scan_step": [*VIEW, *VIEW, POINTER, *VIEW, *VIEW, POINTER, *VIEW, *[POINTER] * 3, *[INT] * 5],
+    "conv_forward": [*VIEW, *[POINTER] * 5, *[INT] * 5],
+    "conv_backward": [POINTER, *VIEW, *[POINTER] * 5, *[INT] * 5],
+    "scan_layout": [POINTER, POINTER],
+}
+
+
+class KernelUnavailable(Exception):
+    """The kernel cannot run here; the message is one clause saying why."""
+
+
+@functools.cache
+def unusable() -> str:
+    """Why the kernel cannot run on this machine, or "" if it can. Compiles it if need be."""
+    try:
+        library()
+    except KernelUnavailable as error:
+        return str(error)
+    return ""
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """The loaded kernel. Raises KernelUnavailable."""
+    try:
+        loaded = ctypes.CDLL(str(compiled()))
+    except OSError as error:
+        raise KernelUnavailable(f"it could not be built or loaded ({error})") from error
+    for name, signature in SIGNATURES.items():
+        getattr(loaded, name).argtypes = signature
+        getattr(loaded, name).restype = ctypes.c_int
+    return loaded
+
+
+def compiled() -> Path:
+    """The path of the compiled library, built now unless the cache has it."""
+    compiler = find_compiler()
+    version = run([*compiler, "--version"])
+    identity = [SOURCE.read_text(), str(FLAGS), str(MACHINE_FLAGS), version.stdout, processor()]
+    key = hashlib.sha256("\0".join(identity).encode()).hexdigest()[:16]
+    folder = cache_folder()
+    target = folder / f"scan-{key}.so"
+    if target.exists():
+        return target
+    folder.mkdir(parents=True, exist_ok=True)
+    # Built under another name and then renamed: another process sees all of it or nothing.
+    with tempfile.TemporaryDirectory(dir=folder) as build:
+        output = Path(build) / "scan.so"
+        for machine_flags in MACHINE_FLAGS:
+            result = run([*compiler, *machine_flags, *FLAGS, str(SOURCE), "-o", str(output), "-lm"])
+            if result.returncode == 0:
+                output.replace(target)
+                return target
+    lines = result.stderr.strip().splitlines() or ["no message"]
+    raise KernelUnavailable(f"{compiler[0]} failed on it: {lines[-1]}")
+
+
+def find_compiler() -> list[str]:
+    """$CC, which may carry arguments, else cc or gcc."""
+    wanted = shlex.split(os.environ.get("CC", ""))
+    if wanted:
+        if not shutil.which(wanted[0]):
+            raise KernelUnavailable(f"the C compiler CC={wanted[0]} was not found")
+        return wanted
+    for name in ("cc", "gcc"):
+        if shutil.which(name):
+            return [name]
+    raise KernelUnavailable("no C compiler (cc or gcc) was found")
+
+
+def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def cache_folder() -> Path:
+    if chosen := os.environ.get("DECISION_SEQ_CACHE"):
+        return Path(chosen) / "kernels"
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "decision-seq" / "kernels"
+
+
+def processor() -> str:
+    """What tells processors apart for -march=native: a home folder may be shared by machines."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists():
+        return f"{platform.machine()} {platform.processor()}"
+    first = cpuinfo.read_text().split("\n\n")[0].splitlines()
+    fields = ("model name", "flags", "Features", "CPU part", "uarch", "isa")
+    return "\n".join(line for line in first if line.startswith(fields))

@@ -1,0 +1,595 @@
+/* Selective scan and causal depthwise convolution on the CPU, forward, backward and streaming.
+ *
+ *   h_t = exp(dt_t A) h_{t-1} + dt_t u_t B_t,    y_t = (C_t h_t + D u_t) silu(z_t)
+ *
+ * (Mamba, arXiv:2312.00752). float32 throughout. Compiled on first use for the machine at hand and
+ * called through ctypes (native.py); no header but the C library's. Names as in the paper; lengths:
+ * `width` E channels, `states` N states a channel, `length` L time steps.
+ *
+ * Vectors run over V channels, so the recurrence is elementwise. Ragged widths are handled by
+ * partial loads and stores with zeros in the unused lanes, for which every formula below yields 0.
+ * The inner functions take `lanes` and `count` and are inlined into callers that pass constants, so
+ * that the common case compiles to straight vector code.
+ *
+ * Memory: forward keeps only the state at the start of every CHUNK steps, in checkpoints
+ * [batch][chunk][channel block][N][V]; backward replays one chunk at a time from there.
+ *
+ * Determinism: work is cut into items that do not depend on the number of threads; what several
+ * items contribute to one gradient is kept apart and summed in a fixed order afterwards.
+ *
+ * Matrices with a `_row` argument may be views: rows that many floats apart, row b * length + t. */
+
+#include <stdlib.h>
+#include <string.h>
+
+#ifdef _OPENMP
+#include <omp.h>
+#else
+static int omp_get_thread_num(void) { return 0; }
+#endif
+
+#define V 16                  /* channels a vector; narrower hardware splits it */
+#define GROUP 8               /* states worked on together: their h, dL/dh and dA fit the registers */
+#define CHUNK 32              /* steps between checkpoints; native.py reads it through scan_layout */
+#define SPAN 16               /* channel blocks of one backward item */
+#define SMALL 32768           /* multiply-adds below which starting threads costs more than it saves */
+#define LOG2E 1.44269504088896f
+#define INLINE static inline __attribute__((always_inline))
+
+typedef float vec __attribute__((vector_size(4 * V)));
+typedef int ivec __attribute__((vector_size(4 * V)));
+
+INLINE long ceil_div(long a, long b) { return (a + b - 1) / b; }
+INLINE int min_int(int a, int b) { return a < b ? a : b; }
+INLINE vec splat(float x) { return x - (vec){0}; }
+
+INLINE vec load(const float *p, int lanes) {
+    vec v = {0};
+    memcpy(&v, p, lanes * sizeof(float));
+    return v;
+}
+
+INLINE void store(float *p, vec v, int lanes) { memcpy(p, &v, lanes * sizeof(float)); }
+
+INLINE vec at_least(vec x, float low) {
+    for (int i = 0; i < V; i++) x[i] = x[i] > low ? x[i] : low;
+    return x;
+}
+
+INLINE float sum_lanes(vec v) {
+    typedef float half __attribute__((vector_size(2 * V)));
+    typedef float quarter __attribute__((vector_size(V)));
+    half h[2];
+    quarter q[2];
+    memcpy(h, &v, sizeof h);
+    h[0] += h[1];
+    memcpy(q, h, sizeof q);
+    q[0] += q[1];
+    return (q[0][0] + q[0][2]) + (q[0][1] + q[0][3]);
+}
+
+/* 2^x for x < 127, relative error below 2e-7, and exactly 1 at 0; below -126 it stays at 2^-126.
+ * Adding 1.5 * 2^23 leaves round(x) in the low bits of the sum, ready to be shifted into the
+ * exponent; this is what -ffast-math would break. The polynomial is the minimax fit of 2^f on
+ * [-1/2, 1/2] with constant term 1. */
+INLINE vec exp2_vec(vec x) {
+    const float shift = 12582912.f;
+    x = at_least(x, -126.f);
+    vec rounded = x + shift, f = x - (rounded - shift);
+    vec p = 1.3264727e-3f * f + 9.6715127e-3f;
+    p = p * f + 5.5507433e-2f;
+    p = p * f + 2.4022242e-1f;
+    p = p * f + 6.9314698e-1f;
+    p = p * f + 1.f;
+    return (vec)((ivec)p + ((ivec)rounded << 23));
+}
+
+INLINE vec sigmoid(vec x) {
+    x = at_least(x, -80.f);
+    return 1.f / (1.f + exp2_vec(-LOG2E * x));
+}
+
+/* d silu(x) / dx, given s = sigmoid(x) */
+INLINE vec silu_slope(vec x, vec s) { return s * (1.f + x * (1.f - s)); }
+
+/* ---------------------------------------------------------------- selective scan */
+
+typedef struct {
+    const float *u, *dt, *B, *C, *z; /* z may be NULL */
+    long u_row, dt_row, B_row, C_row, z_row;
+    int batch, length, width, states;
+    float *rates; /* A * log2(e), packed [block][N][V] */
+    float *skip;  /* D, packed [block][V] */
+} Scan;
+
+INLINE long block_count(const Scan *s) { return ceil_div(s->width, V); }
+
+/* Floats needed by pack_parameters. */
+static long packed_size(const Scan *s) { return block_count(s) * (s->states + 1) * V; }
+
+static void pack_parameters(Scan *s, const float *A, const float *D, float *memory) {
+    const int N = s->states;
+    memset(memory, 0, packed_size(s) * sizeof(float));
+    s->rates = memory;
+    s->skip = memory + block_count(s) * N * V;
+    for (int e = 0; e < s->width; e++) {
+        for (int n = 0; n < N; n++)
+            s->rates[((long)(e / V) * N + n) * V + e % V] = A[(long)e * N + n] * LOG2E;
+        s->skip[e] = D[e];
+    }
+}
+
+INLINE float *checkpoint_at(const Scan *s, float *checkpoints, int b, int chunk, int block, int n) {
+    const long chunks = ceil_div(s->length, CHUNK);
+    return checkpoints + (((b * chunks + chunk) * block_count(s) + block) * s->states + n) * V;
+}
+
+/* All steps of `count` states from n0 on, for one block of channels. y collects the groups' sums;
+ * the first group starts it with the skip term, the last one applies the gate. */
+INLINE void forward_group(const Scan *s, int b, int block, int n0, int count, int lanes, float *y,
+                          float *checkpoints) {
+    const int e = block * V, last = n0 + count == s->states;
+    const float *rates = s->rates + ((long)block * s->states + n0) * V;
+    const vec skip = load(s->skip + e, V);
+    vec h[GROUP] = {{0}};
+    for (int t = 0; t < s->length; t++) {
+        const long row = (long)b * s->length + t;
+        const float *B = s->B + row * s->B_row + n0, *C = s->C + row * s->C_row + n0;
+        float *out = y + row * s->width + e;
+        if (checkpoints && t % CHUNK == 0)
+            for (int n = 0; n < count; n++)
+                store(checkpoint_at(s, checkpoints, b, t / CHUNK, block, n0 + n), h[n], V);
+        const vec dt = load(s->dt + row * s->dt_row + e, lanes);
+        const vec u = load(s->u + row * s->u_row + e, lanes), x = dt * u;
+        vec sum = n0 ? load(out, lanes) : skip * u;
+#pragma GCC unroll 8
+        for (int n = 0; n < count; n++) {
+            h[n] = exp2_vec(dt * load(rates + n * V, V)) * h[n] + x * B[n];
+            sum += h[n] * C[n];
+        }
+        if (last && s->z) {
+            const vec z = load(s->z + row * s->z_row + e, lanes);
+            sum *= z * sigmoid(z);
+        }
+        store(out, sum, lanes);
+    }
+}
+
+INLINE void forward_block(const Scan *s, int b, int block, int lanes, float *y,
+                          float *checkpoints) {
+    int n = 0;
+    for (; n + GROUP <= s->states; n += GROUP)
+        forward_group(s, b, block, n, GROUP, lanes, y, checkpoints);
+    if (n < s->states) forward_group(s, b, block, n, s->states - n, lanes, y, checkpoints);
+}
+
+/* Steps between checkpoints and channels a block: what the caller needs to size `checkpoints`. */
+void scan_layout(int *chunk, int *block) {
+    *chunk = CHUNK;
+    *block = V;
+}
+
+/* checkpoints may be NULL where no backward follows. Returns 0, or -1 if memory runs out. */
+int scan_forward(const float *u, long u_row, const float *dt, long dt_row, const float *A,
+                 const float *B, long B_row, const float *C, long C_row, const float *D,
+                 const float *z, long z_row, float *y, float *checkpoints, int batch, int length,
+                 int width, int states, int threads) {
+    Scan s = {u,     dt,    B,     C,     z,      u_row, dt_row, B_row,
+              C_row, z_row, batch, length, width, states, 0,      0};
+    float *memory = aligned_alloc(64, packed_size(&s) * sizeof(float));
+    if (!memory) return -1;
+    pack_parameters(&s, A, D, memory);
+    const int blocks = block_count(&s);
+    if ((long)batch * length * width * states < SMALL) threads = 1;
+#pragma omp parallel for collapse(2) schedule(static) num_threads(threads)
+    for (int b = 0; b < batch; b++)
+        for (int block = 0; block < blocks; block++) {
+            const int lanes = min_int(V, width - block * V);
+            if (lanes == V)
+                forward_block(&s, b, block, V, y, checkpoints);
+            else
+                forward_block(&s, b, block, lanes, y, checkpoints);
+        }
+    free(memory);
+    return 0;
+}
+
+/* Where backward puts its results. dB and dC have one part per span, [span][batch][L][N]. */
+typedef struct {
+    const float *dy;
+    float *checkpoints;
+    float *du, *ddt, *dz; /* dz may be NULL */
+    float *dB, *dC;
+    float *dA; /* [batch][block][N + 1][V]; row N holds dD */
+} Grads;
+
+/* One block of channels over one chunk of time. */
+typedef struct {
+    vec dt[CHUNK], x[CHUNK];    /* x = dt * u */
+    vec dsum[CHUNK];            /* dL/d(C h + D u) */
+    vec dgate[CHUNK];           /* dy * silu'(z) */
+    vec sum[CHUNK];             /* C h */
+    vec dx[CHUNK], drate[CHUNK]; /* dL/dx; dL/d dt through the decay, times log2(e) */
+    vec h[CHUNK + 1][GROUP];    /* h[t] is the state before step t */
+    vec decay[CHUNK][GROUP];
+} Work;
+
+/* What a thread needs; dB and dC still apart by lane, dh carried from later chunks. */
+typedef struct {
+    Work work;
+    float *dh;       /* [block of the span][N][V] */
+    float *dB, *dC;  /* [CHUNK][N][V] */
+} Scratch;
+
+/* In floats, with what the pointers point to. */
+INLINE long scratch_size(int states) {
+    return ceil_div(sizeof(Scratch), 64) * 16 + (long)(SPAN + 2 * CHUNK) * states * V;
+}
+
+static Scratch *place_scratch(float *memory, int states) {
+    Scratch *k = (Scratch *)memory;
+    k->dh = memory + ceil_div(sizeof(Scratch), 64) * 16;
+    k->dB = k->dh + (long)SPAN * states * V;
+    k->dC = k->dB + (long)CHUNK * states * V;
+    return k;
+}
+
+/* Replay `count` states from n0 on through the chunk, then run the adjoint recurrence back:
+ *   dh_{t} = C_t dsum_t + decay_{t+1} dh_{t+1}. */
+INLINE void backward_group(const Scan *s, Grads *g, Scratch *k, int b, int block, int start,
+                           int steps, int n0, int count) {
+    const int N = s->states;
+    Work *w = &k->work;
+    const float *rates = s->rates + ((long)block * N + n0) * V;
+    const float *from = checkpoint_at(s, g->checkpoints, b, start / CHUNK, block, n0);
+    float *dh_at = k->dh + ((long)(block % SPAN) * N + n0) * V;
+    float *dA_at = g->dA + (((long)b * block_count(s) + block) * (N + 1) + n0) * V;
+    vec h[GROUP], dh[GROUP], dA[GROUP];
+
+    for (int n = 0; n < count; n++) w->h[0][n] = h[n] = load(from + n * V, V);
+    for (int t = 0; t < steps; t++) {
+        const long row = (long)b * s->length + start + t;
+        const float *B = s->B + row * s->B_row + n0, *C = s->C + row * s->C_row + n0;
+        const vec dt = w->dt[t], x = w->x[t];
+        vec sum = w->sum[t];
+#pragma GCC unroll 8
+        for (int n = 0; n < count; n++) {
+            const vec decay = exp2_vec(dt * load(rates + n * V, V));
+            h[n] = decay * h[n] + x * B[n];
+            sum += h[n] * C[n];
+            w->decay[t][n] = decay;
+            w->h[t + 1][n] = h[n];
+        }
+        w->sum[t] = sum;
+    }
+
+    for (int n = 0; n < count; n++) {
+        dh[n] = load(dh_at + n * V, V);
+        dA[n] = load(dA_at + n * V, V);
+    }
+    for (int t = steps - 1; t >= 0; t--) {
+        const long row = (long)b * s->length + start + t;
+        const float *B = s->B + row * s->B_row + n0, *C = s->C + row * s->C_row + n0;
+        float *dB = k->dB + ((long)t * N + n0) * V, *dC = k->dC + ((long)t * N + n0) * V;
+        const vec dt = w->dt[t], x = w->x[t], dsum = w->dsum[t];
+        vec dx = w->dx[t], drate = w->drate[t];
+#pragma GCC unroll 8
+        for (int n = 0; n < count; n++) {
+            vec grad = dh[n] + dsum * C[n];
+            store(dC + n * V, load(dC + n * V, V) + dsum * w->h[t + 1][n], V);
+            store(dB + n * V, load(dB + n * V, V) + grad * x, V);
+            dx += grad * B[n];
+            dh[n] = grad * w->decay[t][n];
+            grad = dh[n] * w->h[t][n]; /* dL/d(dt A) */
+            drate += grad * load(rates + n * V, V);
+            dA[n] += grad * dt;
+        }
+        w->dx[t] = dx;
+        w->drate[t] = drate;
+    }
+    for (int n = 0; n < count; n++) {
+        store(dh_at + n * V, dh[n], V);
+        store(dA_at + n * V, dA[n], V);
+    }
+}
+
+INLINE void backward_block(const Scan *s, Grads *g, Scratch *k, int b, int block, int start,
+                           int steps, int lanes) {
+    const int N = s->states, e = block * V;
+    Work *w = &k->work;
+    for (int t = 0; t < steps; t++) {
+        const long row = (long)b * s->length + start + t;
+        const vec dy = load(g->dy + row * s->width + e, lanes);
+        w->dt[t] = load(s->dt + row * s->dt_row + e, lanes);
+        w->x[t] = w->dt[t] * load(s->u + row * s->u_row + e, lanes);
+        w->dsum[t] = dy;
+        if (s->z) {
+            const vec z = load(s->z + row * s->z_row + e, lanes), gate = sigmoid(z);
+            w->dsum[t] = dy * z * gate;
+            w->dgate[t] = dy * silu_slope(z, gate);
+        }
+        w->sum[t] = w->dx[t] = w->drate[t] = splat(0);
+    }
+
+    int n = 0;
+    for (; n + GROUP <= N; n += GROUP) backward_group(s, g, k, b, block, start, steps, n, GROUP);
+    if (n < N) backward_group(s, g, k, b, block, start, steps, n, N - n);
+
+    const vec skip = load(s->skip + e, V);
+    float *dD_at = g->dA + (((long)b * block_count(s) + block) * (N + 1) + N) * V;
+    vec dD = load(dD_at, V);
+    for (int t = 0; t < steps; t++) {
+        const long row = (long)b * s->length + start + t, at = row * s->width + e;
+        const vec u = load(s->u + row * s->u_row + e, lanes);
+        store(g->du + at, w->dx[t] * w->dt[t] + w->dsum[t] * skip, lanes);
+        store(g->ddt + at, w->dx[t] * u + w->drate[t] * (1.f / LOG2E), lanes);
+        if (s->z) store(g->dz + at, w->dgate[t] * (w->sum[t] + skip * u), lanes);
+        dD += w->dsum[t] * u;
+    }
+    store(dD_at, dD, V);
+}
+
+/* One row of the batch, one span of channels, all chunks from the last to the first. */
+static void backward_item(const Scan *s, Grads *g, Scratch *k, int b, int span) {
+    const int N = s->states, first = span * SPAN, end = min_int(first + SPAN, block_count(s));
+    memset(k->dh, 0, (long)SPAN * N * V * sizeof(float));
+    memset(g->dA + ((long)b * block_count(s) + first) * (N + 1) * V, 0,
+           (long)(end - first) * (N + 1) * V * sizeof(float));
+    for (int chunk = ceil_div(s->length, CHUNK) - 1; chunk >= 0; chunk--) {
+        const int start = chunk * CHUNK, steps = min_int(CHUNK, s->length - start);
+        memset(k->dB, 0, (long)steps * N * V * sizeof(float));
+        memset(k->dC, 0, (long)steps * N * V * sizeof(float));
+        for (int block = first; block < end; block++) {
+            const int lanes = min_int(V, s->width - block * V);
+            if (lanes == V)
+                backward_block(s, g, k, b, block, start, steps, V);
+            else
+                backward_block(s, g, k, b, block, start, steps, lanes);
+        }
+        const long row = ((long)span * s->batch + b) * s->length + start;
+        for (long i = 0; i < (long)steps * N; i++) {
+            g->dB[row * N + i] = sum_lanes(load(k->dB + i * V, V));
+            g->dC[row * N + i] = sum_lanes(load(k->dC + i * V, V));
+        }
+    }
+}
+
+/* to[i] = sum over parts, in order. */
+static void sum_parts(float *to, const float *parts, long size, int count) {
+    memcpy(to, parts, size * sizeof(float));
+    for (int part = 1; part < count; part++)
+        for (long i = 0; i < size; i++) to[i] += parts[part * size + i];
+}
+
+/* Gradients of all inputs from dy, [batch][L][E] contiguous, and the forward call's checkpoints.
+ * All outputs are contiguous and overwritten. Returns 0, or -1 if memory runs out. */
+int scan_backward(const float *dy, const float *u, long u_row, const float *dt, long dt_row,
+                  const float *A, const float *B, long B_row, const float *C, long C_row,
+                  const float *D, const float *z, long z_row, float *checkpoints, float *du,
+                  float *ddt, float *dA, float *dB, float *dC, float *dD, float *dz, int batch,
+                  int length, int width, int states, int threads) {
+    Scan s = {u,     dt,    B,     C,     z,      u_row, dt_row, B_row,
+              C_row, z_row, batch, length, width, states, 0,      0};
+    const int N = states, blocks = block_count(&s), spans = ceil_div(blocks, SPAN);
+    if ((long)batch * length * width * states < SMALL) threads = 1;
+
+    const long matrix = (long)batch * length * N, dA_size = (long)batch * blocks * (N + 1) * V;
+    const long per_thread = scratch_size(N);
+    const long parts = spans > 1 ? ceil_div(2 * spans * matrix, 16) * 16 : 0;
+    const long total = packed_size(&s) + dA_size + threads * per_thread + parts;
+    float *memory = aligned_alloc(64, total * sizeof(float));
+    if (!memory) return -1;
+    pack_parameters(&s, A, D, memory);
+    float *dA_parts = memory + packed_size(&s), *scratch = dA_parts + dA_size;
+    float *dB_parts = scratch + threads * per_thread, *dC_parts = dB_parts + spans * matrix;
+    Grads g = {dy, checkpoints, du, ddt, dz, spans > 1 ? dB_parts : dB, spans > 1 ? dC_parts : dC,
+               dA_parts};
+
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+    for (long item = 0; item < (long)batch * spans; item++) {
+        Scratch *k = place_scratch(scratch + omp_get_thread_num() * per_thread, N);
+        backward_item(&s, &g, k, item / spans, item % spans);
+    }
+    if (spans > 1) {
+        sum_parts(dB, dB_parts, matrix, spans);
+        sum_parts(dC, dC_parts, matrix, spans);
+    }
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int e = 0; e < width; e++) {
+        const float *part = dA_parts + (long)(e / V) * (N + 1) * V + e % V;
+        for (int n = 0; n <= N; n++) {
+            float sum = 0;
+            for (int b = 0; b < batch; b++) sum += part[((long)b * blocks * (N + 1) + n) * V];
+            *(n < N ? dA + (long)e * N + n : dD + e) = sum;
+        }
+    }
+    free(memory);
+    return 0;
+}
+
+/* Continue by `length` tokens from `state` [batch][E][N]; writes y and new_state. One token gives
+ * no time to repack A, so here vectors run over the states, which is how A and h lie in memory. */
+int scan_step(const float *u, long u_row, const float *dt, long dt_row, const float *A,
+              const float *B, long B_row, const float *C, long C_row, const float *D,
+              const float *z, long z_row, const float *state, float *new_state, float *y,
+              int batch, int length, int width, int states, int threads) {
+    if ((long)batch * length * width * states < SMALL) threads = 1;
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int b = 0; b < batch; b++) {
+        const long row = (long)b * length;
+        for (int e = 0; e < width; e++) {
+            for (int t = 0; t < length; t++)
+                y[(row + t) * width + e] = D[e] * u[(row + t) * u_row + e];
+            for (int n = 0; n < states; n += V) {
+                const int lanes = min_int(V, states - n);
+                const long at = ((long)b * width + e) * states + n;
+                const vec rate = LOG2E * load(A + (long)e * states + n, lanes);
+                vec h = load(state + at, lanes);
+                for (int t = 0; t < length; t++) {
+                    const float step = dt[(row + t) * dt_row + e];
+                    const vec B_t = load(B + (row + t) * B_row + n, lanes);
+                    h = exp2_vec(step * rate) * h + step * u[(row + t) * u_row + e] * B_t;
+                    y[(row + t) * width + e] +=
+                        sum_lanes(h * load(C + (row + t) * C_row + n, lanes));
+                }
+                store(new_state + at, h, lanes);
+            }
+        }
+        for (int t = 0; z && t < length; t++)
+            for (int e = 0; e < width; e += V) {
+                const int lanes = min_int(V, width - e);
+                const vec gate = load(z + (row + t) * z_row + e, lanes);
+                float *out = y + (row + t) * width + e;
+                store(out, load(out, lanes) * gate * sigmoid(gate), lanes);
+            }
+    }
+    return 0;
+}
+
+/* ---------------------------------------------------------------- causal convolution + SiLU */
+
+typedef struct {
+    const float *x, *history; /* history: [batch][taps - 1][E], or NULL for zeros */
+    long x_row;
+    int batch, length, width, taps;
+    float *weight; /* packed [taps + 1][padded width]; the last row is the bias */
+} Conv;
+
+INLINE long padded(const Conv *c) { return ceil_div(c->width, V) * V; }
+
+static int pack_weight(Conv *c, const float *weight, const float *bias) {
+    c->weight = aligned_alloc(64, (c->taps + 1) * padded(c) * sizeof(float));
+    if (!c->weight) return -1;
+    for (int e = 0; e < c->width; e++) {
+        for (int tap = 0; tap < c->taps; tap++)
+            c->weight[tap * padded(c) + e] = weight[(long)e * c->taps + tap];
+        c->weight[c->taps * padded(c) + e] = bias[e];
+    }
+    return 0;
+}
+
+/* The inputs that the taps of step t meet; NULL for zeros before the start. */
+INLINE void tap_rows(const Conv *c, int b, int t, const float **rows) {
+    for (int tap = 0; tap < c->taps; tap++) {
+        const int from = t - (c->taps - 1) + tap;
+        if (from >= 0)
+            rows[tap] = c->x + ((long)b * c->length + from) * c->x_row;
+        else if (c->history)
+            rows[tap] = c->history + ((long)(b + 1) * (c->taps - 1) + from) * c->width;
+        else
+            rows[tap] = NULL;
+    }
+}
+
+INLINE vec convolve(const Conv *c, const float **rows, int e, int lanes) {
+    vec sum = load(c->weight + c->taps * padded(c) + e, V);
+    for (int tap = 0; tap < c->taps; tap++)
+        if (rows[tap]) sum += load(rows[tap] + e, lanes) * load(c->weight + tap * padded(c) + e, V);
+    return sum;
+}
+
+INLINE void conv_forward_at(const Conv *c, const float **rows, float *y, int e, int lanes) {
+    const vec sum = convolve(c, rows, e, lanes);
+    store(y + e, sum * sigmoid(sum), lanes);
+}
+
+/* history and new_history may be NULL. Returns 0, or -1 if memory runs out. */
+int conv_forward(const float *x, long x_row, const float *weight, const float *bias,
+                 const float *history, float *y, float *new_history, int batch, int length,
+                 int width, int taps, int threads) {
+    Conv c = {x, history, x_row, batch, length, width, taps, NULL};
+    if (pack_weight(&c, weight, bias)) return -1;
+    if ((long)batch * length * width * taps < SMALL) threads = 1;
+#pragma omp parallel for collapse(2) schedule(static) num_threads(threads)
+    for (int b = 0; b < batch; b++)
+        for (int t = 0; t < length; t++) {
+            const float *rows[taps];
+            float *out = y + ((long)b * length + t) * width;
+            int e = 0;
+            tap_rows(&c, b, t, rows);
+            for (; e + V <= width; e += V) conv_forward_at(&c, rows, out, e, V);
+            if (e < width) conv_forward_at(&c, rows, out, e, width - e);
+        }
+    for (int b = 0; new_history && b < batch; b++) {
+        const float *rows[taps];
+        tap_rows(&c, b, length, rows);
+        for (int tap = 0; tap < taps - 1; tap++)
+            memcpy(new_history + ((long)b * (taps - 1) + tap) * width, rows[tap],
+                   width * sizeof(float));
+    }
+    free(c.weight);
+    return 0;
+}
+
+/* dL/d(convolution) of one step into its place in the ring; adds to the weights' gradients. */
+INLINE void conv_backward_at(const Conv *c, const float **rows, const float *dy, float *dsum,
+                             float *dweight, int e, int lanes) {
+    const vec sum = convolve(c, rows, e, lanes);
+    const vec grad = load(dy + e, lanes) * silu_slope(sum, sigmoid(sum));
+    store(dsum + e, grad, V);
+    for (int tap = 0; tap <= c->taps; tap++) {
+        float *to = dweight + tap * padded(c) + e;
+        if (tap == c->taps)
+            store(to, load(to, V) + grad, V);
+        else if (rows[tap])
+            store(to, load(to, V) + grad * load(rows[tap] + e, lanes), V);
+    }
+}
+
+/* One row of the batch. The last `taps` steps of dsum are kept in a ring, so that dx follows
+ * taps - 1 steps behind in the same pass. */
+static void conv_backward_row(const Conv *c, int b, const float *dy, float *dx, float *dweight,
+                              float *ring) {
+    const int taps = c->taps, width = c->width;
+    memset(dweight, 0, (taps + 1) * padded(c) * sizeof(float));
+    for (int t = 0; t < c->length + taps - 1; t++) {
+        if (t < c->length) {
+            const float *rows[taps], *dy_row = dy + ((long)b * c->length + t) * width;
+            float *dsum = ring + t % taps * padded(c);
+            int e = 0;
+            tap_rows(c, b, t, rows);
+            for (; e + V <= width; e += V) conv_backward_at(c, rows, dy_row, dsum, dweight, e, V);
+            if (e < width) conv_backward_at(c, rows, dy_row, dsum, dweight, e, width - e);
+        }
+        const int to = t - (taps - 1);
+        if (to < 0) continue;
+        for (int e = 0; e < width; e += V) {
+            vec sum = splat(0);
+            for (int tap = 0; tap < taps; tap++) {
+                const int from = to + taps - 1 - tap;
+                if (from < c->length)
+                    sum += load(ring + from % taps * padded(c) + e, V) *
+                           load(c->weight + tap * padded(c) + e, V);
+            }
+            store(dx + ((long)b * c->length + to) * width + e, sum, min_int(V, width - e));
+        }
+    }
+}
+
+/* dy and all outputs are contiguous. Returns 0, or -1 if memory runs out. */
+int conv_backward(const float *dy, const float *x, long x_row, const float *weight,
+                  const float *bias, float *dx, float *dweight, float *dbias, int batch,
+                  int length, int width, int taps, int threads) {
+    Conv c = {x, NULL, x_row, batch, length, width, taps, NULL};
+    if (pack_weight(&c, weight, bias)) return -1;
+    if ((long)batch * length * width * taps < SMALL) threads = 1;
+    const long part = (taps + 1) * padded(&c), ring = taps * padded(&c);
+    float *parts = aligned_alloc(64, (batch * part + threads * ring) * sizeof(float));
+    if (!parts) {
+        free(c.weight);
+        return -1;
+    }
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+    for (int b = 0; b < batch; b++)
+        conv_backward_row(&c, b, dy, dx, parts + b * part,
+                          parts + batch * part + omp_get_thread_num() * ring);
+    for (int e = 0; e < width; e++)
+        for (int tap = 0; tap <= taps; tap++) {
+            float sum = 0;
+            for (int b = 0; b < batch; b++) sum += parts[b * part + tap * padded(&c) + e];
+            *(tap < taps ? dweight + (long)e * taps + tap : dbias + e) = sum;
+        }
+    free(parts);
+    free(c.weight);
+    return 0;
+}
