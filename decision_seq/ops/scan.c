@@ -52,8 +52,8 @@ INLINE vec load(const float *p, int lanes) {
 INLINE void store(float *p, vec v, int lanes) { memcpy(p, &v, lanes * sizeof(float)); }
 
 INLINE vec at_least(vec x, float low) {
-    for (int i = 0; i < V; i++) x[i] = x[i] > low ? x[i] : low;
-    return x;
+    const ivec above = x > low;
+    return (vec)((above & (ivec)x) | (~above & (ivec)splat(low)));
 }
 
 INLINE float sum_lanes(vec v) {
