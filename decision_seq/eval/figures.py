@@ -1,0 +1,108 @@
+"""Figures of the report as inline SVG, readable on light and dark backgrounds."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from decision_seq.eval.report import Run
+
+INK = "#808890"  # has contrast on white and on near-black
+COLOURS = ("#3b82f6", "#e8730c", "#16a34a", "#a855f7", "#dc2626", "#0891b2", "#ca8a04", "#db2777")
+
+
+def learning_curves(runs: list[Run]) -> str:
+    """Training loss (thin) and validation loss (dots) against the step, a colour an agent."""
+    figure, axes = _new(sorted({run.dataset["name"] for run in runs}))
+    for ax, dataset in axes:
+        for colour, agent, group in _by_agent(runs, dataset):
+            for i, run in enumerate(group):
+                label = agent if i == 0 else None
+                ax.plot(*run.curve("loss"), color=colour, linewidth=1, label=label)
+                ax.plot(*run.curve("validation_loss"), "o", color=colour, markersize=3)
+        ax.set_xlabel("gradient step")
+        ax.set_yscale("log")
+    axes[0][0].set_ylabel("loss (line: training, dots: validation)")
+    return _svg(figure, axes)
+
+
+def target_return(runs: list[Run]) -> str:
+    """Achieved against asked return, with the data's own returns as a histogram behind."""
+    figure, axes = _new(sorted({run.dataset["name"] for run in runs}))
+    for ax, dataset in axes:
+        group = [run for run in runs if run.dataset["name"] == dataset]
+        returns = np.asarray(group[0].dataset["returns"])
+        achieved = [row["episode_return"] for run in group for row in run.rows]
+        targets = [row["target"] for run in group for row in run.rows if row["target"] is not None]
+        top = 1.05 * max([*achieved, *targets, returns.max()])
+        counts, edges = np.histogram(returns, bins=30)
+        widths = counts / counts.max() * 0.25 * top
+        ax.barh(edges[:-1], widths, np.diff(edges), align="edge", color=INK, alpha=0.25)
+        ax.plot([0, top], [0, top], "--", color=INK, linewidth=1)
+        for colour, agent, members in _by_agent(runs, dataset):
+            _achieved(ax, members, agent, colour, top)
+        ax.set_xlim(0, top)
+        ax.set_ylim(min(0, returns.min()), top)
+        ax.set_xlabel("target return")
+    axes[0][0].set_ylabel("achieved return")
+    return _svg(figure, axes)
+
+
+def _achieved(ax: Axes, runs: list[Run], agent: str, colour: str, top: float) -> None:
+    """Mean of every seed as a dot; mean over seeds as a line (or level, where no target is asked)."""
+    by_target: dict[float | None, list[float]] = {}
+    for run in runs:
+        for target in {row["target"] for row in run.rows}:
+            rows = [r["episode_return"] for r in run.rows if r["target"] == target]
+            by_target.setdefault(target, []).append(float(np.mean(rows)))
+    if None in by_target:
+        ax.axhline(np.mean(by_target[None]), color=colour, label=agent)
+        return
+    targets = sorted(t for t in by_target if t is not None)
+    ax.plot(targets, [np.mean(by_target[t]) for t in targets], color=colour, label=agent)
+    for target in targets:
+        ax.plot([target] * len(by_target[target]), by_target[target], "o", color=colour)
+
+
+def _by_agent(runs: list[Run], dataset: str) -> list[tuple[str, str, list[Run]]]:
+    """(colour, agent, its runs on the dataset); an agent has the same colour in every figure."""
+    agents = sorted({run.agent for run in runs})
+    groups = [
+        (COLOURS[i % len(COLOURS)], agent, [r for r in runs if (r.agent, r.dataset["name"]) == (agent, dataset)])
+        for i, agent in enumerate(agents)
+    ]
+    return [group for group in groups if group[2]]
+
+
+def _new(titles: list[str]) -> tuple[Figure, list[tuple[Axes, str]]]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.2 * len(titles) + 0.8, 3.6), layout="constrained")
+    axes: Any = figure.subplots(1, len(titles), squeeze=False)[0]
+    for ax, title in zip(axes, titles, strict=True):
+        ax.set_title(title, color=INK, fontsize=10)
+        ax.tick_params(colors=INK, labelsize=8)
+        for spine in ax.spines.values():
+            spine.set_color(INK)
+        ax.spines[["top", "right"]].set_visible(False)
+    return figure, list(zip(axes, titles, strict=True))
+
+
+def _svg(figure: Figure, axes: list[tuple[Axes, str]]) -> str:
+    import matplotlib
+
+    for ax, _ in axes:
+        ax.xaxis.label.set_color(INK)
+        ax.yaxis.label.set_color(INK)
+    axes[0][0].legend(frameon=False, labelcolor=INK, fontsize=8)
+    text = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "decision-seq", "svg.fonttype": "none"}):
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    svg = text.getvalue()
+    return svg[svg.index("<svg") :]

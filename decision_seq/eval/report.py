@@ -1,0 +1,217 @@
+"""The comparison report: one self-contained HTML file, made from rows alone."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from decision_seq.errors import UserError
+from decision_seq.eval import figures
+from decision_seq.eval.results import Row, read_rows
+from decision_seq.files import read_jsonl, write_text
+from decision_seq.run_config import RunConfig, load_run_config
+
+TEMPLATE = Path(__file__).parent / "templates" / "report.html"
+
+
+@dataclass
+class Run:
+    """A run folder as the report sees it: the rows of its last checkpoint's final evaluation."""
+
+    folder: Path
+    config: RunConfig
+    dataset: dict[str, Any]
+    rows: list[Row]
+
+    @property
+    def agent(self) -> str:
+        """What the report calls it."""
+        return self.config.name or self.config.agent.backbone.kind
+
+    @cached_property
+    def metrics(self) -> list[dict[str, Any]]:
+        """All rows of metrics.jsonl."""
+        return read_jsonl(self.folder / "metrics.jsonl")
+
+    def curve(self, name: str) -> tuple[list[int], list[float]]:
+        """Steps and values of one scalar."""
+        rows = [row for row in self.metrics if name in row]
+        return [row["step"] for row in rows], [row[name] for row in rows]
+
+
+@dataclass(frozen=True)
+class Score:
+    """A line of the score table."""
+
+    dataset: str
+    target: float | None
+    context: str
+    agent: str
+    seeds: list[tuple[int, float]]  # (training seed, mean over its episodes)
+    mean: float
+    spread: float  # standard deviation over seeds
+    mean_return: float
+    episodes: int
+    best: bool  # highest mean for its dataset, target and context
+    unit: str  # "normalized" or "return"
+
+
+def find_runs(folders: Sequence[Path]) -> list[Path]:
+    """Run folders among `folders` and up to two levels below. Raises UserError if one has none."""
+    runs: list[Path] = []
+    for folder in folders:
+        patterns = ("config.yaml", "*/config.yaml", "*/*/config.yaml")
+        found = sorted(p.parent for pattern in patterns for p in folder.glob(pattern))
+        if not found:
+            raise UserError(f"{folder}: holds no run; give a folder made by `train` or `compare`")
+        runs += found
+    return runs
+
+
+def load_run(folder: Path) -> Run:
+    """Read what the report needs. Raises UserError if the run was never evaluated."""
+    try:
+        dataset = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise UserError(f"{folder / 'dataset.json'}: is missing or damaged; train the run again") from None
+    rows = [row for row in read_rows(folder) if row["checkpoint"] == "last"]
+    if not rows:
+        raise UserError(f"{folder}: has no evaluation; run `decision-seq evaluate {folder}` first")
+    last = max(row["step"] for row in rows)
+    rows = [row for row in rows if row["step"] == last]
+    return Run(folder, load_run_config(folder / "config.yaml"), dataset, rows)
+
+
+def score_table(runs: list[Run]) -> list[Score]:
+    """One line for each dataset, target, context and agent; every training seed is shown."""
+    groups: dict[tuple[Any, ...], dict[int, list[Row]]] = {}
+    for run in runs:
+        for row in run.rows:
+            key = (run.dataset["name"], row["target"], row["context"], run.agent)
+            groups.setdefault(key, {}).setdefault(row["train_seed"], []).append(row)
+    lines = []
+    for (dataset, target, context, agent), by_seed in groups.items():
+        rows = [row for group in by_seed.values() for row in group]
+        normalized = all(row["normalized_score"] is not None for row in rows)
+        field = "normalized_score" if normalized else "episode_return"
+        seeds = [(s, float(np.mean([r[field] for r in g]))) for s, g in sorted(by_seed.items())]
+        means = [mean for _, mean in seeds]
+        lines.append(
+            Score(
+                dataset=dataset,
+                target=target,
+                context=context,
+                agent=agent,
+                seeds=seeds,
+                mean=float(np.mean(means)),
+                spread=float(np.std(means)),
+                mean_return=float(np.mean([row["episode_return"] for row in rows])),
+                episodes=len(rows),
+                best=False,
+                unit="normalized" if normalized else "return",
+            )
+        )
+    lines.sort(key=lambda s: (s.dataset, s.context, -(s.target or 0), s.agent))
+    return [_marked(line, lines) for line in lines]
+
+
+def summary(scores: list[Score], runs: list[Run]) -> list[str]:
+    """What the table says, in plain words, with how much to trust it."""
+    sentences = []
+    for dataset in sorted({s.dataset for s in scores}):
+        own = [s for s in scores if s.dataset == dataset]
+        top = max(own, key=lambda s: s.mean)
+        asked = "" if top.target is None else f" when asked for a return of {top.target:g}"
+        data = next(r.dataset for r in runs if r.dataset["name"] == dataset)
+        sentences.append(
+            f"On {dataset}, the highest mean is {top.agent}'s: return {top.mean_return:.0f}{asked} "
+            f"({top.mean:.1f} {top.unit}); the data itself has mean return {data['return_mean']:.0f}."
+        )
+    fewest = min(len(s.seeds) for s in scores)
+    if fewest < 5:
+        sentences.append(
+            f"With {fewest} training seed{'s' if fewest > 1 else ''} these differences can be "
+            "chance: no interval is given, and none should be imagined."
+        )
+    return sentences
+
+
+def write_report(
+    folders: Sequence[Path], out: Path, failed: dict[str, str] | None = None
+) -> None:
+    """Write the HTML report of the runs in `folders` to `out`, atomically.
+
+    Args:
+        folders: run folders, each with evaluation rows.
+        out: file to write.
+        failed: by name, why other runs of the comparison failed; the report says so.
+    """
+    from jinja2 import Environment
+
+    runs = [load_run(folder) for folder in folders]
+    scores = score_table(runs)
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    html = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        title=f"decision-seq: {', '.join(sorted({run.agent for run in runs}))}",
+        summary=summary(scores, runs),
+        scores=scores,
+        learning_curves=figures.learning_curves(runs),
+        target_return=figures.target_return(runs),
+        protocol=protocol(runs),
+        commands=[f"decision-seq train {run.folder / 'config.yaml'} --out NEW" for run in runs],
+        failed=failed or {},
+        walker=any(row["env"] == "Walker2d-v5" for run in runs for row in run.rows),
+    )
+    write_text(out, html)
+
+
+def protocol(runs: list[Run]) -> list[tuple[str, str]]:
+    """How the numbers came about."""
+    rows = [row for run in runs for row in run.rows]
+
+    def every(values: Any) -> str:
+        return ", ".join(sorted({str(v) for v in values}))
+
+    datasets = {f"{r.dataset['name']} ({r.dataset['hash']})": None for r in runs}
+    return [
+        ("datasets (hash of the episodes)", ", ".join(datasets)),
+        ("environment", every(row["env"] for row in rows)),
+        ("targets", "named in the config by hand"),
+        ("checkpoint", f"last (gradient step {every(row['step'] for row in rows)})"),
+        ("context", every(f"{row['context']}, K = {row['context_length']}" for row in rows)),
+        ("training seeds", every(run.config.seed for run in runs)),
+        ("environment seeds", _span([row["env_seed"] for row in rows])),
+        ("batch size", every(run.config.train.batch_size for run in runs)),
+        ("learning rate", every(run.config.train.learning_rate for run in runs)),
+        ("versions", every(", ".join(f"{k} {v}" for k, v in r["versions"].items()) for r in rows)),
+        ("hardware of this report", f"{platform.machine()}, {_processor()}"),
+    ]
+
+
+def _marked(line: Score, lines: list[Score]) -> Score:
+    rivals = [
+        s.mean
+        for s in lines
+        if (s.dataset, s.target, s.context) == (line.dataset, line.target, line.context)
+    ]
+    return Score(**{**vars(line), "best": len(rivals) > 1 and line.mean == max(rivals)})
+
+
+def _span(seeds: list[int]) -> str:
+    return f"{min(seeds)} to {max(seeds)}, the same for every agent and target"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+        return f"{len(names)} x {names[0]}"
+    except (OSError, IndexError):
+        return platform.processor() or "unknown processor"
