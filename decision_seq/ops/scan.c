@@ -214,11 +214,12 @@ typedef struct {
     vec decay[CHUNK][GROUP];
 } Work;
 
-/* What a thread needs; dB and dC still apart by lane, dh carried from later chunks. */
+/* What a thread needs. dB and dC, still apart by lane, alternate: as two arrays a power of two
+ * apart, the store to one would hold up the load from the other. */
 typedef struct {
     Work work;
-    float *dh;       /* [block of the span][N][V] */
-    float *dB, *dC;  /* [CHUNK][N][V] */
+    float *dh;  /* [block of the span][N][V], carried from later chunks */
+    float *dBC; /* [CHUNK][N][2][V] */
 } Scratch;
 
 /* In floats, with what the pointers point to. */
@@ -229,8 +230,7 @@ INLINE long scratch_size(int states) {
 static Scratch *place_scratch(float *memory, int states) {
     Scratch *k = (Scratch *)memory;
     k->dh = memory + ceil_div(sizeof(Scratch), 64) * 16;
-    k->dB = k->dh + (long)SPAN * states * V;
-    k->dC = k->dB + (long)CHUNK * states * V;
+    k->dBC = k->dh + (long)SPAN * states * V;
     return k;
 }
 
@@ -270,14 +270,15 @@ INLINE void backward_group(const Scan *s, Grads *g, Scratch *k, int b, int block
     for (int t = steps - 1; t >= 0; t--) {
         const long row = (long)b * s->length + start + t;
         const float *B = s->B + row * s->B_row + n0, *C = s->C + row * s->C_row + n0;
-        float *dB = k->dB + ((long)t * N + n0) * V, *dC = k->dC + ((long)t * N + n0) * V;
+        float *dBC = k->dBC + ((long)t * N + n0) * 2 * V;
         const vec dt = w->dt[t], x = w->x[t], dsum = w->dsum[t];
         vec dx = w->dx[t], drate = w->drate[t];
 #pragma GCC unroll 8
         for (int n = 0; n < count; n++) {
+            float *dB = dBC + 2 * n * V, *dC = dB + V;
             vec grad = dh[n] + dsum * C[n];
-            store(dC + n * V, load(dC + n * V, V) + dsum * w->h[t + 1][n], V);
-            store(dB + n * V, load(dB + n * V, V) + grad * x, V);
+            store(dB, load(dB, V) + grad * x, V);
+            store(dC, load(dC, V) + dsum * w->h[t + 1][n], V);
             dx += grad * B[n];
             dh[n] = grad * w->decay[t][n];
             grad = dh[n] * w->h[t][n]; /* dL/d(dt A) */
@@ -337,8 +338,7 @@ static void backward_item(const Scan *s, Grads *g, Scratch *k, int b, int span) 
            (long)(end - first) * (N + 1) * V * sizeof(float));
     for (int chunk = ceil_div(s->length, CHUNK) - 1; chunk >= 0; chunk--) {
         const int start = chunk * CHUNK, steps = min_int(CHUNK, s->length - start);
-        memset(k->dB, 0, (long)steps * N * V * sizeof(float));
-        memset(k->dC, 0, (long)steps * N * V * sizeof(float));
+        memset(k->dBC, 0, (long)steps * N * 2 * V * sizeof(float));
         for (int block = first; block < end; block++) {
             const int lanes = min_int(V, s->width - block * V);
             if (lanes == V)
@@ -348,8 +348,8 @@ static void backward_item(const Scan *s, Grads *g, Scratch *k, int b, int span) 
         }
         const long row = ((long)span * s->batch + b) * s->length + start;
         for (long i = 0; i < (long)steps * N; i++) {
-            g->dB[row * N + i] = sum_lanes(load(k->dB + i * V, V));
-            g->dC[row * N + i] = sum_lanes(load(k->dC + i * V, V));
+            g->dB[row * N + i] = sum_lanes(load(k->dBC + 2 * i * V, V));
+            g->dC[row * N + i] = sum_lanes(load(k->dBC + (2 * i + 1) * V, V));
         }
     }
 }
