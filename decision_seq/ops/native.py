@@ -17,33 +17,19 @@ from pathlib import Path
 
 SOURCE = Path(__file__).with_name("scan.c")
 # Not -ffast-math: it would break the rounding inside exp2_vec.
-FLAGS = ["-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC"]
+FLAGS = "-O3 -ffp-contract=fast -fno-math-errno -fno-trapping-math -shared -fPIC -w".split()
 # Tried in turn: Apple's compiler has no OpenMP, some compilers do not know -march=native.
 MACHINE_FLAGS = [["-march=native", "-fopenmp"], ["-march=native"], ["-fopenmp"], []]
 
 POINTER, INT, LONG = ctypes.c_void_p, ctypes.c_int, ctypes.c_long
 VIEW = [POINTER, LONG]  # data and row stride
+SCAN = [*VIEW, *VIEW, POINTER, *VIEW, *VIEW, POINTER, *VIEW]  # u, dt, A, B, C, D, z
 SIGNATURES = {
-    "scan_forward": [
-        *VIEW,
-        *VIEW,
-        POINTER,
-        *VIEW,
-        *VIEW,
-        POINTER,
-        *VIEW,
-        *[POINTER] * 2,
-        *[INT] * 5,
-    ],
-    "scan_backward": [
-        *[POINTER, *VIEW, *VIEW, POINTER, *VIEW, *VIEW, POINTER, *VIEW],
-        *[POINTER] * 8,
-        *[INT] * 5,
-    ],
-    "scan_step": [*VIEW, *VIEW, POINTER, *VIEW, *VIEW, POINTER, *VIEW, *[POINTER] * 3, *[INT] * 5],
+    "scan_forward": [*SCAN, *[POINTER] * 2, *[INT] * 6],
+    "scan_backward": [POINTER, *SCAN, *[POINTER] * 8, *[INT] * 6],
+    "scan_step": [*SCAN, *[POINTER] * 3, *[INT] * 5],
     "conv_forward": [*VIEW, *[POINTER] * 5, *[INT] * 5],
     "conv_backward": [POINTER, *VIEW, *[POINTER] * 5, *[INT] * 5],
-    "scan_layout": [POINTER, POINTER],
 }
 
 
@@ -89,7 +75,7 @@ def compiled() -> Path:
     with tempfile.TemporaryDirectory(dir=folder) as build:
         output = Path(build) / "scan.so"
         for machine_flags in MACHINE_FLAGS:
-            result = run([*compiler, *machine_flags, *FLAGS, str(SOURCE), "-o", str(output), "-lm"])
+            result = run([*compiler, *machine_flags, *FLAGS, str(SOURCE), "-o", str(output)])
             if result.returncode == 0:
                 output.replace(target)
                 return target

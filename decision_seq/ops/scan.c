@@ -11,7 +11,7 @@
  * The inner functions take `lanes` and `count` and are inlined into callers that pass constants, so
  * that the common case compiles to straight vector code.
  *
- * Memory: forward keeps only the state at the start of every CHUNK steps, in checkpoints
+ * Memory: forward keeps only the state at the start of every `chunk` steps, in checkpoints
  * [batch][chunk][channel block][N][V]; backward replays one chunk at a time from there.
  *
  * Determinism: work is cut into items that do not depend on the number of threads; what several
@@ -22,6 +22,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
 #ifdef _OPENMP
 #include <omp.h>
 #else
@@ -30,7 +33,7 @@ static int omp_get_thread_num(void) { return 0; }
 
 #define V 16                  /* channels a vector; narrower hardware splits it */
 #define GROUP 8               /* states worked on together: their h, dL/dh and dA fit the registers */
-#define CHUNK 32              /* steps between checkpoints; native.py reads it through scan_layout */
+#define MAX_CHUNK 32          /* most steps between checkpoints */
 #define SPAN 16               /* channel blocks of one backward item */
 #define SMALL 32768           /* multiply-adds below which starting threads costs more than it saves */
 #define LOG2E 1.44269504088896f
@@ -68,20 +71,27 @@ INLINE float sum_lanes(vec v) {
     return (q[0][0] + q[0][2]) + (q[0][1] + q[0][3]);
 }
 
-/* 2^x for x < 127, relative error below 2e-7, and exactly 1 at 0; below -126 it stays at 2^-126.
- * Adding 1.5 * 2^23 leaves round(x) in the low bits of the sum, ready to be shifted into the
- * exponent; this is what -ffast-math would break. The polynomial is the minimax fit of 2^f on
- * [-1/2, 1/2] with constant term 1. */
+/* 2^x for x < 127, relative error below 2e-7, and exactly 1 at 0; far below -126 it is 0 with
+ * AVX-512, which scales by powers of two in one instruction, and 2^-126 elsewhere. Adding
+ * 1.5 * 2^23 leaves round(x) in the low bits of the sum, ready to be shifted into the exponent;
+ * this is what -ffast-math would break. The polynomial is the minimax fit of 2^f on [-1/2, 1/2]
+ * with constant term 1. */
 INLINE vec exp2_vec(vec x) {
     const float shift = 12582912.f;
+#ifndef __AVX512F__
     x = at_least(x, -126.f);
-    vec rounded = x + shift, f = x - (rounded - shift);
+#endif
+    vec shifted = x + shift, whole = shifted - shift, f = x - whole;
     vec p = 1.3264727e-3f * f + 9.6715127e-3f;
     p = p * f + 5.5507433e-2f;
     p = p * f + 2.4022242e-1f;
     p = p * f + 6.9314698e-1f;
     p = p * f + 1.f;
-    return (vec)((ivec)p + ((ivec)rounded << 23));
+#ifdef __AVX512F__
+    return (vec)_mm512_scalef_ps((__m512)p, (__m512)whole);
+#else
+    return (vec)((ivec)p + ((ivec)shifted << 23));
+#endif
 }
 
 INLINE vec sigmoid(vec x) {
@@ -97,7 +107,7 @@ INLINE vec silu_slope(vec x, vec s) { return s * (1.f + x * (1.f - s)); }
 typedef struct {
     const float *u, *dt, *B, *C, *z; /* z may be NULL */
     long u_row, dt_row, B_row, C_row, z_row;
-    int batch, length, width, states;
+    int batch, length, width, states, chunk;
     float *rates; /* A * log2(e), packed [block][N][V] */
     float *skip;  /* D, packed [block][V] */
 } Scan;
@@ -120,7 +130,7 @@ static void pack_parameters(Scan *s, const float *A, const float *D, float *memo
 }
 
 INLINE float *checkpoint_at(const Scan *s, float *checkpoints, int b, int chunk, int block, int n) {
-    const long chunks = ceil_div(s->length, CHUNK);
+    const long chunks = ceil_div(s->length, s->chunk);
     return checkpoints + (((b * chunks + chunk) * block_count(s) + block) * s->states + n) * V;
 }
 
@@ -136,9 +146,9 @@ INLINE void forward_group(const Scan *s, int b, int block, int n0, int count, in
         const long row = (long)b * s->length + t;
         const float *B = s->B + row * s->B_row + n0, *C = s->C + row * s->C_row + n0;
         float *out = y + row * s->width + e;
-        if (checkpoints && t % CHUNK == 0)
+        if (checkpoints && t % s->chunk == 0)
             for (int n = 0; n < count; n++)
-                store(checkpoint_at(s, checkpoints, b, t / CHUNK, block, n0 + n), h[n], V);
+                store(checkpoint_at(s, checkpoints, b, t / s->chunk, block, n0 + n), h[n], V);
         const vec dt = load(s->dt + row * s->dt_row + e, lanes);
         const vec u = load(s->u + row * s->u_row + e, lanes), x = dt * u;
         vec sum = n0 ? load(out, lanes) : skip * u;
@@ -163,25 +173,20 @@ INLINE void forward_block(const Scan *s, int b, int block, int lanes, float *y,
     if (n < s->states) forward_group(s, b, block, n, s->states - n, lanes, y, checkpoints);
 }
 
-/* Steps between checkpoints and channels a block: what the caller needs to size `checkpoints`. */
-void scan_layout(int *chunk, int *block) {
-    *chunk = CHUNK;
-    *block = V;
-}
-
-/* checkpoints may be NULL where no backward follows. Returns 0, or -1 if memory runs out. */
+/* checkpoints may be NULL where no backward follows; chunk <= MAX_CHUNK. Returns 0, or -1 if
+ * memory runs out. */
 int scan_forward(const float *u, long u_row, const float *dt, long dt_row, const float *A,
                  const float *B, long B_row, const float *C, long C_row, const float *D,
                  const float *z, long z_row, float *y, float *checkpoints, int batch, int length,
-                 int width, int states, int threads) {
-    Scan s = {u,     dt,    B,     C,     z,      u_row, dt_row, B_row,
-              C_row, z_row, batch, length, width, states, 0,      0};
+                 int width, int states, int chunk, int threads) {
+    Scan s = {u,     dt,    B,      C,     z,      u_row, dt_row, B_row, C_row,
+              z_row, batch, length, width, states, chunk, NULL,   NULL};
     float *memory = aligned_alloc(64, packed_size(&s) * sizeof(float));
     if (!memory) return -1;
     pack_parameters(&s, A, D, memory);
     const int blocks = block_count(&s);
     if ((long)batch * length * width * states < SMALL) threads = 1;
-#pragma omp parallel for collapse(2) schedule(static) num_threads(threads)
+#pragma omp parallel for collapse(2) schedule(dynamic, 4) num_threads(threads)
     for (int b = 0; b < batch; b++)
         for (int block = 0; block < blocks; block++) {
             const int lanes = min_int(V, width - block * V);
@@ -205,13 +210,13 @@ typedef struct {
 
 /* One block of channels over one chunk of time. */
 typedef struct {
-    vec dt[CHUNK], x[CHUNK];    /* x = dt * u */
-    vec dsum[CHUNK];            /* dL/d(C h + D u) */
-    vec dgate[CHUNK];           /* dy * silu'(z) */
-    vec sum[CHUNK];             /* C h */
-    vec dx[CHUNK], drate[CHUNK]; /* dL/dx; dL/d dt through the decay, times log2(e) */
-    vec h[CHUNK + 1][GROUP];    /* h[t] is the state before step t */
-    vec decay[CHUNK][GROUP];
+    vec dt[MAX_CHUNK], x[MAX_CHUNK];     /* x = dt * u */
+    vec dsum[MAX_CHUNK];                 /* dL/d(C h + D u) */
+    vec dgate[MAX_CHUNK];                /* dy * silu'(z) */
+    vec sum[MAX_CHUNK];                  /* C h */
+    vec dx[MAX_CHUNK], drate[MAX_CHUNK]; /* dL/dx; dL/d dt through the decay, times log2(e) */
+    vec h[MAX_CHUNK + 1][GROUP];         /* h[t] is the state before step t */
+    vec decay[MAX_CHUNK][GROUP];
 } Work;
 
 /* What a thread needs. dB and dC, still apart by lane, alternate: as two arrays a power of two
@@ -219,12 +224,12 @@ typedef struct {
 typedef struct {
     Work work;
     float *dh;  /* [block of the span][N][V], carried from later chunks */
-    float *dBC; /* [CHUNK][N][2][V] */
+    float *dBC; /* [MAX_CHUNK][N][2][V] */
 } Scratch;
 
 /* In floats, with what the pointers point to. */
 INLINE long scratch_size(int states) {
-    return ceil_div(sizeof(Scratch), 64) * 16 + (long)(SPAN + 2 * CHUNK) * states * V;
+    return ceil_div(sizeof(Scratch), 64) * 16 + (long)(SPAN + 2 * MAX_CHUNK) * states * V;
 }
 
 static Scratch *place_scratch(float *memory, int states) {
@@ -241,7 +246,7 @@ INLINE void backward_group(const Scan *s, Grads *g, Scratch *k, int b, int block
     const int N = s->states;
     Work *w = &k->work;
     const float *rates = s->rates + ((long)block * N + n0) * V;
-    const float *from = checkpoint_at(s, g->checkpoints, b, start / CHUNK, block, n0);
+    const float *from = checkpoint_at(s, g->checkpoints, b, start / s->chunk, block, n0);
     float *dh_at = k->dh + ((long)(block % SPAN) * N + n0) * V;
     float *dA_at = g->dA + (((long)b * block_count(s) + block) * (N + 1) + n0) * V;
     vec h[GROUP], dh[GROUP], dA[GROUP];
@@ -336,8 +341,8 @@ static void backward_item(const Scan *s, Grads *g, Scratch *k, int b, int span) 
     memset(k->dh, 0, (long)SPAN * N * V * sizeof(float));
     memset(g->dA + ((long)b * block_count(s) + first) * (N + 1) * V, 0,
            (long)(end - first) * (N + 1) * V * sizeof(float));
-    for (int chunk = ceil_div(s->length, CHUNK) - 1; chunk >= 0; chunk--) {
-        const int start = chunk * CHUNK, steps = min_int(CHUNK, s->length - start);
+    for (int chunk = ceil_div(s->length, s->chunk) - 1; chunk >= 0; chunk--) {
+        const int start = chunk * s->chunk, steps = min_int(s->chunk, s->length - start);
         memset(k->dBC, 0, (long)steps * N * 2 * V * sizeof(float));
         for (int block = first; block < end; block++) {
             const int lanes = min_int(V, s->width - block * V);
@@ -367,9 +372,9 @@ int scan_backward(const float *dy, const float *u, long u_row, const float *dt, 
                   const float *A, const float *B, long B_row, const float *C, long C_row,
                   const float *D, const float *z, long z_row, float *checkpoints, float *du,
                   float *ddt, float *dA, float *dB, float *dC, float *dD, float *dz, int batch,
-                  int length, int width, int states, int threads) {
-    Scan s = {u,     dt,    B,     C,     z,      u_row, dt_row, B_row,
-              C_row, z_row, batch, length, width, states, 0,      0};
+                  int length, int width, int states, int chunk, int threads) {
+    Scan s = {u,     dt,    B,      C,     z,      u_row, dt_row, B_row, C_row,
+              z_row, batch, length, width, states, chunk, NULL,   NULL};
     const int N = states, blocks = block_count(&s), spans = ceil_div(blocks, SPAN);
     if ((long)batch * length * width * states < SMALL) threads = 1;
 
