@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import uuid
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,8 @@ def _store(
     target = minari_dataset.folder(dataset_id)
     reference = reference_returns(env.spec.id)
     scores = dict(zip(("ref_min_score", "ref_max_score"), reference or (), strict=False))
-    with _temporary_storage(target) as temporary:
+    with _temporary_storage(target) as temporary, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # about e-mail and permalink of an author
         dataset = minari.create_dataset_from_buffers(
             dataset_id,
             [EpisodeBuffer(id=i, **buffer) for i, buffer in enumerate(buffers)],

@@ -76,10 +76,14 @@ class MLPPolicy:
         action = x @ self.weights[-1].T + self.biases[-1]
         if not deterministic:
             noise = rng.standard_normal(action.shape, dtype=np.float32)
-            action = action + np.exp(self.log_std) * noise
+            action = action + np.exp(self.noise_log_std(x)) * noise
         if self.squash == "tanh":
             action = np.tanh(action)
         return np.clip(action, -1.0, 1.0)
+
+    def noise_log_std(self, features: FloatArray) -> FloatArray:
+        """Log standard deviation of the noise for features ``[B, H]``: the same everywhere."""
+        return self.log_std
 
     def save(self, path: str | os.PathLike[str], metadata: Mapping[str, str]) -> None:
         """Write the policy to a safetensors file, replacing ``path`` atomically.

@@ -77,7 +77,7 @@ def run_matrix(
             config = out / "cells" / f"{cell.name}.yaml"
             write_run_config(cell.config, config)
             train = ["train", str(config), "--out", str(run), "--resume"]
-            if reason := _run(train, say) or _run(["evaluate", str(run)], say):
+            if reason := run_command(train, say) or run_command(["evaluate", str(run)], say):
                 failed[cell.name] = reason
                 say(f"{cell.name} failed: {reason}")
         if cell.name not in failed:
@@ -87,8 +87,8 @@ def run_matrix(
     return runs, failed
 
 
-def _run(arguments: list[str], say: Callable[[str], None]) -> str | None:
-    """Run one command of ours as its own process. Returns why it failed, or None."""
+def run_command(arguments: list[str], say: Callable[[str], None]) -> str | None:
+    """Run one command of ours in a process of its own. Returns why it failed, or None."""
     say(f"$ decision-seq {shlex.join(arguments)}")
     process = subprocess.run(
         [sys.executable, "-m", "decision_seq", *arguments], stdout=subprocess.DEVNULL

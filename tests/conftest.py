@@ -1,0 +1,98 @@
+"""Shared fixtures: isolated caches, and small real episodes of the toy environment."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from decision_seq.data.episodes import Episodes, from_flat
+from decision_seq.data.store import EpisodeStore, open_store
+
+
+@pytest.fixture(autouse=True)
+def isolated(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes the user's datasets. Kernels are shared: they are compiled once."""
+    base = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(base / "minari"))
+    monkeypatch.setattr("decision_seq.data.store.cache_dir", lambda: base / "cache")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> Iterator[None]:
+    """Small tensors: threads would only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def random_episodes(
+    lengths: list[int], width: int = 3, action_dim: int = 2, seed: int = 0
+) -> Episodes:
+    """Random numbers in the form of episodes; every second one ends as terminated."""
+    rng = np.random.default_rng(seed)
+    steps = sum(lengths)
+    ends = np.cumsum(lengths) - 1
+    terminated, truncated = np.zeros((2, steps), bool)
+    terminated[ends[::2]] = True
+    truncated[ends[1::2]] = True
+    return from_flat(
+        "random",
+        rng.standard_normal((steps, width)).astype(np.float32),
+        rng.uniform(-1, 1, (steps, action_dim)).astype(np.float32),
+        rng.standard_normal(steps).astype(np.float32),
+        terminated,
+        truncated,
+        {},
+    )
+
+
+def write_npz(path: Path, episodes: Episodes, **changes: np.ndarray | None) -> Path:
+    """Write `episodes` in the npz layout; `changes` replace or (None) leave out arrays."""
+    arrays: dict[str, np.ndarray | None] = {
+        "observations": episodes.observations,
+        "actions": episodes.actions,
+        "rewards": episodes.rewards,
+        "terminations": episodes.terminated,
+        "truncations": episodes.truncated,
+        "meta": np.array(json.dumps({"env_id": "Hopper-v5"})),
+    } | changes
+    np.savez(path, **{k: v for k, v in arrays.items() if v is not None})
+    return path
+
+
+def toy_episodes(count: int = 60, seed: int = 0) -> Episodes:
+    """Real episodes of PointRun by its behaviour policy."""
+    from decision_seq.envs.registry import make
+    from decision_seq.envs.toy import steady_runner
+
+    env = make("point-run")
+    rows: list[tuple] = []
+    for i in range(count):
+        act = steady_runner(np.random.default_rng([seed, i]))
+        observation, _ = env.reset(seed=seed + i)
+        ended = False
+        while not ended:
+            action = act(observation)
+            following, reward, terminated, truncated, _ = env.step(action)
+            rows.append((observation, action, reward, terminated, truncated))
+            observation, ended = following, terminated or truncated
+    columns = [np.array(column) for column in zip(*rows, strict=True)]
+    return from_flat("toy", *columns, info={"env_id": "decision-seq/PointRun-v0"})
+
+
+@pytest.fixture(scope="session")
+def toy_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An npz file of 60 real toy episodes."""
+    return write_npz(tmp_path_factory.mktemp("toy") / "toy.npz", toy_episodes())
+
+
+@pytest.fixture
+def toy_store(toy_file: Path) -> EpisodeStore:
+    """The store of `toy_file`."""
+    return open_store([str(toy_file)])

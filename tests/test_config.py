@@ -1,0 +1,117 @@
+"""Configs: strict, sentence-sized errors, and a resolved form that can be fed back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from decision_seq.agents import SequenceAgent
+from decision_seq.agents.base import AgentSpec
+from decision_seq.config import dump_yaml, parse_overrides
+from decision_seq.errors import UserError
+from decision_seq.eval.compare import load_matrix
+from decision_seq.run_config import RunConfig, load_run_config, write_run_config
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+RUNS = sorted(p for p in CONFIGS.glob("*.yaml") if not p.name.startswith("compare"))
+COMPARES = sorted(CONFIGS.glob("compare*.yaml"))
+HOPPER = CONFIGS / "hopper-decision-mamba.yaml"
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda p: p.stem)
+def test_every_config_builds_its_agent(path: Path) -> None:
+    config = load_run_config(path)
+    agent = config.agent.agent(config.agent, AgentSpec(11, 3, False, 999))
+    assert isinstance(agent, SequenceAgent)
+    env, _, name = path.stem.partition("-")
+    assert config.name in path.stem and config.env.lower().startswith(env.split("-")[0])
+
+
+@pytest.mark.parametrize("path", COMPARES, ids=lambda p: p.stem)
+def test_every_comparison_expands(path: Path) -> None:
+    cells = load_matrix(path, [])
+    assert len({cell.name for cell in cells}) == len(cells) > 1
+
+
+def test_paper_values_are_the_defaults_for_hopper() -> None:
+    config = load_run_config(HOPPER)
+    assert (config.agent.context_length, config.agent.backbone.layers) == (20, 3)
+    assert config.agent.backbone.width == 256  # the paper's for hopper medium
+    assert config.train.learning_rate == 1e-4 and config.train.gradient_clip == 0.25
+    assert config.eval.targets == (3600.0, 1800.0) and config.eval.episodes == 100
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda p: p.stem)
+def test_resolved_config_reads_back_the_same(path: Path, tmp_path: Path) -> None:
+    config = load_run_config(path, ["seed=7", "data.sources=[a.npz]"])
+    write_run_config(config, tmp_path / "config.yaml")
+    assert load_run_config(tmp_path / "config.yaml") == config
+    assert config.data.sources == (str(Path("a.npz").resolve()),)
+
+
+def test_overrides_reach_nested_fields() -> None:
+    config = load_run_config(
+        HOPPER, ["agent.backbone.width=32", "data.sources=[a.npz,b.hdf5]", "train.learning_rate=1e-3"]
+    )
+    assert config.agent.backbone.width == 32
+    assert [Path(s).name for s in config.data.sources] == ["a.npz", "b.hdf5"]
+    assert config.train.learning_rate == 1e-3
+
+
+def test_another_backbone_keeps_the_shared_fields() -> None:
+    config = load_run_config(
+        HOPPER, ["agent.backbone.kind=attention", "agent.backbone.heads=4"]
+    )
+    assert config.agent.backbone.kind == "attention"
+    assert config.agent.backbone.width == 256  # said in the file, and every backbone has it
+
+
+def test_another_preset_replaces_the_agent() -> None:
+    config = load_run_config(HOPPER, ["agent.preset=bc"])
+    assert config.agent.kind == "behaviour_cloning" and config.agent.tokens == ("observation",)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("agent.backbone.widht=3", ["`agent.backbone.widht`", "`agent.backbone.width`"]),
+        ("trian.steps=3", ["`trian`", "`train`"]),
+        ("train.steps=many", ["`train.steps`", "whole number", "'many'"]),
+        ("train.steps=1.5", ["`train.steps`", "whole number"]),
+        ("train.steps=true", ["`train.steps`", "whole number"]),
+        ("train.steps=0", ["train.steps is 0"]),
+        ("train.learning_rate=.nan", ["`train.learning_rate`", "finite"]),
+        ("agent.backbone.kind=mambo", ["`agent.backbone.kind`", "mambo", "`mamba`"]),
+        ("agent.backbone.dropout=1.5", ["agent.backbone.dropout is 1.5"]),
+        ("agent.preset=decision-tree", ["decision-tree", "decision-mamba"]),
+        ("agent.tokens=action", ["`agent.tokens`", "list"]),
+        ("eval.context=widow", ["`eval.context`", "widow", "window, stream"]),
+        ("data=3", ["`data`", "mapping"]),
+        ("agent=3", ["`agent`", "mapping"]),
+        ("train.steps", ["--set train.steps", "KEY=VALUE"]),
+    ],
+)
+def test_errors_name_file_key_and_nearest(override: str, words: list[str]) -> None:
+    with pytest.raises(UserError) as error:
+        load_run_config(HOPPER, [override])
+    message = str(error.value)
+    assert "\n" not in message
+    if "=" in override:
+        assert str(HOPPER) in message
+    for word in words:
+        assert word in message
+
+
+@pytest.mark.parametrize("text", ["", "- a", "a: [", "a: 1", "\x00", "env: 3\ndata: {sources: [a]}"])
+def test_broken_files_are_one_sentence(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"broken\.yaml"):
+        load_run_config(path)
+
+
+def test_scientific_notation_is_a_number() -> None:
+    assert parse_overrides(["a.b=1e-4"]) == {"a": {"b": 1e-4}}
+    assert "learning_rate: 0.0001" in dump_yaml(load_run_config(HOPPER))
+    assert isinstance(load_run_config(HOPPER), RunConfig)
