@@ -526,49 +526,40 @@ int conv_forward(const float *x, long x_row, const float *weight, const float *b
     return 0;
 }
 
-/* dL/d(convolution) of one step into its place in the ring; adds to the weights' gradients. */
-INLINE void conv_backward_at(const Conv *c, const float **rows, const float *dy, float *dsum,
-                             float *dweight, int e, int lanes) {
-    const vec sum = convolve(c, rows, e, lanes);
-    const vec grad = load(dy + e, lanes) * silu_slope(sum, sigmoid(sum));
-    store(dsum + e, grad, V);
-    for (int tap = 0; tap <= c->taps; tap++) {
-        float *to = dweight + tap * padded(c) + e;
-        if (tap == c->taps)
-            store(to, load(to, V) + grad, V);
-        else if (rows[tap])
-            store(to, load(to, V) + grad * load(rows[tap] + e, lanes), V);
+/* One row of the batch and one block of channels, forward in time. The last `taps` inputs and
+ * gradients of the sum slide through x and dsum, so that dx follows taps - 1 steps behind. */
+INLINE void conv_backward_block(const Conv *c, int b, int e, int taps, int lanes, const float *dy,
+                                float *dx, float *dweight) {
+    const vec bias = load(c->weight + taps * padded(c) + e, V);
+    vec weight[taps], dw[taps], x[taps], dsum[taps], dbias = splat(0);
+    for (int tap = 0; tap < taps; tap++) {
+        weight[tap] = load(c->weight + tap * padded(c) + e, V);
+        dw[tap] = x[tap] = dsum[tap] = splat(0);
     }
-}
-
-/* One row of the batch. The last `taps` steps of dsum are kept in a ring, so that dx follows
- * taps - 1 steps behind in the same pass. */
-static void conv_backward_row(const Conv *c, int b, const float *dy, float *dx, float *dweight,
-                              float *ring) {
-    const int taps = c->taps, width = c->width;
-    memset(dweight, 0, (taps + 1) * padded(c) * sizeof(float));
     for (int t = 0; t < c->length + taps - 1; t++) {
-        if (t < c->length) {
-            const float *rows[taps], *dy_row = dy + ((long)b * c->length + t) * width;
-            float *dsum = ring + t % taps * padded(c);
-            int e = 0;
-            tap_rows(c, b, t, rows);
-            for (; e + V <= width; e += V) conv_backward_at(c, rows, dy_row, dsum, dweight, e, V);
-            if (e < width) conv_backward_at(c, rows, dy_row, dsum, dweight, e, width - e);
+        const long row = (long)b * c->length + t;
+        for (int tap = 1; tap < taps; tap++) {
+            x[tap - 1] = x[tap];
+            dsum[tap - 1] = dsum[tap];
         }
-        const int to = t - (taps - 1);
-        if (to < 0) continue;
-        for (int e = 0; e < width; e += V) {
+        x[taps - 1] = dsum[taps - 1] = splat(0);
+        if (t < c->length) {
+            x[taps - 1] = load(c->x + row * c->x_row + e, lanes);
+            vec sum = bias;
+            for (int tap = 0; tap < taps; tap++) sum += x[tap] * weight[tap];
+            const vec grad = load(dy + row * c->width + e, lanes) * silu_slope(sum, sigmoid(sum));
+            for (int tap = 0; tap < taps; tap++) dw[tap] += x[tap] * grad;
+            dbias += grad;
+            dsum[taps - 1] = grad;
+        }
+        if (t >= taps - 1) {
             vec sum = splat(0);
-            for (int tap = 0; tap < taps; tap++) {
-                const int from = to + taps - 1 - tap;
-                if (from < c->length)
-                    sum += load(ring + from % taps * padded(c) + e, V) *
-                           load(c->weight + tap * padded(c) + e, V);
-            }
-            store(dx + ((long)b * c->length + to) * width + e, sum, min_int(V, width - e));
+            for (int tap = 0; tap < taps; tap++) sum += dsum[taps - 1 - tap] * weight[tap];
+            store(dx + (row - (taps - 1)) * c->width + e, sum, lanes);
         }
     }
+    for (int tap = 0; tap < taps; tap++) store(dweight + tap * padded(c) + e, dw[tap], V);
+    store(dweight + taps * padded(c) + e, dbias, V);
 }
 
 /* dy and all outputs are contiguous. Returns 0, or -1 if memory runs out. */
@@ -578,16 +569,21 @@ int conv_backward(const float *dy, const float *x, long x_row, const float *weig
     Conv c = {x, NULL, x_row, batch, length, width, taps, NULL};
     if (pack_weight(&c, weight, bias)) return -1;
     if ((long)batch * length * width * taps < SMALL) threads = 1;
-    const long part = (taps + 1) * padded(&c), ring = taps * padded(&c);
-    float *parts = aligned_alloc(64, (batch * part + threads * ring) * sizeof(float));
+    const long part = (taps + 1) * padded(&c);
+    float *parts = aligned_alloc(64, batch * part * sizeof(float));
     if (!parts) {
         free(c.weight);
         return -1;
     }
-#pragma omp parallel for schedule(dynamic) num_threads(threads)
+#pragma omp parallel for collapse(2) schedule(dynamic, 4) num_threads(threads)
     for (int b = 0; b < batch; b++)
-        conv_backward_row(&c, b, dy, dx, parts + b * part,
-                          parts + batch * part + omp_get_thread_num() * ring);
+        for (int e = 0; e < width; e += V) {
+            const int lanes = min_int(V, width - e);
+            if (lanes == V && taps == 4)
+                conv_backward_block(&c, b, e, 4, V, dy, dx, parts + b * part);
+            else
+                conv_backward_block(&c, b, e, taps, lanes, dy, dx, parts + b * part);
+        }
     for (int e = 0; e < width; e++)
         for (int tap = 0; tap <= taps; tap++) {
             float sum = 0;
