@@ -1,0 +1,272 @@
+"""Agents: causality down to a_t itself, padding, contexts that agree, checkpoints that act."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import random_episodes, write_npz
+from torch import Tensor
+
+from decision_seq.agents import AgentConfig, AgentSpec, SequenceAgent, load_agent, save_agent
+from decision_seq.agents.base import Context
+from decision_seq.agents.behaviour_cloning import BehaviourCloningConfig
+from decision_seq.agents.return_conditioned import ReturnConditionedConfig
+from decision_seq.backbones import BackboneConfig
+from decision_seq.backbones.mamba import DT_MAX, DT_MIN, Mamba
+from decision_seq.data.store import open_store
+from decision_seq.data.transforms import ReturnSpec
+from decision_seq.data.windows import Batch
+from decision_seq.errors import UserError
+
+K, S, A = 5, 4, 3
+KINDS = sorted(BackboneConfig.registry)
+every_backbone = pytest.mark.parametrize("kind", KINDS)
+
+
+def make(
+    kind: str, config: type[AgentConfig] = ReturnConditionedConfig, discrete: bool = False, **kw: object
+) -> SequenceAgent:
+    """A small agent, with large enough weights that inputs matter."""
+    torch.manual_seed(0)
+    backbone = BackboneConfig.registry[kind](width=16, layers=2, dropout=0.0)
+    fields = {"context_length": K, "returns": ReturnSpec(scale=10.0), "backbone": backbone} | kw
+    settings = config(**fields)  # type: ignore[arg-type]
+    agent = settings.agent(settings, AgentSpec(S, A, discrete, max_timestep=20)).eval()
+    with torch.no_grad():
+        agent.observation_mean.fill_(0.5)
+        agent.observation_std.fill_(2.0)
+        for name, parameter in agent.backbone.named_parameters():
+            if "mixer" in name and name.endswith("weight") and parameter.ndim == 2:
+                parameter.normal_(std=parameter.shape[1] ** -0.5)
+    return agent
+
+
+def random_batch(size: int = 3, discrete: bool = False, lengths: list[int] | None = None) -> Batch:
+    generator = torch.Generator().manual_seed(2)
+    mask = torch.arange(K) < torch.tensor(lengths or [K] * size)[:, None]
+    if discrete:
+        actions = torch.randint(A, (size, K), generator=generator)
+    else:
+        actions = torch.rand(size, K, A, generator=generator) * 2 - 1
+    return Batch(
+        observations=torch.randn(size, K, S, generator=generator),
+        actions=actions,
+        returns_to_go=torch.rand(size, K, generator=generator),
+        timesteps=torch.arange(K).expand(size, K) + 3,
+        mask=mask,
+    )
+
+
+def predict(agent: SequenceAgent, batch: Batch) -> Tensor:
+    values = agent.values(batch.observations, batch.actions, batch.returns_to_go)
+    return agent(values, batch.timesteps)
+
+
+@every_backbone
+@pytest.mark.parametrize("t", range(K))
+def test_a_prediction_sees_neither_its_own_action_nor_anything_later(kind: str, t: int) -> None:
+    agent, batch = make(kind), random_batch()
+    before = predict(agent, batch)[:, t]
+    changed = dataclasses.replace(
+        batch,
+        observations=batch.observations.clone(),
+        actions=batch.actions.clone(),
+        returns_to_go=batch.returns_to_go.clone(),
+    )
+    changed.actions[:, t:] = -changed.actions[:, t:]
+    changed.observations[:, t + 1 :] += 1
+    changed.returns_to_go[:, t + 1 :] += 1
+    torch.testing.assert_close(predict(agent, changed)[:, t], before, rtol=0, atol=1e-6)
+    changed.observations[:, t] += 1  # and it does see the observation it acts on
+    assert (predict(agent, changed)[:, t] - before).abs().max() > 1e-4
+
+
+@every_backbone
+def test_padding_changes_neither_predictions_nor_loss(kind: str) -> None:
+    agent, batch = make(kind), random_batch(lengths=[2, K, 4])
+    noisy = dataclasses.replace(batch, observations=batch.observations.clone(), actions=batch.actions.clone())
+    noisy.observations[~batch.mask] = 100.0
+    noisy.actions[~batch.mask] = 1.0
+    difference = (predict(agent, noisy) - predict(agent, batch))[batch.mask]
+    assert difference.abs().max() < 1e-6
+    torch.testing.assert_close(agent.loss(noisy), agent.loss(batch))
+    rows = [dataclasses.replace(batch, **{f.name: getattr(batch, f.name)[i : i + 1] for f in dataclasses.fields(batch)}) for i in range(3)]
+    total = sum(agent.loss(row) * row.mask.sum() for row in rows)
+    torch.testing.assert_close(total / batch.mask.sum(), agent.loss(batch))
+
+
+@every_backbone
+@pytest.mark.parametrize("config", [ReturnConditionedConfig, BehaviourCloningConfig])
+@pytest.mark.parametrize("discrete", [False, True])
+def test_every_parameter_gets_a_gradient(
+    kind: str, config: type[AgentConfig], discrete: bool
+) -> None:
+    agent = make(kind, config, discrete)
+    if kind == "none" and "action" in agent.config.tokens:
+        agent = make(kind, config, discrete, tokens=("observation",))  # nothing reads an action
+    agent.loss(random_batch(discrete=discrete)).backward()
+    for name, parameter in agent.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+
+
+@pytest.mark.parametrize("config", [ReturnConditionedConfig, BehaviourCloningConfig])
+def test_dt_is_in_range_once_an_agent_is_built(config: type[AgentConfig]) -> None:
+    agent = config().agent(config(), AgentSpec(S, A, False, 20))
+    mixers = [m for m in agent.modules() if isinstance(m, Mamba)]
+    assert len(mixers) == 3
+    for mixer in mixers:
+        dt = F.softplus(mixer.dt_proj.bias)
+        assert dt.min() >= DT_MIN * 0.999 and dt.max() <= DT_MAX * 1.001
+
+
+def roll(agent: SequenceAgent, context: Context, steps: int, seed: int = 3, lanes: int = 2) -> Tensor:
+    """Actions [steps, lanes, ...] for a fixed sequence of observations and rewards."""
+    generator = torch.Generator().manual_seed(seed)
+    observations = torch.randn(steps, lanes, S, generator=generator)
+    rewards = torch.rand(steps, lanes, generator=generator)
+    state = agent.init_state(lanes, context, torch.linspace(5, 8, lanes))
+    action = torch.zeros(lanes, A) if not agent.spec.discrete else torch.zeros(lanes, dtype=torch.int64)
+    actions = []
+    for t in range(steps):
+        action, state = agent.act(observations[t], action, rewards[t - 1], state)
+        actions.append(action)
+    return torch.stack(actions)
+
+
+@every_backbone
+@pytest.mark.parametrize("config", [ReturnConditionedConfig, BehaviourCloningConfig])
+@pytest.mark.parametrize("tokens", [None, ("return_to_go", "observation"), ("observation",)])
+def test_contexts_agree_within_the_window(
+    kind: str, config: type[AgentConfig], tokens: tuple[str, ...] | None
+) -> None:
+    agent = make(kind, config, **({"tokens": tokens} if tokens else {}))
+    window, stream = roll(agent, "window", 2 * K), roll(agent, "stream", 2 * K)
+    torch.testing.assert_close(stream[:K], window[:K], rtol=1e-4, atol=1e-5)
+    if kind == "none":
+        torch.testing.assert_close(stream, window, rtol=1e-4, atol=1e-5)
+
+
+@every_backbone
+def test_acting_sees_the_very_tokens_of_training(kind: str) -> None:
+    """Replaying an episode step by step predicts what the training windows predict."""
+    agent, steps = make(kind), K + 3
+    generator = torch.Generator().manual_seed(4)
+    observations = torch.randn(steps, S, generator=generator)
+    rewards = torch.rand(steps, generator=generator)
+    actions = torch.rand(steps, A, generator=generator)
+    to_go = torch.tensor([9.0 - rewards[:t].sum() for t in range(steps)]) / 10
+    state = agent.init_state(1, "window", torch.tensor([9.0]))
+    for t in range(steps):
+        acted, state = agent.act(observations[t : t + 1], actions[t - 1 : t] if t else actions[:1], rewards[t - 1 : t] if t else rewards[:1], state)
+        first = max(0, t - K + 1)
+        window = slice(first, t + 1)
+        values = agent.values(observations[None, window], actions[None, window], to_go[None, window])
+        with torch.no_grad():
+            expected = agent(values, torch.arange(first, t + 1)[None])[:, -1]
+        torch.testing.assert_close(acted, expected, rtol=1e-4, atol=1e-5)
+
+
+@every_backbone
+@pytest.mark.parametrize("context", ["window", "stream"])
+def test_a_reset_lane_acts_as_new(kind: str, context: Context) -> None:
+    agent = make(kind)
+    generator = torch.Generator().manual_seed(5)
+    observations = torch.randn(9, 2, S, generator=generator)
+    rewards = torch.rand(9, 2, generator=generator)
+
+    def run(first: int, state: object, action: Tensor) -> list[Tensor]:
+        actions = []
+        for t in range(first, 9):
+            action, state = agent.act(observations[t], action, rewards[t - 1], state)  # type: ignore[arg-type]
+            actions.append(action)
+        return actions
+
+    target = torch.tensor([6.0, 7.0])
+    state, action = agent.init_state(2, context, target), torch.zeros(2, A)
+    for t in range(4):
+        action, state = agent.act(observations[t], action, rewards[t - 1], state)
+    after_reset = run(4, agent.reset(state, torch.tensor([True, False])), action)
+    kept = run(4, state, action)
+    fresh = run(4, agent.init_state(2, context, target), torch.zeros(2, A))
+    for a, b, c in zip(after_reset, fresh, kept, strict=True):
+        torch.testing.assert_close(a[0], b[0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(a[1], c[1], rtol=1e-4, atol=1e-5)
+
+
+def test_return_to_go_drops_by_the_reward_unless_delayed() -> None:
+    for delayed, expected in ((False, (7.0 - 2.0) / 10), (True, 0.7)):
+        agent = make("mamba", returns=ReturnSpec(scale=10.0, delayed=delayed))
+        state = agent.init_state(1, "stream", torch.tensor([7.0]))
+        action, reward = torch.zeros(1, A), torch.tensor([2.0])
+        action, state = agent.act(torch.zeros(1, S), action, reward, state)
+        assert state.return_to_go.item() == pytest.approx(0.7)
+        _, state = agent.act(torch.zeros(1, S), action, reward, state)
+        assert state.return_to_go.item() == pytest.approx(expected)
+
+
+def test_timesteps_beyond_the_longest_episode_share_its_embedding() -> None:
+    embedding = make("mamba").embedding
+    values = {
+        "return_to_go": torch.ones(1, 2),
+        "observation": torch.ones(1, 2, S),
+        "action": torch.ones(1, 2, A),
+    }
+    late = embedding(values, torch.tensor([[20, 900]])).unflatten(1, (2, 3))
+    assert torch.equal(late[:, 0], late[:, 1])
+
+
+def test_discrete_actions_are_indices_and_learned() -> None:
+    agent = make("mamba", discrete=True)
+    actions = roll(agent, "stream", 4)
+    assert actions.dtype == torch.int64 and actions.min() >= 0 and actions.max() < A
+    batch = random_batch(discrete=True, lengths=[2, K, 4])
+    logits = predict(agent, batch)
+    wanted = F.cross_entropy(logits[batch.mask], batch.actions[batch.mask])
+    torch.testing.assert_close(agent.loss(batch), wanted)
+
+
+def test_statistics_come_from_the_data(tmp_path: Path) -> None:
+    episodes = random_episodes([30, 20], width=S, action_dim=A)
+    episodes.actions[:, 1] *= 4.0
+    store = open_store([str(write_npz(tmp_path / "a.npz", episodes))])
+    agent = SequenceAgent.for_dataset(ReturnConditionedConfig(), store)
+    np.testing.assert_allclose(agent.observation_mean.numpy(), episodes.observations.mean(0), atol=1e-5)
+    largest = np.abs(episodes.actions[:, 1]).max()
+    np.testing.assert_allclose(agent.action_scale.numpy(), [1, largest, 1], rtol=1e-6)
+    assert agent.spec == AgentSpec(S, A, False, max_timestep=29)
+    assert roll(agent.eval(), "stream", 3).abs()[..., 1].max() <= largest
+
+
+@every_backbone
+def test_a_checkpoint_acts_by_itself(kind: str, tmp_path: Path) -> None:
+    agent = make(kind)
+    save_agent(agent, tmp_path / "agent.safetensors")
+    loaded = load_agent(tmp_path / "agent.safetensors")
+    assert loaded.config == agent.config and loaded.spec == agent.spec
+    assert torch.equal(roll(loaded, "stream", 6), roll(agent, "stream", 6))
+
+
+@pytest.mark.parametrize("keep", [0, 4, 0.5, 0.99])
+def test_a_checkpoint_cut_in_half_is_one_sentence(keep: float, tmp_path: Path) -> None:
+    path = tmp_path / "agent.safetensors"
+    save_agent(make("mamba"), path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(keep if keep >= 1 else keep * len(content))])
+    with pytest.raises(UserError, match="cut off") as error:
+        load_agent(path)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_misuse_is_one_sentence() -> None:
+    agent = make("mamba")
+    with pytest.raises(UserError, match="target return"):
+        agent.init_state(2, "window")
+    with pytest.raises(UserError, match="widow"):
+        agent.init_state(2, "widow", torch.ones(2))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="tokens"):
+        make("mamba", tokens=("observation", "reward"))

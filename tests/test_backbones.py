@@ -1,0 +1,192 @@
+"""The backbone contract, for every registered backbone; and reference implementations."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from decision_seq.backbones import Backbone, BackboneConfig
+from decision_seq.backbones.attention import Attention, AttentionConfig
+from decision_seq.backbones.base import Block
+from decision_seq.backbones.mamba import DT_MAX, DT_MIN, Mamba, MambaConfig
+
+WIDTH, WINDOW = 24, 9
+KINDS = sorted(BackboneConfig.registry)
+every_backbone = pytest.mark.parametrize("kind", KINDS)
+every_length = pytest.mark.parametrize("length", [1, 2, 7, 60])
+
+
+def make(kind: str, **fields: object) -> Backbone:
+    """A small backbone of `kind` with visible mixing: the default scale is near zero."""
+    torch.manual_seed(0)
+    config = BackboneConfig.registry[kind](**{"width": WIDTH, "layers": 2, "dropout": 0.0} | fields)  # type: ignore[arg-type]
+    backbone = config.build(context_tokens=WINDOW).eval()
+    with torch.no_grad():
+        for block in backbone.blocks:
+            assert isinstance(block, Block)
+            for name, parameter in block.mixer.named_parameters():
+                if name.endswith("weight") and parameter.ndim == 2:
+                    parameter.normal_(std=parameter.shape[1] ** -0.5)
+    return backbone
+
+
+def tokens(batch: int, length: int) -> Tensor:
+    return torch.randn(batch, length, WIDTH, generator=torch.Generator().manual_seed(1))
+
+
+@every_backbone
+@every_length
+def test_no_output_depends_on_a_later_token(kind: str, length: int) -> None:
+    backbone, x = make(kind), tokens(2, length)
+    y = backbone(x)
+    assert y.shape == x.shape
+    for position in {0, length // 2, length - 1}:
+        changed = x.clone()
+        changed[:, position:] += torch.randn_like(changed[:, position:])
+        torch.testing.assert_close(backbone(changed)[:, :position], y[:, :position], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [k for k in KINDS if k != "none"])
+def test_the_past_does_reach_the_present(kind: str) -> None:
+    backbone, x = make(kind), tokens(1, 6)
+    changed = x.clone()
+    changed[:, 2] = torch.randn(WIDTH)  # a constant shift would vanish in the LayerNorm
+    assert (backbone(changed)[:, 4] - backbone(x)[:, 4]).abs().max() > 1e-3
+
+
+@every_backbone
+@every_length
+@pytest.mark.parametrize("chunks", [(1,), (3,), (2, 1, 4)])
+def test_step_equals_forward(kind: str, length: int, chunks: tuple[int, ...]) -> None:
+    backbone, x = make(kind), tokens(3, length)
+    state = backbone.init_state(3)
+    outputs, position, turn = [], 0, 0
+    with torch.no_grad():
+        while position < length:
+            n = chunks[turn % len(chunks)]
+            y, state = backbone.step(x[:, position : position + n], state)
+            outputs.append(y)
+            position, turn = position + n, turn + 1
+        torch.testing.assert_close(torch.cat(outputs, dim=1), backbone(x), rtol=1e-4, atol=1e-5)
+
+
+@every_backbone
+def test_step_leaves_the_given_state_alone(kind: str) -> None:
+    backbone = make(kind)
+    with torch.no_grad():
+        _, state = backbone.step(tokens(2, 4), backbone.init_state(2))
+        before = [{name: t.clone() for name, t in layer.items()} for layer in state]
+        backbone.step(tokens(2, 3), state)
+    for layer, copy in zip(state, before, strict=True):
+        for name in layer:
+            assert torch.equal(layer[name], copy[name])
+
+
+@every_backbone
+def test_reset_leaves_no_trace(kind: str) -> None:
+    backbone, x = make(kind), tokens(3, 12)
+    lanes = torch.tensor([False, True, False])
+    with torch.no_grad():
+        _, used = backbone.step(x[:, :5], backbone.init_state(3))
+        y, _ = backbone.step(x[:, 5:], backbone.reset(used, lanes))
+        kept, _ = backbone.step(x[:, 5:], used)
+        fresh, _ = backbone.step(x[:, 5:], backbone.init_state(3))
+    torch.testing.assert_close(y[[0, 2]], kept[[0, 2]], rtol=0, atol=1e-6)
+    torch.testing.assert_close(y[1], fresh[1], rtol=0, atol=1e-6)
+
+
+@every_backbone
+def test_rows_do_not_interact(kind: str) -> None:
+    backbone, x = make(kind), tokens(4, 7)
+    together = backbone(x)
+    for row in range(4):
+        torch.testing.assert_close(backbone(x[row : row + 1])[0], together[row], rtol=1e-4, atol=1e-5)
+
+
+@every_backbone
+def test_every_parameter_gets_a_gradient(kind: str) -> None:
+    backbone = make(kind)
+    backbone(tokens(2, 7)).square().sum().backward()
+    for name, parameter in backbone.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+
+
+@every_backbone
+def test_bfloat16_autocast_stays_close(kind: str) -> None:
+    backbone, x = make(kind), tokens(2, 7)
+    with torch.autocast("cpu", torch.bfloat16):
+        low = backbone(x)
+    torch.testing.assert_close(low.float(), backbone(x), rtol=0.1, atol=0.1)
+
+
+# ---- attention against a plain one ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("length", [5, 20])
+def test_attention_equals_a_loop_over_queries(length: int) -> None:
+    torch.manual_seed(0)
+    config = AttentionConfig(width=WIDTH, heads=3, dropout=0.0)
+    mixer, x = Attention(config, window=WINDOW), tokens(2, length)
+    nn.init.normal_(mixer.qkv.weight, std=0.3)
+    q, k, v = (t.unflatten(-1, (3, 8)) for t in mixer.qkv(x).split(WIDTH, dim=-1))
+    out = torch.zeros_like(q)
+    for t in range(length):
+        first = max(0, t - WINDOW + 1)
+        for head in range(3):
+            scores = k[:, first : t + 1, head] @ q[:, t, head, :, None] / math.sqrt(8)
+            out[:, t, head] = (scores.softmax(1) * v[:, first : t + 1, head]).sum(1)
+    torch.testing.assert_close(mixer(x), mixer.out(out.flatten(2)), rtol=1e-5, atol=1e-6)
+
+
+# ---- Mamba against transformers, and its initialisation ------------------------------------
+
+
+def test_mamba_equals_transformers() -> None:
+    from transformers import MambaConfig as ReferenceConfig
+    from transformers.models.mamba.modeling_mamba import MambaMixer
+
+    torch.manual_seed(0)
+    ours = Mamba(MambaConfig(width=64))
+    reference = MambaMixer(ReferenceConfig(hidden_size=64, state_size=16, use_mambapy=False), 0)
+    names = set(ours.state_dict())
+    assert names == set(reference.state_dict())  # the same names, so weights move both ways
+    nn.init.normal_(ours.x_proj.weight, std=0.2)
+    reference.load_state_dict(ours.state_dict())
+    x = torch.randn(2, 33, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x), reference(x), rtol=1e-5, atol=1e-5)
+
+
+def dt(mixer: Mamba) -> Tensor:
+    return F.softplus(mixer.dt_proj.bias)
+
+
+def test_dt_starts_in_range_and_published_loses_it() -> None:
+    for seed in range(5):
+        torch.manual_seed(seed)
+        values = dt(Mamba(MambaConfig()))
+        assert values.min() >= DT_MIN * 0.999 and values.max() <= DT_MAX * 1.001
+        assert values.max() / values.min() > 20  # spread over the range
+    published = dt(Mamba(MambaConfig(init="published")))
+    torch.testing.assert_close(published, torch.full_like(published, math.log(2)))
+
+
+def test_a_and_d_start_as_in_mamba_ssm() -> None:
+    mixer = Mamba(MambaConfig(width=32, d_state=4))
+    torch.testing.assert_close(mixer.A_log.exp(), torch.tensor([1.0, 2, 3, 4]).repeat(64, 1))
+    assert torch.equal(mixer.D, torch.ones(64))
+    assert {n: tuple(p.shape) for n, p in mixer.named_parameters()} == {
+        "A_log": (64, 4),
+        "D": (64,),
+        "in_proj.weight": (128, 32),
+        "conv1d.weight": (64, 1, 4),
+        "conv1d.bias": (64,),
+        "x_proj.weight": (2 + 8, 64),
+        "dt_proj.weight": (64, 2),
+        "dt_proj.bias": (64,),
+        "out_proj.weight": (32, 64),
+    }

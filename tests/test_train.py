@@ -1,0 +1,239 @@
+"""Training: learns, resumes bit for bit, stops cleanly, and never leaves half a checkpoint."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from decision_seq.agents import AgentSpec, load_agent
+from decision_seq.backbones import BackboneConfig
+from decision_seq.errors import UserError
+from decision_seq.files import atomic_file, atomic_folder, read_jsonl
+from decision_seq.run_config import RunConfig, TrainConfig, run_config
+from decision_seq.train.checkpoint import agent_path, load_state, read_index
+from decision_seq.train.loop import train
+from decision_seq.train.optim import learning_rate, make_optimizer
+
+CPU = torch.device("cpu")
+
+
+def config_for(toy_file: Path, kind: str = "mamba", **train_fields: Any) -> RunConfig:
+    """A small run on the toy data."""
+    return run_config(
+        {
+            "env": "point-run",
+            "data": {"sources": [str(toy_file)], "validation_fraction": 0.1},
+            "agent": {
+                "kind": "return_conditioned",
+                "context_length": 6,
+                "returns": {"scale": 20},
+                "backbone": {"kind": kind, "width": 16, "layers": 1, "dropout": 0.1},
+            },
+            "train": {
+                "steps": 20,
+                "batch_size": 16,
+                "learning_rate": 3e-3,
+                "warmup_steps": 5,
+                "log_interval": 4,
+                "checkpoint_interval": 10,
+            }
+            | train_fields,
+        },
+        {},
+        "test",
+    )
+
+
+def without_rates(run: Path) -> list[dict[str, Any]]:
+    rows = read_jsonl(run / "metrics.jsonl")
+    return [{k: v for k, v in row.items() if k != "steps_per_second"} for row in rows]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(agent_path(run))
+
+
+@pytest.mark.parametrize("kind", sorted(BackboneConfig.registry))
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_resuming_continues_bit_for_bit(
+    kind: str, ema: float | None, toy_file: Path, tmp_path: Path
+) -> None:
+    whole = config_for(toy_file, kind, steps=22, ema=ema)
+    half = config_for(toy_file, kind, steps=11, ema=ema)  # stops inside a logging interval
+    assert train(whole, tmp_path / "whole", CPU)
+    assert train(half, tmp_path / "parts", CPU)
+    assert train(whole, tmp_path / "parts", CPU, resume=True)
+    mine, theirs = weights(tmp_path / "parts"), weights(tmp_path / "whole")
+    assert mine.keys() == theirs.keys()
+    for name in mine:
+        assert torch.equal(mine[name], theirs[name]), name
+    rows = [r for r in without_rates(tmp_path / "parts") if r["step"] != 11]
+    assert rows == without_rates(tmp_path / "whole")
+
+
+def test_training_learns(toy_file: Path, tmp_path: Path) -> None:
+    config = config_for(toy_file, steps=120, log_interval=20, checkpoint_interval=60)
+    train(config, tmp_path / "run", CPU)
+    rows = read_jsonl(tmp_path / "run" / "metrics.jsonl")
+    losses = [row["loss"] for row in rows if "loss" in row]
+    assert losses[-1] < 0.3 * losses[0]
+    validation = [row["validation_loss"] for row in rows if "validation_loss" in row]
+    assert len(validation) == 2 and validation[-1] < 0.5 * losses[0]
+    assert list((tmp_path / "run" / "tensorboard").iterdir())
+
+
+def test_seeds_fix_everything(toy_file: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        train(config_for(toy_file), tmp_path / name, CPU)
+    assert without_rates(tmp_path / "a") == without_rates(tmp_path / "b")
+    train(RunConfig(**{**vars(config_for(toy_file)), "seed": 1}), tmp_path / "c", CPU)
+    assert without_rates(tmp_path / "c") != without_rates(tmp_path / "a")
+
+
+def test_last_and_best_are_kept(toy_file: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    # the rate explodes after the warm-up, so an early checkpoint has the lowest validation loss
+    config = config_for(toy_file, steps=50, learning_rate=1.0, warmup_steps=500)
+    train(config, run, CPU)
+    index = read_index(run)
+    losses = {
+        r["step"]: r["validation_loss"]
+        for r in read_jsonl(run / "metrics.jsonl")
+        if "validation_loss" in r
+    }
+    assert index["last"]["step"] == 50
+    assert index["best"]["step"] == min(losses, key=lambda step: losses[step])
+    kept = {p.name for p in (run / "checkpoints").iterdir() if p.is_dir()}
+    assert kept == {f"step-{index[which]['step']:08d}" for which in ("last", "best")}
+    load_agent(agent_path(run, "best"))
+
+
+def test_bfloat16_trains_close_to_float32(toy_file: Path, tmp_path: Path) -> None:
+    curves = {}
+    for precision in ("float32", "bfloat16"):
+        config = config_for(toy_file, steps=40, log_interval=40, precision=precision)
+        train(config, tmp_path / precision, CPU)
+        curves[precision] = [r["loss"] for r in without_rates(tmp_path / precision) if "loss" in r]
+    assert curves["bfloat16"] == pytest.approx(curves["float32"], rel=0.1)
+
+
+def test_rollouts_on_the_way_do_not_change_training(toy_file: Path, tmp_path: Path) -> None:
+    config = config_for(toy_file)
+    train(config, tmp_path / "plain", CPU)
+    asked = RunConfig(**{**vars(config), "eval": type(config.eval)(interval=10)})
+    seen = []
+
+    def roll(agent: torch.nn.Module, step: int) -> dict[str, float]:
+        torch.rand(3)
+        seen.append((step, agent.training))
+        return {"return_mean": 1.0}
+
+    train(asked, tmp_path / "rolled", CPU, on_interval=roll)
+    assert seen == [(10, False), (20, False)]
+    for name, tensor in weights(tmp_path / "plain").items():
+        assert torch.equal(tensor, weights(tmp_path / "rolled")[name])
+
+
+def test_decay_groups(toy_file: Path) -> None:
+    config = config_for(toy_file)
+    agent = config.agent.agent(config.agent, AgentSpec(2, 1, False, 19))
+    decayed, undecayed = make_optimizer(agent, TrainConfig()).param_groups
+    names = {id(p): n for n, p in agent.named_parameters()}
+    decays = {names[id(p)] for p in decayed["params"]}
+    assert decayed["weight_decay"] == 1e-4 and undecayed["weight_decay"] == 0
+    assert decays == {
+        n
+        for n, p in agent.named_parameters()
+        if p.ndim >= 2 and not n.endswith("A_log") and "timestep" not in n
+    }
+    assert len(decayed["params"]) + len(undecayed["params"]) == len(names)
+
+
+def test_learning_rate_schedule() -> None:
+    config = TrainConfig(steps=30, warmup_steps=10, learning_rate=1.0, schedule="cosine")
+    rates = [learning_rate(step, config) for step in range(31)]
+    assert rates[0] == 0.1 and rates[9] == 1.0 and rates[10] == 1.0
+    assert rates[20] == pytest.approx(0.5) and rates[30] == pytest.approx(0, abs=1e-12)
+    constant = TrainConfig(steps=30, warmup_steps=0)
+    assert learning_rate(29, constant) == constant.learning_rate
+
+
+# ---- what goes wrong -----------------------------------------------------------------------
+
+
+def test_a_finished_folder_is_not_overwritten(toy_file: Path, tmp_path: Path) -> None:
+    train(config_for(toy_file), tmp_path / "run", CPU)
+    before = weights(tmp_path / "run")
+    with pytest.raises(UserError, match="--resume"):
+        train(config_for(toy_file), tmp_path / "run", CPU)
+    with pytest.raises(UserError, match="other settings.*agent"):
+        train(config_for(toy_file, "attention"), tmp_path / "run", CPU, resume=True)
+    for name, tensor in weights(tmp_path / "run").items():
+        assert torch.equal(tensor, before[name])
+
+
+def test_a_state_cut_in_half_is_one_sentence(toy_file: Path, tmp_path: Path) -> None:
+    train(config_for(toy_file), tmp_path / "run", CPU)
+    path = agent_path(tmp_path / "run").with_name("state.pt")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(UserError, match="cut off") as error:
+        train(config_for(toy_file, steps=30), tmp_path / "run", CPU, resume=True)
+    assert str(path) in str(error.value)
+
+
+def test_a_diverging_run_stops_with_a_sentence(toy_file: Path, tmp_path: Path) -> None:
+    config = config_for(toy_file, steps=300, learning_rate=1e30, warmup_steps=0)
+    with pytest.raises(UserError, match=r"the loss is (nan|inf) at step \d+.*learning_rate"):
+        train(config, tmp_path / "run", CPU)
+
+
+def test_unwritable_folders_are_one_sentence(toy_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match="cannot be written"):
+        train(config_for(toy_file), tmp_path / "file" / "run", CPU)
+
+
+def test_atomic_writes_leave_the_old_on_failure(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), atomic_file(path) as temporary:
+        temporary.write_text("new, half")
+        raise RuntimeError
+    with pytest.raises(RuntimeError), atomic_folder(tmp_path / "b") as folder:
+        (folder / "half").write_text("x")
+        raise RuntimeError
+    assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_stops(number: signal.Signals, toy_file: Path, tmp_path: Path) -> None:
+    from decision_seq.run_config import write_run_config
+
+    config = config_for(toy_file, steps=100_000, checkpoint_interval=50_000)
+    write_run_config(config, tmp_path / "run.yaml")
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "decision_seq", "train", str(tmp_path / "run.yaml")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "DECISION_SEQ_CACHE": str(tmp_path / "c")}
+    process = subprocess.Popen(
+        [*command, "--out", str(run)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        env=environment, text=True,
+    )  # fmt: skip
+    for _ in range(600):
+        if len(read_jsonl(run / "metrics.jsonl")) > 2:
+            break
+        time.sleep(0.1)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "--resume" in output
+    step = load_state(run)["step"]
+    assert 0 < step < 100_000 and read_index(run)["last"]["step"] == step
