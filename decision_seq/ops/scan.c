@@ -412,41 +412,53 @@ int scan_backward(const float *dy, const float *u, long u_row, const float *dt, 
     return 0;
 }
 
+/* All tokens for V or fewer states of one channel; y collects the sums over states. */
+INLINE void step_states(const Scan *s, const float *A, const float *state, float *new_state,
+                        float *y, int b, int e, int n, int lanes) {
+    const long at = ((long)b * s->width + e) * s->states + n;
+    const vec rate = LOG2E * load(A + (long)e * s->states + n, lanes);
+    vec h = load(state + at, lanes);
+    for (int t = 0; t < s->length; t++) {
+        const long row = (long)b * s->length + t;
+        const float dt = s->dt[row * s->dt_row + e], x = dt * s->u[row * s->u_row + e];
+        h = exp2_vec(dt * rate) * h + x * load(s->B + row * s->B_row + n, lanes);
+        y[row * s->width + e] += sum_lanes(h * load(s->C + row * s->C_row + n, lanes));
+    }
+    store(new_state + at, h, lanes);
+}
+
+INLINE void step_output(const Scan *s, const float *D, float *y, long row, int e, int lanes) {
+    float *out = y + row * s->width + e;
+    vec sum = load(out, lanes) + load(D + e, lanes) * load(s->u + row * s->u_row + e, lanes);
+    if (s->z) {
+        const vec z = load(s->z + row * s->z_row + e, lanes);
+        sum *= z * sigmoid(z);
+    }
+    store(out, sum, lanes);
+}
+
 /* Continue by `length` tokens from `state` [batch][E][N]; writes y and new_state. One token gives
  * no time to repack A, so here vectors run over the states, which is how A and h lie in memory. */
 int scan_step(const float *u, long u_row, const float *dt, long dt_row, const float *A,
               const float *B, long B_row, const float *C, long C_row, const float *D,
               const float *z, long z_row, const float *state, float *new_state, float *y,
               int batch, int length, int width, int states, int threads) {
+    const Scan s = {u,     dt,    B,      C,     z,      u_row, dt_row, B_row, C_row,
+                    z_row, batch, length, width, states, 0,     NULL,   NULL};
     if ((long)batch * length * width * states < SMALL) threads = 1;
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int b = 0; b < batch; b++) {
-        const long row = (long)b * length;
+        memset(y + (long)b * length * width, 0, (long)length * width * sizeof(float));
         for (int e = 0; e < width; e++) {
-            for (int t = 0; t < length; t++)
-                y[(row + t) * width + e] = D[e] * u[(row + t) * u_row + e];
-            for (int n = 0; n < states; n += V) {
-                const int lanes = min_int(V, states - n);
-                const long at = ((long)b * width + e) * states + n;
-                const vec rate = LOG2E * load(A + (long)e * states + n, lanes);
-                vec h = load(state + at, lanes);
-                for (int t = 0; t < length; t++) {
-                    const float step = dt[(row + t) * dt_row + e];
-                    const vec B_t = load(B + (row + t) * B_row + n, lanes);
-                    h = exp2_vec(step * rate) * h + step * u[(row + t) * u_row + e] * B_t;
-                    y[(row + t) * width + e] +=
-                        sum_lanes(h * load(C + (row + t) * C_row + n, lanes));
-                }
-                store(new_state + at, h, lanes);
-            }
+            int n = 0;
+            for (; n + V <= states; n += V) step_states(&s, A, state, new_state, y, b, e, n, V);
+            if (n < states) step_states(&s, A, state, new_state, y, b, e, n, states - n);
         }
-        for (int t = 0; z && t < length; t++)
-            for (int e = 0; e < width; e += V) {
-                const int lanes = min_int(V, width - e);
-                const vec gate = load(z + (row + t) * z_row + e, lanes);
-                float *out = y + (row + t) * width + e;
-                store(out, load(out, lanes) * gate * sigmoid(gate), lanes);
-            }
+        for (long row = (long)b * length; row < (long)(b + 1) * length; row++) {
+            int e = 0;
+            for (; e + V <= width; e += V) step_output(&s, D, y, row, e, V);
+            if (e < width) step_output(&s, D, y, row, e, width - e);
+        }
     }
     return 0;
 }
