@@ -1,8 +1,16 @@
 """Every scan path against the float64 reference: values, gradients, streaming, determinism."""
 
+import dataclasses
 import functools
 import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +18,7 @@ from torch import Tensor
 
 from decision_seq import ops
 from decision_seq.errors import UserError
-from decision_seq.ops import reference
+from decision_seq.ops import native, reference
 from decision_seq.ops.dispatch import PATHS
 
 NAMES = ("u", "dt", "A", "B", "C", "D", "z")
@@ -28,8 +36,14 @@ SHAPES = [
     (2, 130, 17, 20),
     (3, 60, 1, 16),
     (2, 33, 600, 1),
+    (1, 1100, 17, 3),
 ]
 TAPS = (4, 1, 3, 2, 7)
+
+
+needs_c = pytest.mark.skipif(
+    bool(PATHS["c"].unusable()), reason=f"no C kernel: {PATHS['c'].unusable()}"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -258,9 +272,120 @@ def test_compiled_code_sees_the_operators(path: str) -> None:
         assert_close(grad, expected_grad.double(), 1e-5)
 
 
-def test_opcheck_torch() -> None:
-    u, dt, A, B, C, *_ = (t.float().requires_grad_() for t in scan_inputs((2, 18, 17, 5)))
+def test_the_operators_are_registered_soundly() -> None:
+    inputs = single(scan_inputs((2, 18, 17, 5)))
+    u, dt, A, B, C, D, z = (t.requires_grad_() for t in inputs)
     torch.library.opcheck(torch.ops.decision_seq.scan_blocked.default, (u, dt, A, B, C))
+    if not PATHS["c"].unusable():
+        operators = torch.ops.decision_seq
+        torch.library.opcheck(operators.scan_cpu.default, (u, dt, A, B, C, D, z, True))
+        torch.library.opcheck(operators.scan_cpu.default, (u, dt, A, B, C, D, None, True))
+        weight, bias = (t.requires_grad_() for t in (torch.randn(17, 1, 4), torch.randn(17)))
+        torch.library.opcheck(operators.conv_silu_cpu.default, (u, weight, bias))
+
+
+@needs_c
+def test_exponential_of_the_c_kernel() -> None:
+    """With state 1, no input and C = 1 a step returns exp(dt A).
+
+    Rounding dt A to float32 alone costs up to 1.2e-7 |dt A|; the rest must stay below 3e-7.
+    """
+    rates = -torch.cat([torch.linspace(0, 80, 20_001), torch.logspace(-8, 0, 10_000)])  # [E]
+    width = len(rates)
+    zero, one = torch.zeros(1, 1, width), torch.ones(1, 1, 1)
+    y, _ = PATHS["c"].scan_step(
+        zero, zero + 1, rates[:, None], one, one, zero[0, 0], None, torch.ones(1, width, 1)
+    )
+    expected = rates.double().exp()
+    error = (y[0, 0] - expected).abs() / expected
+    assert (error < 3e-7 - 1.2e-7 * rates.double()).all()
+    assert error[-10_000:].max() < 3e-7
+
+
+@needs_c
+def test_forked_child_does_not_wait_for_threads() -> None:
+    """Data loaders fork; OpenMP's threads stay behind in the parent."""
+    torch.set_num_threads(2)
+    inputs = single(scan_inputs((9, 40, 300, 16)))
+    expected = ops.selective_scan(*inputs)
+    child = os.fork()
+    if child == 0:
+        # Compared by numpy: torch.equal would itself ask for the threads that are gone.
+        y = PATHS["c"].scan(*inputs).numpy()
+        os._exit(0 if (y == expected.numpy()).all() else 1)
+    for _ in range(200):
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            break
+        time.sleep(0.05)
+    else:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        pytest.fail("the child hangs")
+    assert os.waitstatus_to_exitcode(status) == 0
+
+
+def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    kept = {k: v for k, v in os.environ.items() if k not in ("CC", "DECISION_SEQ_SCAN")}
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**kept, "PYTHONPATH": os.pathsep.join(sys.path), **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+USE_EVERYTHING = """
+import torch
+from decision_seq import ops
+one = torch.ones(2, 3, 4)
+y = ops.selective_scan(one, one, -one[0, 0, :, None], one[..., :1], one[..., :1], one[0, 0], one)
+y = ops.causal_conv_silu(y, torch.ones(4, 1, 2), one[0, 0])
+assert y.isfinite().all()
+print([path.name for path in ops.scan_paths() if path.chosen])
+"""
+
+
+def test_without_a_compiler_the_fallback_runs(tmp_path: Path) -> None:
+    done = run_python(USE_EVERYTHING, CC="no-such-compiler", DECISION_SEQ_CACHE=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "['torch']\n"
+    assert done.stderr.count("\n") == 1
+    assert "CC=no-such-compiler was not found" in done.stderr
+
+
+def test_a_failing_compiler_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "false")
+    monkeypatch.setenv("DECISION_SEQ_CACHE", str(tmp_path))
+    with pytest.raises(native.KernelUnavailable, match="false failed"):
+        native.compiled()
+
+
+@needs_c
+def test_an_unwritable_cache_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("DECISION_SEQ_CACHE", str(tmp_path / "file"))
+    with pytest.raises(native.KernelUnavailable, match="could not be built"):
+        native.library.__wrapped__()
+
+
+def test_forcing_a_path_that_cannot_run_is_a_user_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = dataclasses.replace(PATHS["c"], unusable=lambda: "it is broken")
+    monkeypatch.setitem(PATHS, "c", broken)
+    monkeypatch.setenv("DECISION_SEQ_SCAN", "c")
+    with pytest.raises(UserError, match="cannot run here: it is broken"):
+        ops.selective_scan(*single(scan_inputs((1, 1, 1, 1))))
+
+
+@needs_c
+def test_two_may_compile_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DECISION_SEQ_CACHE", str(tmp_path))
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: native.compiled(), range(2))
+    assert first == second
+    assert list((tmp_path / "kernels").iterdir()) == [first]
 
 
 def test_wrong_shapes_are_refused() -> None:

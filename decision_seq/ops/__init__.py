@@ -43,9 +43,8 @@ def selective_scan(
         ValueError: if the shapes do not fit together.
     """
     _check_scan(u, dt, A, B, C, D, z)
-    dtype = _compute_dtype(u)
-    path = choose(dtype, u.device.type)
-    return path.scan(*_cast(dtype, u, dt, A, B, C, D), None if z is None else z.to(dtype))
+    path, inputs = _prepare(u, dt, A, B, C, D, z)
+    return path.scan(*inputs)
 
 
 def selective_scan_step(
@@ -73,10 +72,8 @@ def selective_scan_step(
     _check_scan(u, dt, A, B, C, D, z)
     if state.shape != (u.shape[0], *A.shape):
         raise ValueError(f"state must be [B, E, N] = {[u.shape[0], *A.shape]}, got {_s(state)}")
-    dtype = _compute_dtype(u)
-    return _step_path(dtype, u).scan_step(
-        *_cast(dtype, u, dt, A, B, C, D), None if z is None else z.to(dtype), state.to(dtype)
-    )
+    path, inputs = _prepare(u, dt, A, B, C, D, z, state)
+    return path.scan_step(*inputs)
 
 
 def causal_conv_silu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -94,8 +91,8 @@ def causal_conv_silu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ValueError: if the shapes do not fit together.
     """
     _check_conv(x, weight, bias)
-    dtype = _compute_dtype(x)
-    return choose(dtype, x.device.type).conv(*_cast(dtype, x, weight, bias))
+    path, inputs = _prepare(x, weight, bias)
+    return path.conv(*inputs)
 
 
 def causal_conv_silu_step(
@@ -117,20 +114,16 @@ def causal_conv_silu_step(
     expected = (x.shape[0], weight.shape[-1] - 1, x.shape[2])
     if history.shape != expected:
         raise ValueError(f"history must be [B, k-1, E] = {list(expected)}, got {_s(history)}")
-    dtype = _compute_dtype(x)
-    return _step_path(dtype, x).conv_step(*_cast(dtype, x, weight, bias, history))
+    path, inputs = _prepare(x, weight, bias, history)
+    return path.conv_step(*inputs)
 
 
-def _compute_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
-def _cast(dtype: torch.dtype, *tensors: Tensor) -> list[Tensor]:
-    return [tensor.to(dtype) for tensor in tensors]
-
-
-def _step_path(dtype: torch.dtype, x: Tensor) -> Path:
-    return choose(dtype, x.device.type)
+def _prepare(x: Tensor, *others: Tensor | None) -> tuple[Path, list[Tensor | None]]:
+    """The path for x, and all tensors in the dtype to compute in."""
+    dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
+    path = choose(dtype, "cpu" if x.is_cpu else x.device.type)
+    # A streamed token passes here thousands of times a second, and even a void .to() takes 1 us.
+    return path, [t if t is None or t.dtype is dtype else t.to(dtype) for t in (x, *others)]
 
 
 def _check_scan(

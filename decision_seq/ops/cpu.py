@@ -46,6 +46,8 @@ def checkpoint_every(length: int) -> int:
 
 def rows(tensor: Tensor) -> Tensor:
     """The tensor [B, L, X] itself if its rows are contiguous and evenly spaced, else a copy."""
+    if tensor.is_contiguous():
+        return tensor
     outer, row, inner = tensor.stride()
     batch, length, width = tensor.shape
     even = batch == 1 or length == 1 or outer == length * row
@@ -53,7 +55,7 @@ def rows(tensor: Tensor) -> Tensor:
 
 
 def view(tensor: Tensor | None) -> tuple[int, int]:
-    """Address and row stride of what `rows` returned, or of nothing."""
+    """Address and row stride of what `rows` returned."""
     if tensor is None:
         return 0, 0
     return tensor.data_ptr(), tensor.stride(0 if tensor.shape[1] == 1 else 1)
@@ -189,7 +191,7 @@ def selective_scan_step(
     u, dt, B, C = rows(u), rows(dt), rows(B), rows(C)
     z = None if z is None else rows(z)
     A, D, state = A.contiguous(), D.contiguous(), state.contiguous()
-    y, new_state = torch.empty(u.shape), torch.empty(state.shape)
+    y, new_state = torch.empty_like(u), torch.empty_like(state)
     call(
         "scan_step",
         *(*view(u), *view(dt), A.data_ptr(), *view(B), *view(C), D.data_ptr(), *view(z)),

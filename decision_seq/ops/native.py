@@ -17,7 +17,15 @@ from pathlib import Path
 
 SOURCE = Path(__file__).with_name("scan.c")
 # Not -ffast-math: it would break the rounding inside exp2_vec.
-FLAGS = ["-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC", "-w"]
+FLAGS = [
+    "-O3",
+    "-ffp-contract=fast",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-shared",
+    "-fPIC",
+    "-w",
+]
 # Tried in turn: Apple's compiler has no OpenMP, some compilers do not know -march=native.
 MACHINE_FLAGS = [["-march=native", "-fopenmp"], ["-march=native"], ["-fopenmp"], []]
 
