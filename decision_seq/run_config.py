@@ -56,7 +56,9 @@ class TrainConfig:
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.learning_rate <= 0 or self.gradient_clip <= 0 or self.warmup_steps < 0:
-            raise UserError("learning_rate and gradient_clip must be above 0, warmup_steps at least 0")
+            raise UserError(
+                "learning_rate and gradient_clip must be above 0, warmup_steps at least 0"
+            )
         if self.ema is not None and not 0 < self.ema < 1:
             raise UserError(f"ema is {self.ema}; it must be between 0 and 1, or left out")
 
@@ -127,7 +129,9 @@ def _expand_preset(agent: Any, source: str) -> dict[str, Any]:
     if preset is None:
         return agent
     if preset not in PRESETS:
-        raise UserError(f"{source}: `agent.preset` is {preset!r}; it must be one of {', '.join(PRESETS)}")
+        raise UserError(
+            f"{source}: `agent.preset` is {preset!r}; it must be one of {', '.join(PRESETS)}"
+        )
     return merge(PRESETS[preset], agent)
 
 

@@ -29,7 +29,10 @@ every_backbone = pytest.mark.parametrize("kind", KINDS)
 
 
 def make(
-    kind: str, config: type[AgentConfig] = ReturnConditionedConfig, discrete: bool = False, **kw: object
+    kind: str,
+    config: type[AgentConfig] = ReturnConditionedConfig,
+    discrete: bool = False,
+    **kw: object,
 ) -> SequenceAgent:
     """A small agent, with large enough weights that inputs matter."""
     torch.manual_seed(0)
@@ -89,13 +92,20 @@ def test_a_prediction_sees_neither_its_own_action_nor_anything_later(kind: str, 
 @every_backbone
 def test_padding_changes_neither_predictions_nor_loss(kind: str) -> None:
     agent, batch = make(kind), random_batch(lengths=[2, K, 4])
-    noisy = dataclasses.replace(batch, observations=batch.observations.clone(), actions=batch.actions.clone())
+    noisy = dataclasses.replace(
+        batch, observations=batch.observations.clone(), actions=batch.actions.clone()
+    )
     noisy.observations[~batch.mask] = 100.0
     noisy.actions[~batch.mask] = 1.0
     difference = (predict(agent, noisy) - predict(agent, batch))[batch.mask]
     assert difference.abs().max() < 1e-6
     torch.testing.assert_close(agent.loss(noisy), agent.loss(batch))
-    rows = [dataclasses.replace(batch, **{f.name: getattr(batch, f.name)[i : i + 1] for f in dataclasses.fields(batch)}) for i in range(3)]
+    rows = [
+        dataclasses.replace(
+            batch, **{f.name: getattr(batch, f.name)[i : i + 1] for f in dataclasses.fields(batch)}
+        )
+        for i in range(3)
+    ]
     total = sum(agent.loss(row) * row.mask.sum() for row in rows)
     torch.testing.assert_close(total / batch.mask.sum(), agent.loss(batch))
 
@@ -124,13 +134,17 @@ def test_dt_is_in_range_once_an_agent_is_built(config: type[AgentConfig]) -> Non
         assert dt.min() >= DT_MIN * 0.999 and dt.max() <= DT_MAX * 1.001
 
 
-def roll(agent: SequenceAgent, context: Context, steps: int, seed: int = 3, lanes: int = 2) -> Tensor:
+def roll(
+    agent: SequenceAgent, context: Context, steps: int, seed: int = 3, lanes: int = 2
+) -> Tensor:
     """Actions [steps, lanes, ...] for a fixed sequence of observations and rewards."""
     generator = torch.Generator().manual_seed(seed)
     observations = torch.randn(steps, lanes, S, generator=generator)
     rewards = torch.rand(steps, lanes, generator=generator)
     state = agent.init_state(lanes, context, torch.linspace(5, 8, lanes))
-    action = torch.zeros(lanes, A) if not agent.spec.discrete else torch.zeros(lanes, dtype=torch.int64)
+    action = (
+        torch.zeros(lanes, A) if not agent.spec.discrete else torch.zeros(lanes, dtype=torch.int64)
+    )
     actions = []
     for t in range(steps):
         action, state = agent.act(observations[t], action, rewards[t - 1], state)
@@ -162,10 +176,17 @@ def test_acting_sees_the_very_tokens_of_training(kind: str) -> None:
     to_go = torch.tensor([9.0 - rewards[:t].sum() for t in range(steps)]) / 10
     state = agent.init_state(1, "window", torch.tensor([9.0]))
     for t in range(steps):
-        acted, state = agent.act(observations[t : t + 1], actions[t - 1 : t] if t else actions[:1], rewards[t - 1 : t] if t else rewards[:1], state)
+        acted, state = agent.act(
+            observations[t : t + 1],
+            actions[t - 1 : t] if t else actions[:1],
+            rewards[t - 1 : t] if t else rewards[:1],
+            state,
+        )
         first = max(0, t - K + 1)
         window = slice(first, t + 1)
-        values = agent.values(observations[None, window], actions[None, window], to_go[None, window])
+        values = agent.values(
+            observations[None, window], actions[None, window], to_go[None, window]
+        )
         with torch.no_grad():
             expected = agent(values, torch.arange(first, t + 1)[None])[:, -1]
         torch.testing.assert_close(acted, expected, rtol=1e-4, atol=1e-5)
@@ -235,7 +256,9 @@ def test_statistics_come_from_the_data(tmp_path: Path) -> None:
     episodes.actions[:, 1] *= 4.0
     store = open_store([str(write_npz(tmp_path / "a.npz", episodes))])
     agent = SequenceAgent.for_dataset(ReturnConditionedConfig(), store)
-    np.testing.assert_allclose(agent.observation_mean.numpy(), episodes.observations.mean(0), atol=1e-5)
+    np.testing.assert_allclose(
+        agent.observation_mean.numpy(), episodes.observations.mean(0), atol=1e-5
+    )
     largest = np.abs(episodes.actions[:, 1]).max()
     np.testing.assert_allclose(agent.action_scale.numpy(), [1, largest, 1], rtol=1e-6)
     assert agent.spec == AgentSpec(S, A, False, max_timestep=29)

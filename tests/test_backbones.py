@@ -47,7 +47,9 @@ def test_no_output_depends_on_a_later_token(kind: str, length: int) -> None:
     for position in {0, length // 2, length - 1}:
         changed = x.clone()
         changed[:, position:] += torch.randn_like(changed[:, position:])
-        torch.testing.assert_close(backbone(changed)[:, :position], y[:, :position], rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            backbone(changed)[:, :position], y[:, :position], rtol=0, atol=1e-6
+        )
 
 
 @pytest.mark.parametrize("kind", [k for k in KINDS if k != "none"])
@@ -104,7 +106,9 @@ def test_rows_do_not_interact(kind: str) -> None:
     backbone, x = make(kind), tokens(4, 7)
     together = backbone(x)
     for row in range(4):
-        torch.testing.assert_close(backbone(x[row : row + 1])[0], together[row], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            backbone(x[row : row + 1])[0], together[row], rtol=1e-4, atol=1e-5
+        )
 
 
 @every_backbone

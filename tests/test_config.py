@@ -52,7 +52,8 @@ def test_resolved_config_reads_back_the_same(path: Path, tmp_path: Path) -> None
 
 def test_overrides_reach_nested_fields() -> None:
     config = load_run_config(
-        HOPPER, ["agent.backbone.width=32", "data.sources=[a.npz,b.hdf5]", "train.learning_rate=1e-3"]
+        HOPPER,
+        ["agent.backbone.width=32", "data.sources=[a.npz,b.hdf5]", "train.learning_rate=1e-3"],
     )
     assert config.agent.backbone.width == 32
     assert [Path(s).name for s in config.data.sources] == ["a.npz", "b.hdf5"]
@@ -60,9 +61,7 @@ def test_overrides_reach_nested_fields() -> None:
 
 
 def test_another_backbone_keeps_the_shared_fields() -> None:
-    config = load_run_config(
-        HOPPER, ["agent.backbone.kind=attention", "agent.backbone.heads=4"]
-    )
+    config = load_run_config(HOPPER, ["agent.backbone.kind=attention", "agent.backbone.heads=4"])
     assert config.agent.backbone.kind == "attention"
     assert config.agent.backbone.width == 256  # said in the file, and every backbone has it
 
@@ -103,7 +102,9 @@ def test_errors_name_file_key_and_nearest(override: str, words: list[str]) -> No
         assert word in message
 
 
-@pytest.mark.parametrize("text", ["", "- a", "a: [", "a: 1", "\x00", "env: 3\ndata: {sources: [a]}"])
+@pytest.mark.parametrize(
+    "text", ["", "- a", "a: [", "a: 1", "\x00", "env: 3\ndata: {sources: [a]}"]
+)
 def test_broken_files_are_one_sentence(text: str, tmp_path: Path) -> None:
     path = tmp_path / "broken.yaml"
     path.write_text(text)

@@ -17,7 +17,13 @@ from minari.data_collector.episode_buffer import EpisodeBuffer
 from decision_seq.data.episodes import Episodes
 from decision_seq.data.inspect import check, summarize
 from decision_seq.data.store import ARRAYS, EpisodeStore, open_store, returns_to_go
-from decision_seq.data.transforms import ObservationNorm, ReturnSpec, delay_rewards, hold_out, top_fraction
+from decision_seq.data.transforms import (
+    ObservationNorm,
+    ReturnSpec,
+    delay_rewards,
+    hold_out,
+    top_fraction,
+)
 from decision_seq.data.windows import WindowSampler
 from decision_seq.errors import UserError
 
@@ -154,7 +160,10 @@ def nan_at(episodes: Episodes, row: int) -> np.ndarray:
     ("changes", "words"),
     [
         ({"rewards": None}, ["`rewards` is missing"]),
-        ({"observations": nan_at(random_episodes([5, 4]), 6)}, ["NaN", "step 6", "episode 1", "step 1 in it"]),
+        (
+            {"observations": nan_at(random_episodes([5, 4]), 6)},
+            ["NaN", "step 6", "episode 1", "step 1 in it"],
+        ),
         ({"actions": np.zeros((8, 2), np.float32)}, ["`actions` has 8 rows", "9"]),
         ({"actions": np.array(["a"] * 9)}, ["`actions`"]),
         ({"actions": np.full(9, -1)}, ["discrete actions start at 0"]),
@@ -279,10 +288,16 @@ def test_windows_equal_a_loop_over_rows(
             valid = min(k, stop - first)
             real, pad = slice(first, first + valid), slice(valid, None)
             assert batch.mask[row].tolist() == [True] * valid + [False] * (k - valid)
-            np.testing.assert_array_equal(batch.observations[row, :valid], episodes.observations[real])
+            np.testing.assert_array_equal(
+                batch.observations[row, :valid], episodes.observations[real]
+            )
             np.testing.assert_array_equal(batch.actions[row, :valid], episodes.actions[real])
-            np.testing.assert_allclose(batch.returns_to_go[row, :valid], to_go[real] / 10, rtol=1e-6)
-            assert batch.timesteps[row, :valid].tolist() == list(range(first - start, first - start + valid))
+            np.testing.assert_allclose(
+                batch.returns_to_go[row, :valid], to_go[real] / 10, rtol=1e-6
+            )
+            assert batch.timesteps[row, :valid].tolist() == list(
+                range(first - start, first - start + valid)
+            )
             for field in (batch.observations, batch.actions, batch.returns_to_go, batch.timesteps):
                 assert not field[row, pad].any()
             row += 1

@@ -50,9 +50,13 @@ def test_imports_run_one_way(path: Path) -> None:
     if room == "__init__":
         return
     for imported in imported_rooms(path):
-        assert LEVEL[imported] < LEVEL[room] or imported == room or (
-            # data and envs lie side by side: collecting needs an environment
-            (room, imported) == ("data", "envs")
+        assert (
+            LEVEL[imported] < LEVEL[room]
+            or imported == room
+            or (
+                # data and envs lie side by side: collecting needs an environment
+                (room, imported) == ("data", "envs")
+            )
         ), f"{room} must not import {imported}"
 
 

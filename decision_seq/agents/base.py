@@ -49,9 +49,7 @@ class AgentConfig:
 A = TypeVar("A", bound="SequenceAgent")
 
 
-def register(
-    kind: str, summary: str, config: type[AgentConfig]
-) -> Callable[[type[A]], type[A]]:
+def register(kind: str, summary: str, config: type[AgentConfig]) -> Callable[[type[A]], type[A]]:
     """Class decorator: make an agent available as `agent.kind`."""
 
     def add(agent: type[A]) -> type[A]:

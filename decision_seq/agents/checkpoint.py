@@ -17,7 +17,9 @@ from decision_seq.files import atomic_file
 FORMAT = "decision-seq agent 1"
 
 
-def save_agent(agent: SequenceAgent, path: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
+def save_agent(
+    agent: SequenceAgent, path: Path, weights: dict[str, torch.Tensor] | None = None
+) -> None:
     """Write `agent` to `path` atomically; `weights` in place of its own (an average of them)."""
     header = {
         "format": FORMAT,
@@ -45,7 +47,9 @@ def load_agent(path: Path, device: torch.device | str = "cpu") -> SequenceAgent:
             "another checkpoint of the run, or train it again"
         ) from None
     if header.get("format") != FORMAT:
-        raise UserError(f"{path}: holds no decision-seq agent (its format is {header.get('format')})")
+        raise UserError(
+            f"{path}: holds no decision-seq agent (its format is {header.get('format')})"
+        )
     config = build(AgentConfig, json.loads(header["config"]), str(path))
     spec = build(AgentSpec, json.loads(header["spec"]), str(path))
     agent = config.agent(config, spec)

@@ -13,8 +13,6 @@ class ReturnConditionedConfig(AgentConfig):
     """Tokens of a step: return-to-go, observation, action."""
 
 
-@register(
-    "return_conditioned", "acts towards a target return you name", ReturnConditionedConfig
-)
+@register("return_conditioned", "acts towards a target return you name", ReturnConditionedConfig)
 class ReturnConditioned(SequenceAgent):
     """Imitates what the data did when that much return was still to come."""

@@ -74,8 +74,8 @@ class Lanes:
         self.id = env_id(name)
         self.envs = [make(name) for _ in range(count)]
         self.action_space = self.envs[0].action_space
-        (self.observation_dim,) = self.envs[0].observation_space.shape
-        self._observations = np.zeros((count, self.observation_dim), np.float32)
+        shape = self.envs[0].observation_space.shape or ()
+        self._observations = np.zeros((count, *shape), np.float32)
 
     def reset(self, seeds: Sequence[int]) -> np.ndarray:
         """Start an episode in every lane, lane i from `seeds[i]`. Returns [lanes, S] float32."""

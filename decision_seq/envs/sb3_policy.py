@@ -6,6 +6,7 @@ say the activation, and VecNormalize's pickle goes through a reader that builds 
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import io
 import json
@@ -101,9 +102,7 @@ def _layout(path: Path, state: dict[str, np.ndarray]) -> tuple[str, str | None, 
     )
 
 
-def _layers(
-    state: dict[str, np.ndarray], prefix: str
-) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def _layers(state: dict[str, np.ndarray], prefix: str) -> tuple[list[np.ndarray], list[np.ndarray]]:
     names = [n for n in state if n.startswith(prefix) and n.endswith(".weight")]
     names.sort(key=lambda name: int(name[len(prefix) :].split(".")[0]))
     return [state[n] for n in names], [state[n[: -len("weight")] + "bias"] for n in names]
@@ -154,4 +153,6 @@ class _ArraysOnly(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if module.split(".")[0] == "numpy" and name in self.ALLOWED:
             return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+        if (module, name) == ("_codecs", "encode"):  # how old protocols write an array's bytes
+            return codecs.encode
         return type(name, (_Opaque,), {})

@@ -43,9 +43,7 @@ def evaluate_run(
     """
     config = load_run_config(run / "config.yaml")
     asked = {"targets": targets, "episodes": episodes, "context": context, "seed": seed}
-    protocol = dataclasses.replace(
-        config.eval, **{k: v for k, v in asked.items() if v is not None}
-    )
+    protocol = dataclasses.replace(config.eval, **{k: v for k, v in asked.items() if v is not None})
     config = dataclasses.replace(config, eval=protocol, env=env or config.env)
     agent = load_agent(agent_file, device)
     return evaluate_agent(agent, config, run, step, checkpoint, on_step)
@@ -122,4 +120,6 @@ def _dataset(run: Path) -> dict[str, Any]:
         summary = json.loads((run / "dataset.json").read_text(encoding="utf-8"))
         return {"name": summary["name"], "hash": summary["hash"]}
     except (OSError, ValueError, KeyError):
-        raise UserError(f"{run / 'dataset.json'}: is missing or damaged; train the run again") from None
+        raise UserError(
+            f"{run / 'dataset.json'}: is missing or damaged; train the run again"
+        ) from None

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from decision_seq.eval.report import Run
 
+NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))  # dates and foreign addresses
 INK = "#808890"  # has contrast on white and on near-black
 COLOURS = ("#3b82f6", "#e8730c", "#16a34a", "#a855f7", "#dc2626", "#0891b2", "#ca8a04", "#db2777")
 
@@ -74,7 +75,11 @@ def _by_agent(runs: list[Run], dataset: str) -> list[tuple[str, str, list[Run]]]
     """(colour, agent, its runs on the dataset); an agent has the same colour in every figure."""
     agents = sorted({run.agent for run in runs})
     groups = [
-        (COLOURS[i % len(COLOURS)], agent, [r for r in runs if (r.agent, r.dataset["name"]) == (agent, dataset)])
+        (
+            COLOURS[i % len(COLOURS)],
+            agent,
+            [r for r in runs if (r.agent, r.dataset["name"]) == (agent, dataset)],
+        )
         for i, agent in enumerate(agents)
     ]
     return [group for group in groups if group[2]]
@@ -103,6 +108,6 @@ def _svg(figure: Figure, axes: list[tuple[Axes, str]]) -> str:
     axes[0][0].legend(frameon=False, labelcolor=INK, fontsize=8)
     text = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "decision-seq", "svg.fonttype": "none"}):
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+        figure.savefig(text, format="svg", transparent=True, metadata=NO_METADATA)
     svg = text.getvalue()
     return svg[svg.index("<svg") :]

@@ -80,7 +80,9 @@ def load_run(folder: Path) -> Run:
     try:
         dataset = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        raise UserError(f"{folder / 'dataset.json'}: is missing or damaged; train the run again") from None
+        raise UserError(
+            f"{folder / 'dataset.json'}: is missing or damaged; train the run again"
+        ) from None
     rows = [row for row in read_rows(folder) if row["checkpoint"] == "last"]
     if not rows:
         raise UserError(f"{folder}: has no evaluation; run `decision-seq evaluate {folder}` first")
@@ -143,9 +145,7 @@ def summary(scores: list[Score], runs: list[Run]) -> list[str]:
     return sentences
 
 
-def write_report(
-    folders: Sequence[Path], out: Path, failed: dict[str, str] | None = None
-) -> None:
+def write_report(folders: Sequence[Path], out: Path, failed: dict[str, str] | None = None) -> None:
     """Write the HTML report of the runs in `folders` to `out`, atomically.
 
     Args:

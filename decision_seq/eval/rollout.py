@@ -12,6 +12,7 @@ from gymnasium import spaces
 
 from decision_seq.agents import SequenceAgent
 from decision_seq.agents.base import Context
+from decision_seq.agents.fit import check_fit
 from decision_seq.envs.reference_scores import normalized_score
 from decision_seq.envs.registry import Lanes
 from decision_seq.errors import UserError
@@ -63,8 +64,10 @@ def rollout(
     lane_seeds = [seed + i for _ in wanted for i in range(episodes)]
     lanes = Lanes(env, len(lane_seeds))
     try:
-        check_fit(agent, lanes)
-        returns, lengths, milliseconds = _run(agent, lanes, lane_targets, lane_seeds, context, on_step)
+        check_fit(agent.spec, lanes.envs[0])
+        returns, lengths, milliseconds = _run(
+            agent, lanes, lane_targets, lane_seeds, context, on_step
+        )
     finally:
         lanes.close()
     return [
@@ -115,25 +118,6 @@ def _run(
         active &= ~(terminated | truncated)
         on_step(count - int(active.sum()), count)
     return returns, lengths, milliseconds
-
-
-def check_fit(agent: SequenceAgent, lanes: Lanes) -> None:
-    """Raise UserError where observation width or actions of agent and environment differ."""
-    spec, space = agent.spec, lanes.action_space
-    width = lanes.observation_dim
-    if spec.observation_dim != width:
-        raise UserError(
-            f"the agent was trained on observations of width {spec.observation_dim}, but {lanes.id} "
-            f"gives width {width}; evaluate it in the environment its data came from"
-        )
-    if spec.discrete != isinstance(space, spaces.Discrete):
-        raise UserError(f"the agent's actions are not of the kind that {lanes.id} takes ({space})")
-    size = int(space.n) if isinstance(space, spaces.Discrete) else int(np.prod(space.shape))
-    if spec.action_dim > size or (not spec.discrete and spec.action_dim != size):
-        raise UserError(
-            f"the agent acts with width {spec.action_dim}, but {lanes.id} takes width {size}; "
-            "evaluate it in the environment its data came from"
-        )
 
 
 def _to_environment(action: torch.Tensor, space: spaces.Space) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Checkpoints of a run: each a folder that appears whole or not at all, and an index over them.
 
-    checkpoints/index.json           {"last": {"step": 300, ...}, "best": {...}}
-    checkpoints/step-00000300/       agent.safetensors (acts by itself), state.pt (to resume)
+checkpoints/index.json           {"last": {"step": 300, ...}, "best": {...}}
+checkpoints/step-00000300/       agent.safetensors (acts by itself), state.pt (to resume)
 """
 
 from __future__ import annotations

@@ -15,11 +15,13 @@ import numpy as np
 import torch
 
 from decision_seq.agents import SequenceAgent
+from decision_seq.agents.fit import check_fit
 from decision_seq.config import to_plain
 from decision_seq.data.inspect import write_summary
 from decision_seq.data.store import EpisodeStore, open_store
 from decision_seq.data.transforms import delay_rewards, hold_out, top_fraction
 from decision_seq.data.windows import WindowSampler
+from decision_seq.envs.registry import make
 from decision_seq.errors import UserError
 from decision_seq.progress import progress_bar
 from decision_seq.run_config import RunConfig, load_run_config, write_run_config
@@ -84,12 +86,16 @@ def train(
     Returns:
         False if Ctrl-C or SIGTERM stopped it; its state is saved then.
     """
-    open_run_folder(config, out, resume)
+    check_run_folder(config, out, resume)
     torch.manual_seed(config.seed)
     store = open_store(config.data.sources)
-    write_summary(out / "dataset.json", store, config.env)
     agent = SequenceAgent.for_dataset(config.agent, store).to(device)
+    env = make(config.env)
+    check_fit(agent.spec, env)
+    env.close()
     training, validation = make_samplers(config, store, device)
+    write_run_config(config, out / "config.yaml")
+    write_summary(out / "dataset.json", store, config.env)
     averaged = agent if config.train.ema is None else copy.deepcopy(agent).eval()
     optimizer = make_optimizer(agent, config.train)
     learner = Learner(agent, averaged, optimizer, torch.zeros((), device=device))
@@ -182,8 +188,8 @@ def make_samplers(
     return sampler(training), sampler(held_out) if len(held_out) else None
 
 
-def open_run_folder(config: RunConfig, out: Path, resume: bool) -> None:
-    """Write the resolved config into a new run folder, or check that a resumed one is the same."""
+def check_run_folder(config: RunConfig, out: Path, resume: bool) -> None:
+    """Raise UserError if `out` holds another run, or one that nobody asked to resume."""
     path = out / "config.yaml"
     if path.exists() and not resume:
         raise UserError(
@@ -197,7 +203,6 @@ def open_run_folder(config: RunConfig, out: Path, resume: bool) -> None:
                 f"{path}: the run to resume had other settings ({', '.join(changed)}); resume "
                 "with the same config, or choose another --out"
             )
-    write_run_config(config, path)
 
 
 def _identity(config: RunConfig) -> dict[str, Any]:

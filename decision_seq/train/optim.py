@@ -15,7 +15,9 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     undecayed = {
         name
         for path, module in model.named_modules()
-        for name in (f"{path}.{n}" if path else n for n, _ in module.named_parameters(recurse=False))
+        for name in (
+            f"{path}.{n}" if path else n for n, _ in module.named_parameters(recurse=False)
+        )
         if isinstance(module, nn.Embedding | nn.LayerNorm)
         or name.rsplit(".", 1)[-1] in ("bias", "A_log", "D")
     }

@@ -45,9 +45,7 @@ def read(path: Path) -> Episodes:
         truncated = _time_limit(terminated)
     else:
         truncated = timeouts.reshape(-1).astype(bool)
-    return from_flat(
-        str(path), observations, actions, rewards, terminated, truncated, _info(path)
-    )
+    return from_flat(str(path), observations, actions, rewards, terminated, truncated, _info(path))
 
 
 def _array(path: Path, file: Any, key: str) -> np.ndarray:

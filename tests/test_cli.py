@@ -1,0 +1,204 @@
+"""The commands as people type them, end to end, and what they say when something is wrong."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import minari
+import pytest
+import yaml
+from conftest import random_episodes, write_npz
+
+from decision_seq.cli import main
+from decision_seq.eval.results import read_rows
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+TOY = str(CONFIGS / "point-run-decision-mamba.yaml")
+SMALL = [
+    "--set",
+    "train.steps=30",
+    "--set",
+    "eval.episodes=2",
+    "--set",
+    "train.checkpoint_interval=15",
+]
+
+
+def run(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Exit code of `decision-seq ARGUMENTS`, in this process."""
+    monkeypatch.setattr(sys, "argv", ["decision-seq", *arguments])
+    try:
+        main()
+    except SystemExit as exit_:
+        return int(exit_.code or 0)
+    return 0
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):  # type: ignore[no-untyped-def]
+    """Run a command; returns (exit code, stdout, stderr)."""
+
+    def call(*arguments: str | Path) -> tuple[int, str, str]:
+        code = run(*map(str, arguments), monkeypatch=monkeypatch)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def trained(cli, toy_file: Path, tmp_path: Path) -> Path:  # type: ignore[no-untyped-def]
+    """A run folder."""
+    out = tmp_path / "run"
+    code, _, err = cli("train", TOY, "--set", f"data.sources=[{toy_file}]", *SMALL, "--out", out)
+    assert code == 0, err
+    return out
+
+
+def test_collect_train_evaluate_report(cli, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    code, out, err = cli("collect", "point-run", "mixed", "--steps", "400", "--seed", "3")
+    assert code == 0, err
+    assert "20 episodes, 400 steps" in out
+    code, out, _ = cli("data", "info", "decision-seq/point-run/mixed-v0")
+    assert code == 0 and "episodes               20" in out
+    code, out, _ = cli("data", "check", "decision-seq/point-run/mixed-v0")
+    assert code == 0 and "0 findings" in out
+
+    run_folder = tmp_path / "run"
+    assert cli("train", TOY, *SMALL, "--out", run_folder)[0] == 0
+    code, out, err = cli(
+        "evaluate", run_folder, "--targets", "5", "12", "--episodes", "3", "--context", "stream"
+    )
+    assert code == 0, err
+    rows = read_rows(run_folder)
+    assert [(r["target"], r["env_seed"]) for r in rows] == [
+        (t, s) for t in (5.0, 12.0) for s in (0, 1, 2)
+    ]
+    for row in rows:
+        assert row["context"] == "stream" and row["checkpoint"] == "last" and row["step"] == 30
+        assert row["env"] == "decision-seq/PointRun-v0" and row["length"] == 20
+        assert set(row["dataset"]) == {"name", "hash"} and "torch" in row["versions"]
+    cli("evaluate", run_folder, "--targets", "5", "12", "--episodes", "3", "--context", "stream")
+    again = read_rows(run_folder)
+    assert [r["episode_return"] for r in again] == [r["episode_return"] for r in rows]
+
+    report = tmp_path / "report.html"
+    assert cli("report", run_folder, "--out", report)[0] == 0
+    html = report.read_text()
+    mean = sum(r["episode_return"] for r in rows[:3]) / 3
+    assert f"{mean:.1f}" in html and html.count("<svg") == 2
+    assert "http://" not in html.replace("http://www.w3.org", "") and "<script" not in html
+
+
+def test_collected_data_says_where_it_came_from(cli) -> None:  # type: ignore[no-untyped-def]
+    cli("collect", "hopper", "medium", "--steps", "300", "--out", "mine/hops-v0")
+    dataset = minari.load_dataset("mine/hops-v0")
+    metadata = dataset.storage.metadata
+    assert metadata["ref_max_score"] == 3234.3 and metadata["ref_min_score"] == -20.272305
+    assert metadata["collect_seed"] == 0 and metadata["collect_tier"] == "medium"
+    assert "hopper" in metadata["algorithm_name"]
+    assert dataset.env_spec.id == "Hopper-v5" and dataset.total_steps >= 300
+    env = dataset.recover_environment()
+    episode = dataset[0]
+    first, _ = env.reset(seed=episode.seed if hasattr(episode, "seed") else 0)
+    assert first.shape == episode.observations[0].shape
+    assert abs(first - episode.observations[0]).max() < 1e-9  # the seed brings the episode back
+
+
+def test_compare_resumes_and_reports(cli, toy_file: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    matrix = {
+        "base": TOY,
+        "agents": {"mamba": {"preset": "decision-mamba"}, "bc": {"preset": "bc"}},
+        "datasets": {"toy": [str(toy_file)]},
+        "seeds": [0],
+    }
+    path = tmp_path / "compare.yaml"
+    path.write_text(yaml.safe_dump(matrix))
+    out = tmp_path / "out"
+    code, text, err = cli("compare", path, "--out", out, *SMALL)
+    assert code == 0, text + err
+    ledger = json.loads((out / "ledger.json").read_text())
+    assert ledger == {"mamba_toy_seed0": "finished", "bc_toy_seed0": "finished"}
+    html = (out / "report.html").read_text()
+    assert "mamba" in html and "bc" in html
+    code, text, _ = cli("compare", path, "--out", out, *SMALL)
+    assert code == 0 and "$ decision-seq train" not in text  # nothing is run twice
+
+
+def test_list(cli) -> None:  # type: ignore[no-untyped-def]
+    for what, words in {
+        "backbones": ["attention", "mamba", "none"],
+        "agents": ["return_conditioned", "behaviour_cloning", "decision-mamba", "bc"],
+        "envs": ["Hopper-v5", "Ant-v4", "PointRun"],
+        "tiers": ["hopper", "medium", "expert"],
+        "kernels": ["torch", "reference"],
+    }.items():
+        code, out, err = cli("list", what)
+        assert code == 0, err
+        for word in words:
+            assert word in out
+
+
+# ---- one sentence, exit code 2, nothing harmed ---------------------------------------------
+
+
+def refused(result: tuple[int, str, str], *words: str) -> None:
+    code, _, err = result
+    lines = [line for line in err.splitlines() if line.startswith("decision-seq:")]
+    assert code == 2 and len(lines) == 1 and "Traceback" not in err, err
+    for word in words:
+        assert word in lines[0]
+
+
+def test_bad_input(cli, toy_file: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    out = tmp_path / "run"
+    data = f"data.sources=[{toy_file}]"
+    wide = write_npz(tmp_path / "wide.npz", random_episodes([30, 30], width=2, action_dim=3))
+    cases = [
+        (["train", tmp_path / "no.yaml", "--out", out], ["no.yaml"]),
+        (["train", TOY, "--set", "train.step=3", "--out", out], ["train.step", "train.steps"]),
+        (["train", TOY, "--set", "data.sources=[x.npz]", "--out", out], ["x.npz", "no such file"]),
+        (["train", TOY, "--set", data, "--out", out, "--device", "tpu9"], ["tpu9"]),
+        (["train", TOY, "--set", data, "--set", "env=hoper", "--out", out], ["hoper", "hopper"]),
+        (["train", TOY, "--set", f"data.sources=[{wide}]", "--out", out], ["width 3", "PointRun"]),
+        (["data", "info", "no-such-dataset"], ["no-such-dataset"]),
+        (["collect", "hopper", "superb"], ["hopper-superb", "hopper-medium"]),
+        (["collect", "hoper", "medium"], ["hoper", "hopper"]),
+        (["collect", "hopper", "medium", "--out", "not an id"], ["not an id", "Minari id"]),
+        (["collect", "point-run", "x", "--policy", toy_file], ["toy.npz", "Stable-Baselines3"]),
+        (["evaluate", tmp_path], ["no trained run"]),
+        (["report", tmp_path / "nothing"], ["holds no run"]),
+        (["compare", TOY, "--out", out], ["is not a known key"]),
+    ]
+    for arguments, words in cases:
+        refused(cli(*arguments), *words)
+    assert not out.exists()
+
+
+def test_existing_things_are_not_harmed(cli, trained: Path) -> None:  # type: ignore[no-untyped-def]
+    cli("collect", "point-run", "mixed", "--steps", "40")
+    refused(cli("collect", "point-run", "mixed", "--steps", "40"), "exists already")
+    config = trained / "config.yaml"
+    before = config.read_text()
+    refused(cli("train", config, "--out", trained), "--resume")
+    assert config.read_text() == before
+    refused(cli("evaluate", trained, "--env", "hopper"), "width 2", "Hopper-v5", "width 11")
+    refused(cli("report", trained), "no evaluation", "decision-seq evaluate")
+    (agent,) = trained.glob("checkpoints/step-00000030/agent.safetensors")
+    agent.write_bytes(agent.read_bytes()[:500])
+    refused(cli("evaluate", trained), "agent.safetensors", "cut off")
+
+
+def test_a_read_only_output_folder(cli, toy_file: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    blocked = Path("/proc/decision-seq-cannot-write-here")
+    if not Path("/proc/self").exists():
+        pytest.skip("no /proc, the one folder that is read-only to every user")
+    arguments = ["train", TOY, "--set", f"data.sources=[{toy_file}]", "--out", blocked]
+    refused(cli(*arguments), str(blocked), "cannot be written")
+
+
+def test_wrong_arguments_are_refused(cli) -> None:  # type: ignore[no-untyped-def]
+    for arguments in (["train"], ["evaluate", "x", "--context", "widow"], ["fly"]):
+        assert cli(*arguments)[0] == 2

@@ -1,0 +1,130 @@
+"""Rollouts: the same episodes as a plain gymnasium loop, whatever runs beside them."""
+
+from __future__ import annotations
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+from decision_seq.agents import AgentSpec, SequenceAgent
+from decision_seq.agents.base import Context
+from decision_seq.agents.behaviour_cloning import BehaviourCloningConfig
+from decision_seq.agents.return_conditioned import ReturnConditionedConfig
+from decision_seq.backbones.mamba import MambaConfig
+from decision_seq.envs.reference_scores import normalized_score
+from decision_seq.envs.registry import MUJOCO_IDS, Lanes, env_id, make
+from decision_seq.errors import UserError
+from decision_seq.eval.rollout import rollout
+
+
+def agent_for(
+    observations: int, actions: int, discrete: bool = False, bc: bool = False
+) -> SequenceAgent:
+    torch.manual_seed(0)
+    kind = BehaviourCloningConfig if bc else ReturnConditionedConfig
+    config = kind(context_length=4, backbone=MambaConfig(width=16, layers=1, dropout=0.0))
+    agent = config.agent(config, AgentSpec(observations, actions, discrete, 1000)).eval()
+    with torch.no_grad():  # a decisive policy, so that episodes differ by what is observed
+        agent.action_head.weight.normal_(std=1.0)
+    return agent
+
+
+@pytest.mark.parametrize("context", ["window", "stream"])
+def test_a_lane_is_a_plain_gymnasium_episode(context: Context) -> None:
+    agent = agent_for(11, 3)
+    row = rollout(agent, "hopper", [1000.0], 1, 5, context)[0]
+    env = gym.make("Hopper-v5")
+    observation, _ = env.reset(seed=5)
+    state = agent.init_state(1, context, torch.tensor([1000.0]))
+    action, reward, total, length, ended = torch.zeros(1, 3), 0.0, 0.0, 0, False
+    while not ended:
+        seen = torch.from_numpy(observation.astype(np.float32))[None]
+        action, state = agent.act(seen, action, torch.tensor([reward], dtype=torch.float32), state)
+        observation, reward, terminated, truncated, _ = env.step(action[0].numpy())
+        total, length, ended = total + reward, length + 1, terminated or truncated
+    assert (row.length, row.episode_return) == (length, pytest.approx(total, rel=1e-12))
+    assert row.normalized_score == pytest.approx(100 * (total + 20.272305) / (3234.3 + 20.272305))
+
+
+def test_lanes_do_not_depend_on_what_runs_beside_them() -> None:
+    agent = agent_for(11, 3)
+    many = rollout(agent, "hopper", [2000.0, 500.0], 4, 10, "stream")
+    assert [(r.target, r.env_seed) for r in many] == [
+        (t, s) for t in (2000.0, 500.0) for s in range(10, 14)
+    ]
+    alone = [rollout(agent, "hopper", [r.target or 0.0], 1, r.env_seed, "stream")[0] for r in many]
+    assert len({r.length for r in many}) > 1  # some lanes were frozen while others went on
+    for together, single in zip(many, alone, strict=True):
+        assert together.length == single.length
+        assert together.episode_return == pytest.approx(single.episode_return, rel=1e-3)
+
+
+def test_repeating_a_rollout_gives_the_same_rows() -> None:
+    agent = agent_for(2, 1)
+    first, second = (rollout(agent, "point-run", [5.0], 6, 0, "window") for _ in range(2))
+    assert [(r.episode_return, r.length) for r in first] == [
+        (r.episode_return, r.length) for r in second
+    ]
+
+
+def test_an_agent_without_return_tokens_needs_no_target() -> None:
+    rows = rollout(agent_for(2, 1, bc=True), "point-run", [5.0, 7.0], 3, 0, "stream")
+    assert [r.target for r in rows] == [None] * 3
+
+
+def test_discrete_environments_of_gymnasium_work() -> None:
+    rows = rollout(agent_for(4, 2, discrete=True), "CartPole-v1", [100.0], 3, 0, "stream")
+    assert all(r.episode_return == r.length >= 8 for r in rows)
+    assert rows[0].normalized_score is None
+
+
+def test_frozen_lanes_are_not_stepped() -> None:
+    lanes = Lanes("CartPole-v1", 2)
+    before = lanes.reset([0, 1])
+    active = np.array([True, False])
+    observations, rewards, _, _ = lanes.step(np.array([1, 1]), active)
+    assert rewards.tolist() == [1.0, 0.0]
+    assert not np.array_equal(observations[0], before[0])
+    assert np.array_equal(observations[1], before[1])
+
+
+@pytest.mark.parametrize("name", MUJOCO_IDS)
+def test_every_mujoco_environment_steps(name: str, tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.chdir(tmp_path)
+    env = make(name)
+    env.reset(seed=0)
+    observation, reward, *_ = env.step(np.zeros(env.action_space.shape, np.float32))
+    assert np.isfinite(observation).all() and np.isfinite(reward)
+    assert not list(tmp_path.iterdir())  # MuJoCo leaves no log behind
+
+
+def test_reference_scores() -> None:
+    assert normalized_score("Hopper-v5", 3234.3) == pytest.approx(100)
+    assert normalized_score("Walker2d-v4", 1.629008) == pytest.approx(0)
+    assert normalized_score("Ant-v5", 3879.7) == pytest.approx(100)
+    assert normalized_score("CartPole-v1", 1.0) is None
+    assert env_id("HalfCheetah") == "HalfCheetah-v5" == env_id("halfcheetah")
+
+
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [("Hoper-v5", "Hopper-v5"), ("walker", "walker2d"), ("Hopper-v3", "Hopper-v5")],
+)
+def test_unknown_environments_are_one_sentence(name: str, word: str) -> None:
+    with pytest.raises(UserError, match=word) as error:
+        make(name)
+    assert "\n" not in str(error.value)
+
+
+def test_an_agent_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(UserError, match=r"width 11.*width 2"):
+        rollout(agent_for(11, 3), "point-run", [1.0], 1, 0, "window")
+    with pytest.raises(UserError, match=r"actions of width 2.*takes width 1"):
+        rollout(agent_for(2, 2), "point-run", [1.0], 1, 0, "window")
+    with pytest.raises(UserError, match="discrete actions"):
+        rollout(agent_for(2, 1, discrete=True), "point-run", [1.0], 1, 0, "window")
+    with pytest.raises(UserError, match="--targets"):
+        rollout(agent_for(2, 1), "point-run", [], 1, 0, "window")
+    with pytest.raises(UserError, match="vector observations"):
+        make("FrozenLake-v1")
