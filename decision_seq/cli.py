@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -217,7 +218,7 @@ def list_(what: Positional[Literal["backbones", "agents", "envs", "tiers", "kern
         print(line)
 
 
-COMMANDS = {
+COMMANDS: dict[str, Callable[..., Any]] = {
     "quickstart": quickstart,
     "collect": collect,
     "data": data,

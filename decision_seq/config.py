@@ -1,4 +1,4 @@
-"""Frozen dataclasses <-> YAML, strictly: what is not a field is an error that names the nearest one.
+"""Frozen dataclasses <-> YAML, strictly: an unknown key is an error that names the nearest one.
 
 A dataclass with a class attribute `registry` (kind -> subclass) is a choice: its mapping says
 `kind: NAME` and the fields are those of the registered subclass.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,7 +25,8 @@ def isolated(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> Iterator[None]:
-    """Small tensors: threads would only wait for each other."""
+    """Small tensors: threads would only wait for each other, here and in commands we start."""
+    os.environ["OMP_NUM_THREADS"] = "1"
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

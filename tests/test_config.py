@@ -24,8 +24,8 @@ def test_every_config_builds_its_agent(path: Path) -> None:
     config = load_run_config(path)
     agent = config.agent.agent(config.agent, AgentSpec(11, 3, False, 999))
     assert isinstance(agent, SequenceAgent)
-    env, _, name = path.stem.partition("-")
-    assert config.name in path.stem and config.env.lower().startswith(env.split("-")[0])
+    env = path.stem.partition("-")[0]
+    assert config.name in path.stem and config.env.lower().startswith(env)
 
 
 @pytest.mark.parametrize("path", COMPARES, ids=lambda p: p.stem)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import h5py
@@ -134,7 +135,7 @@ def test_return_to_go_is_the_naive_sum() -> None:
     offsets = np.array([0, 4, 5, 30])
     naive = [
         sum(float(r) for r in rewards[t:stop])
-        for start, stop in zip(offsets[:-1], offsets[1:], strict=True)
+        for start, stop in pairwise(offsets)
         for t in range(start, stop)
     ]
     np.testing.assert_allclose(returns_to_go(rewards, offsets), naive, rtol=1e-6, atol=1e-6)

@@ -175,7 +175,7 @@ def test_a_finished_folder_is_not_overwritten(toy_file: Path, tmp_path: Path) ->
     before = weights(tmp_path / "run")
     with pytest.raises(UserError, match="--resume"):
         train(config_for(toy_file), tmp_path / "run", CPU)
-    with pytest.raises(UserError, match="other settings.*agent"):
+    with pytest.raises(UserError, match=r"other settings.*agent"):
         train(config_for(toy_file, "attention"), tmp_path / "run", CPU, resume=True)
     for name, tensor in weights(tmp_path / "run").items():
         assert torch.equal(tensor, before[name])

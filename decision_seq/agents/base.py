@@ -98,6 +98,9 @@ class SequenceAgent(nn.Module):
         self.dropout = nn.Dropout(config.backbone.dropout)
         self.backbone = config.backbone.build(config.context_length * len(config.tokens))
         self.action_head = nn.Linear(width, spec.action_dim)
+        self.observation_mean: Tensor
+        self.observation_std: Tensor
+        self.action_scale: Tensor
         self.register_buffer("observation_mean", torch.zeros(spec.observation_dim))
         self.register_buffer("observation_std", torch.ones(spec.observation_dim))
         self.register_buffer("action_scale", torch.ones(() if spec.discrete else spec.action_dim))

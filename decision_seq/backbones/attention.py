@@ -89,7 +89,7 @@ class Attention(Mixer):
 
 
 def _band(queries: int, keys: int, window: int, device: torch.device) -> Tensor:
-    """[queries, keys] bool: the last `queries` of `keys` tokens see themselves and window - 1 back."""
+    """[queries, keys] bool: the last `queries` tokens see themselves and window - 1 back."""
     position = torch.arange(keys, device=device)
     distance = position[keys - queries :, None] - position
     return (distance >= 0) & (distance < window)

@@ -73,7 +73,7 @@ class Mamba(Mixer):
     def forward(self, x: Tensor) -> Tensor:
         """[B, L, D] -> [B, L, D]"""
         u, z = self.in_proj(x).chunk(2, dim=-1)  # [B, L, E]
-        u = causal_conv_silu(u, self.conv1d.weight, self.conv1d.bias)
+        u = causal_conv_silu(u, self.conv1d.weight, self._conv_bias)
         dt, B, C = self._select(u)
         y = selective_scan(u, dt, self._A(), B, C, self.D, z)
         return self.out_proj(y)
@@ -89,7 +89,7 @@ class Mamba(Mixer):
     def step(self, x: Tensor, state: LayerState) -> tuple[Tensor, LayerState]:
         """[B, n, D], state -> [B, n, D], state"""
         u, z = self.in_proj(x).chunk(2, dim=-1)  # [B, n, E]
-        u, conv = causal_conv_silu_step(u, self.conv1d.weight, self.conv1d.bias, state["conv"])
+        u, conv = causal_conv_silu_step(u, self.conv1d.weight, self._conv_bias, state["conv"])
         dt, B, C = self._select(u)
         y, h = selective_scan_step(u, dt, self._A(), B, C, self.D, z, state["h"])
         return self.out_proj(y), {"conv": conv, "h": h}
@@ -99,11 +99,16 @@ class Mamba(Mixer):
         dt, B, C = self.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         return F.softplus(self.dt_proj(dt).float()), B, C
 
+    @property
+    def _conv_bias(self) -> Tensor:
+        assert self.conv1d.bias is not None
+        return self.conv1d.bias
+
     def _A(self) -> Tensor:
         return -torch.exp(self.A_log.float())  # [E, N]
 
     def _init_dt(self) -> None:
-        """softplus(bias) log-uniform in [DT_MIN, DT_MAX]: memory from tens to hundreds of tokens."""
+        """softplus(bias) log-uniform in [DT_MIN, DT_MAX]: memory of tens to hundreds of tokens."""
         nn.init.uniform_(self.dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
         low, high = math.log(DT_MIN), math.log(DT_MAX)
         dt = torch.empty_like(self.dt_proj.bias).uniform_(low, high).exp()

@@ -1,4 +1,4 @@
-"""Collecting: roll a behaviour policy out and write a Minari dataset that says where it came from."""
+"""Collecting: roll a behaviour policy out into a Minari dataset that says where it came from."""
 
 from __future__ import annotations
 

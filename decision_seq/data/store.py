@@ -116,7 +116,7 @@ def _write(folder: Path, episodes: Episodes) -> None:
         for name in ARRAYS:
             array = np.ascontiguousarray(arrays[name])
             digest.update(f"{name} {array.dtype} {array.shape}".encode())
-            digest.update(array)
+            digest.update(array.data)
             np.save(temporary / f"{name}.npy", array)
         meta = {"hash": digest.hexdigest()[:16], "info": episodes.info}
         (temporary / "meta.json").write_text(json.dumps(meta), encoding="utf-8")

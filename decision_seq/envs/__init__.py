@@ -1,1 +1,1 @@
-"""Environments by name, their reference scores, and the behaviour policies of the embedded default."""
+"""Environments by name, reference scores, and the behaviour policies of the embedded default."""

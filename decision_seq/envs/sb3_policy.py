@@ -23,7 +23,7 @@ from decision_seq.errors import UserError
 
 # where the layers of an actor lie in policy.pth, and how its action is bounded
 ON_POLICY = ("mlp_extractor.policy_net.", "action_net", "clip", "tanh")  # PPO, A2C, TRPO
-MAX_ENTROPY = ("actor.latent_pi.", "actor.mu", "tanh", "relu")  # SAC, TQC, CrossQ
+MAX_ENTROPY = ("actor.latent_pi.", "actor.mu", "tanh", "relu")  # SAC, TQC
 DETERMINISTIC = ("actor.mu.", None, "tanh", "relu")  # TD3, DDPG
 LOG_STD_RANGE = (-20.0, 2.0)  # clip of the state-dependent log std, as SAC trains with
 
@@ -97,8 +97,8 @@ def _layout(path: Path, state: dict[str, np.ndarray]) -> tuple[str, str | None, 
         if f"{layout[0]}0.weight" in state and state[f"{layout[0]}0.weight"].ndim == 2:
             return layout
     raise UserError(
-        f"{path}: has no MLP actor (found {', '.join(list(state)[:4])}, ...); policies of PPO, A2C, "
-        "TRPO, SAC, TQC, CrossQ, TD3 and DDPG with MlpPolicy can be rolled out"
+        f"{path}: has no MLP actor (found {', '.join(list(state)[:4])}, ...); policies of PPO, "
+        "A2C, TRPO, SAC, TQC, TD3 and DDPG with MlpPolicy can be rolled out"
     )
 
 

@@ -29,10 +29,10 @@ def behaviour_for(env: str, tier: str, policy: Path | None) -> tuple[Behaviour, 
         return _checked(loaded, str(policy), identifier), provenance
     if identifier == "decision-seq/PointRun-v0" and tier == "mixed":
         return steady_runner, {"behaviour": "steady runner", "tier": tier}
-    name, _, version = identifier.partition("-v")
-    loaded = embedded_policy(name.lower(), tier)
-    metadata = next(m for e, t, m in embedded_tiers() if (e, t) == (name.lower(), tier))
-    provenance = {"behaviour": f"decision-seq {name.lower()}-{tier}", "tier": tier}
+    name = identifier.rpartition("-v")[0].lower()
+    loaded = embedded_policy(name, tier)
+    metadata = next(m for e, t, m in embedded_tiers() if (e, t) == (name, tier))
+    provenance = {"behaviour": f"decision-seq {name}-{tier}", "tier": tier}
     provenance |= {k: metadata[k] for k in ("algorithm", "command") if k in metadata}
     return _checked(loaded, f"{env} {tier}", identifier), provenance
 

@@ -42,7 +42,12 @@ def evaluate_run(
     Returns the rows, which are added to the run folder as well.
     """
     config = load_run_config(run / "config.yaml")
-    asked = {"targets": targets, "episodes": episodes, "context": context, "seed": seed}
+    asked: dict[str, Any] = {
+        "targets": targets,
+        "episodes": episodes,
+        "context": context,
+        "seed": seed,
+    }
     protocol = dataclasses.replace(config.eval, **{k: v for k, v in asked.items() if v is not None})
     config = dataclasses.replace(config, eval=protocol, env=env or config.env)
     agent = load_agent(agent_file, device)

@@ -56,14 +56,14 @@ def target_return(runs: list[Run]) -> str:
 
 
 def _achieved(ax: Axes, runs: list[Run], agent: str, colour: str, top: float) -> None:
-    """Mean of every seed as a dot; mean over seeds as a line (or level, where no target is asked)."""
+    """Mean of every seed as a dot, mean over seeds as a line (level if no target is asked)."""
     by_target: dict[float | None, list[float]] = {}
     for run in runs:
         for target in {row["target"] for row in run.rows}:
             rows = [r["episode_return"] for r in run.rows if r["target"] == target]
             by_target.setdefault(target, []).append(float(np.mean(rows)))
     if None in by_target:
-        ax.axhline(np.mean(by_target[None]), color=colour, label=agent)
+        ax.axhline(float(np.mean(by_target[None])), color=colour, label=agent)
         return
     targets = sorted(t for t in by_target if t is not None)
     ax.plot(targets, [np.mean(by_target[t]) for t in targets], color=colour, label=agent)

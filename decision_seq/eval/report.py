@@ -134,7 +134,7 @@ def summary(scores: list[Score], runs: list[Run]) -> list[str]:
         data = next(r.dataset for r in runs if r.dataset["name"] == dataset)
         sentences.append(
             f"On {dataset}, the highest mean is {top.agent}'s: return {top.mean_return:.0f}{asked} "
-            f"({top.mean:.1f} {top.unit}); the data itself has mean return {data['return_mean']:.0f}."
+            f"({top.mean:.1f} {top.unit}); the data's mean return is {data['return_mean']:.0f}."
         )
     fewest = min(len(s.seeds) for s in scores)
     if fewest < 5:

@@ -1,4 +1,4 @@
-"""What training says while it runs, to metrics.jsonl and TensorBoard, and how it is told to stop."""
+"""What training says while it runs (metrics.jsonl, TensorBoard), and how it is told to stop."""
 
 from __future__ import annotations
 

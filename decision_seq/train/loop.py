@@ -148,7 +148,8 @@ def gradient_step(learner: Learner, sampler: WindowSampler, config: RunConfig) -
     norm = torch.nn.utils.clip_grad_norm_(agent.parameters(), settings.gradient_clip)
     learner.optimizer.step()
     if settings.ema is not None:
-        averages, weights = list(learner.averaged.parameters()), list(agent.parameters())
+        averages: list[torch.Tensor] = list(learner.averaged.parameters())
+        weights: list[torch.Tensor] = list(agent.parameters())
         with torch.no_grad():
             torch._foreach_lerp_(averages, weights, 1 - settings.ema)
     learner.loss_sum += loss.detach()

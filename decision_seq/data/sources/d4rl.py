@@ -41,10 +41,7 @@ def read(path: Path) -> Episodes:
             "cut off"
         ) from None
     terminated = terminals.reshape(-1).astype(bool)
-    if timeouts is None:
-        truncated = _time_limit(terminated)
-    else:
-        truncated = timeouts.reshape(-1).astype(bool)
+    truncated = _time_limit(terminated) if timeouts is None else timeouts.reshape(-1).astype(bool)
     return from_flat(str(path), observations, actions, rewards, terminated, truncated, _info(path))
 
 

@@ -28,7 +28,7 @@ def read(path: Path) -> Episodes:
                     f"{path}: key `{missing[0]}` is missing (found {', '.join(file.files)}); "
                     f"a dataset needs {', '.join(KEYS)}"
                 )
-            arrays = [file[key] for key in KEYS]
+            observations, actions, rewards, terminated, truncated = (file[key] for key in KEYS)
             meta = str(file["meta"]) if "meta" in file.files else "{}"
     except UserError:
         raise
@@ -46,7 +46,9 @@ def read(path: Path) -> Episodes:
             f"{path}: cannot be read as .npz ({' '.join(str(error).split())}); the file may be "
             "cut off or not be a numpy archive"
         ) from None
-    return from_flat(str(path), *arrays, info=_info(path, meta))
+    return from_flat(
+        str(path), observations, actions, rewards, terminated, truncated, _info(path, meta)
+    )
 
 
 def _info(path: Path, meta: str) -> dict[str, Any]:
