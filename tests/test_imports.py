@@ -60,6 +60,14 @@ def test_imports_run_one_way(path: Path) -> None:
         ), f"{room} must not import {imported}"
 
 
+@pytest.mark.parametrize("room", ["agents", "envs", "eval"])
+def test_top_level_shows_the_house(room: str) -> None:
+    link = PACKAGE.parent / room
+    if not link.is_symlink():
+        pytest.skip("this checkout has no symbolic links; nothing imports through them")
+    assert not link.readlink().is_absolute() and link.resolve() == PACKAGE / room
+
+
 def test_help_does_not_wait_for_torch() -> None:
     code = (
         "import sys; sys.argv = ['decision-seq', '--help']\n"

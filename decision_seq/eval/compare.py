@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -90,12 +91,16 @@ def run_matrix(
 def run_command(arguments: list[str], say: Callable[[str], None]) -> str | None:
     """Run one command of ours in a process of its own. Returns why it failed, or None."""
     say(f"$ decision-seq {shlex.join(arguments)}")
-    process = subprocess.run(
-        [sys.executable, "-m", "decision_seq", *arguments], stdout=subprocess.DEVNULL
-    )
-    if process.returncode == 130:
+    command = [sys.executable, "-m", "decision_seq", *arguments]
+    # Ctrl-C reaches the child as well, which needs a moment to save; we stop once it has
+    before = signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        code = subprocess.run(command, stdout=subprocess.DEVNULL).returncode
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if code == 130:
         raise KeyboardInterrupt
-    return f"exit code {process.returncode}" if process.returncode else None
+    return f"exit code {code}" if code else None
 
 
 def _finished(run: Path, config: RunConfig) -> bool:
