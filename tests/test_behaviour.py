@@ -119,10 +119,12 @@ def test_embedded_metadata(env_name: str, tier: str, metadata: dict[str, str]) -
     score = float(metadata["normalized_score"])
     recomputed = normalized_score(metadata["env_id"], float(metadata["mean_return"]))
     assert score == pytest.approx(recomputed, abs=0.01)
-    lowest, highest = {"medium": (30, 65), "expert": (65, np.inf)}[tier]
-    if (env_name, tier) == ("hopper", "expert"):
-        lowest = 90
-    assert lowest <= score <= highest
+    scores = {(env, name): float(m["normalized_score"]) for env, name, m in TIERS}
+    if tier == "medium":
+        assert 30 <= score <= 65
+    else:
+        assert score > scores[env_name, "medium"]
+    assert scores["hopper", "expert"] >= 90
 
     size = (POLICY_DIRECTORY / f"{env_name}-{tier}.safetensors").stat().st_size
     assert size < 350_000
