@@ -252,9 +252,11 @@ def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
-        return device
     except (RuntimeError, AssertionError):
         raise UserError(f"--device {name}: is not available here; use auto or cpu") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device {name}: is not supported; use auto, cpu, cuda or cuda:N")
+    return device
 
 
 def _rollouts_on_the_way(config: RunConfig, out: Path) -> Any:

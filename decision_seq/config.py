@@ -26,13 +26,12 @@ T = TypeVar("T")
 def load_yaml(path: Path) -> dict[str, Any]:
     """Read a mapping from a YAML file. Raises UserError if it is missing or is not a mapping."""
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: is not a text file; expected YAML") from None
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
+    data = _yaml(text, str(path))
     if not isinstance(data, dict):
         raise UserError(f"{path}: expected `key: value` lines, found {_name(data)}")
     return data
@@ -45,10 +44,7 @@ def parse_overrides(assignments: typing.Iterable[str]) -> dict[str, Any]:
         key, equals, text = assignment.partition("=")
         if not equals or not all(key.split(".")):
             raise UserError(f"--set {assignment}: expected KEY=VALUE, e.g. train.steps=300")
-        try:
-            value = yaml.load(text, Loader=_Loader)
-        except yaml.YAMLError:
-            raise UserError(f"--set {assignment}: the value is not valid YAML") from None
+        value = _yaml(text, f"--set {assignment}")
         *parents, leaf = key.split(".")
         node = result
         for parent in parents:
@@ -122,11 +118,18 @@ def dump_yaml(value: Any) -> str:
     return yaml.safe_dump(to_plain(value), sort_keys=False)
 
 
+def _yaml(text: str, source: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise UserError(f"{source}: not valid YAML ({' '.join(str(error).split())})") from None
+
+
 def _variant(cls: Any, values: dict[str, Any], source: str, prefix: str) -> Any:
     kind = values.pop("kind", None)
-    if kind is None:
+    if not isinstance(kind, str):
         choices = ", ".join(sorted(cls.registry))
-        raise UserError(f"{source}: `{prefix}kind` is missing; one of {choices}")
+        raise UserError(f"{source}: `{prefix}kind` is {kind!r}; it must be one of {choices}")
     if kind not in cls.registry:
         hint = _nearest(str(kind), cls.registry, "")
         raise UserError(f"{source}: `{prefix}kind` is {kind!r}, which does not exist; {hint}")

@@ -47,9 +47,11 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             yield temporary
             for file in temporary.rglob("*"):
                 _sync(file)
-            with contextlib.suppress(FileExistsError):
-                if not path.exists():
-                    os.rename(temporary, path)
+            try:
+                os.rename(temporary, path)
+            except OSError:
+                if not path.is_dir():  # else another process was faster, and its copy is kept
+                    raise
             _sync(path.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -62,13 +64,45 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Rows of a .jsonl file; none if it does not exist, and a line that was cut off is left out."""
+    """Rows of a .jsonl file, each with a `step`; none if it does not exist. A last line that was
+    cut off is left out. Raises UserError if the file is damaged otherwise."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    except (OSError, UnicodeDecodeError):
+        raise UserError(f"{path}: is damaged; remove it and evaluate or train again") from None
     rows: list[dict[str, Any]] = []
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(ValueError):
-                rows.append(json.loads(line))
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            if number == len(lines):  # cut off by a crash
+                break
+            row = None
+        if not isinstance(row, dict) or "step" not in row:
+            raise UserError(f"{path}: line {number} is damaged; remove that line")
+        rows.append(row)
     return rows
+
+
+@contextlib.contextmanager
+def exclusive(path: Path, wait: bool) -> Iterator[None]:
+    """Hold the lock file `path`. Raises UserError if another process does and `wait` is False."""
+    import fcntl
+
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{path.parent}: another process is writing there; wait for it, or choose another "
+                "folder"
+            ) from None
+        yield
 
 
 def cache_dir() -> Path:

@@ -16,7 +16,7 @@ from decision_seq.data.sources import minari_dataset
 from decision_seq.errors import UserError
 from decision_seq.eval.compare import load_matrix, run_command, run_matrix
 from decision_seq.eval.figures import target_return
-from decision_seq.eval.report import load_run, score_table, summary, write_report
+from decision_seq.eval.report import load_runs, score_table, summary, write_report
 from decision_seq.files import write_text
 
 DATASET = "decision-seq/hopper/medium-v0"
@@ -63,8 +63,11 @@ def run(out: Path, seed: int) -> None:
     write_text(out / "compare.yaml", yaml.safe_dump(matrix, sort_keys=False))
     cells = load_matrix(out / "compare.yaml", [])
     folders, failed = run_matrix(cells, out, print)
-    write_report(folders, out / "report.html", failed)
-    runs = [load_run(folder) for folder in folders]
+    if failed:
+        reasons = ", ".join(f"{name} ({reason})" for name, reason in failed.items())
+        raise UserError(f"{out}: these runs failed: {reasons}; their messages are above")
+    write_report(folders, out / "report.html")
+    runs = load_runs(folders)
     write_text(out / "target-return.svg", target_return(runs))
     print()
     for sentence in summary(score_table(runs), runs):

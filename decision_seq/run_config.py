@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -11,7 +12,7 @@ from decision_seq.agents import PRESETS
 from decision_seq.agents.base import AgentConfig, Context
 from decision_seq.agents.return_conditioned import ReturnConditionedConfig
 from decision_seq.backbones import BackboneConfig
-from decision_seq.config import build, dump_yaml, load_yaml, merge, parse_overrides
+from decision_seq.config import build, dump_yaml, load_yaml, merge, parse_overrides, to_plain
 from decision_seq.data.sources import FILE_READERS
 from decision_seq.errors import UserError
 from decision_seq.files import write_text
@@ -55,6 +56,10 @@ class TrainConfig:
         for name in ("steps", "batch_size", "log_interval", "checkpoint_interval"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.batch_size > 1_000_000:
+            raise UserError(f"batch_size is {self.batch_size}; it must be at most 1000000")
+        if self.weight_decay < 0 or not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError("weight_decay must be at least 0 and betas at least 0 and below 1")
         if self.learning_rate <= 0 or self.gradient_clip <= 0 or self.warmup_steps < 0:
             raise UserError(
                 "learning_rate and gradient_clip must be above 0, warmup_steps at least 0"
@@ -76,6 +81,9 @@ class EvalConfig:
     def __post_init__(self) -> None:
         if self.episodes < 1 or self.interval < 0:
             raise UserError("episodes must be at least 1 and interval at least 0")
+        if not all(math.isfinite(target) for target in self.targets):
+            raise UserError(f"targets is {list(self.targets)}; they must be finite numbers")
+        check_seed(self.seed)
 
 
 @dataclass(frozen=True)
@@ -90,6 +98,9 @@ class RunConfig:
     seed: int = 0  # of data order, initialisation and dropout
     name: str = ""  # what reports call this agent; by default its backbone
 
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
+
 
 def load_run_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a run from YAML, with `--set` assignments laid over it.
@@ -103,15 +114,14 @@ def run_config(base: Mapping[str, Any], override: Mapping[str, Any], source: str
     """A run from plain data: presets expanded, `override` laid over `base`, file paths absolute."""
     base, override = dict(base), dict(override)
     agent = _expand_preset(base.get("agent", {}), source)
-    change = _mapping(override.get("agent", {}), "agent", source)
-    if "preset" in change:  # another preset: keep of the old agent only what all agents share
-        agent = {k: v for k, v in agent.items() if k in ("returns", "context_length")}
-        change = _expand_preset(change, source)
+    change = _expand_preset(override.get("agent", {}), source)
+    if change.get("kind", agent.get("kind")) != agent.get("kind"):
+        agent.pop("tokens", None)  # each kind of agent has its own
     backbone = _mapping(change.get("backbone", {}), "agent.backbone", source)
-    if "kind" in backbone and isinstance(agent.get("backbone"), Mapping):
-        shared = {f.name for f in fields(BackboneConfig)}
-        if backbone["kind"] != agent["backbone"].get("kind"):
-            agent["backbone"] = {k: v for k, v in agent["backbone"].items() if k in shared}
+    old = _mapping(agent.get("backbone", {}), "agent.backbone", source)
+    if backbone.get("kind", old.get("kind")) != old.get("kind"):
+        shared = {f.name for f in fields(BackboneConfig)}  # what every backbone has is kept
+        agent["backbone"] = {k: v for k, v in old.items() if k in shared}
     merged = merge(base | {"agent": agent}, override | {"agent": change})
     config = build(RunConfig, merged, source)
     sources = tuple(_absolute(s) for s in config.data.sources)
@@ -123,12 +133,39 @@ def write_run_config(config: RunConfig, path: Path) -> None:
     write_text(path, dump_yaml(config))
 
 
+def check_same_run(run: Path, config: RunConfig) -> None:
+    """Raise UserError unless the run folder's config is `config`, up to evaluation and, where the
+    learning rate does not depend on it, the number of steps."""
+    path = run / "config.yaml"
+    old, new = _identity(load_run_config(path)), _identity(config)
+    changed = [key for key in new if old[key] != new[key]]
+    if changed:
+        raise UserError(
+            f"{path}: the run there has other settings ({', '.join(changed)}); use the same "
+            "config, or choose another --out"
+        )
+
+
+def check_seed(seed: int) -> None:
+    """Raise UserError unless every generator takes it."""
+    if not 0 <= seed < 2**31:
+        raise UserError(f"seed is {seed}; it must be at least 0 and below 2147483648")
+
+
+def _identity(config: RunConfig) -> dict[str, Any]:
+    plain = to_plain(config)
+    del plain["eval"]
+    if config.train.schedule == "constant":
+        del plain["train"]["steps"]
+    return plain
+
+
 def _expand_preset(agent: Any, source: str) -> dict[str, Any]:
     agent = dict(_mapping(agent, "agent", source))
     preset = agent.pop("preset", None)
     if preset is None:
         return agent
-    if preset not in PRESETS:
+    if not isinstance(preset, str) or preset not in PRESETS:
         raise UserError(
             f"{source}: `agent.preset` is {preset!r}; it must be one of {', '.join(PRESETS)}"
         )
@@ -142,5 +179,5 @@ def _mapping(value: Any, key: str, source: str) -> Mapping[str, Any]:
 
 
 def _absolute(source: str) -> str:
-    path = Path(source).expanduser()
+    path = Path(source)
     return str(path.resolve()) if path.suffix.lower() in FILE_READERS else source

@@ -59,6 +59,15 @@ def torch_mean(policy: MLPPolicy, obs: np.ndarray) -> torch.Tensor:
         return torch.nn.Sequential(*modules[:-1])(clipped)
 
 
+def test_every_promised_tier_is_there() -> None:
+    promised = {
+        (env, tier)
+        for env in ("hopper", "halfcheetah", "walker2d")
+        for tier in ("medium", "expert")
+    }
+    assert {(env, tier) for env, tier, _ in TIERS} == promised
+
+
 @pytest.mark.parametrize("activation", ["tanh", "relu"])
 @pytest.mark.parametrize("squash", ["clip", "tanh"])
 def test_forward_equals_torch(activation: str, squash: str) -> None:

@@ -125,6 +125,8 @@ def test_compare_resumes_and_reports(cli, toy_file: Path, tmp_path: Path) -> Non
     assert "mamba" in html and "bc" in html
     code, text, _ = cli("compare", path, "--out", out, *SMALL)
     assert code == 0 and "$ decision-seq train" not in text  # nothing is run twice
+    refused(cli("compare", path, "--out", out, *SMALL, "--set", "seed=0", "--set",
+                "train.learning_rate=1e-5"), "other settings")  # fmt: skip
 
 
 def test_list(cli) -> None:  # type: ignore[no-untyped-def]
@@ -168,6 +170,8 @@ def test_bad_input(cli, toy_file: Path, tmp_path: Path) -> None:  # type: ignore
         (["collect", "hoper", "medium"], ["hoper", "hopper"]),
         (["collect", "hopper", "medium", "--out", "not an id"], ["not an id", "Minari id"]),
         (["collect", "point-run", "x", "--policy", toy_file], ["toy.npz", "Stable-Baselines3"]),
+        (["collect", "point-run", "mixed", "--seed", "-1"], ["seed -1"]),
+        (["collect", "point-run", "mixed", "--steps", "0"], ["steps is 0"]),
         (["evaluate", tmp_path], ["no trained run"]),
         (["report", tmp_path / "nothing"], ["holds no run"]),
         (["compare", TOY, "--out", out], ["is not a known key"]),
@@ -186,9 +190,48 @@ def test_existing_things_are_not_harmed(cli, trained: Path) -> None:  # type: ig
     assert config.read_text() == before
     refused(cli("evaluate", trained, "--env", "hopper"), "width 2", "Hopper-v5", "width 11")
     refused(cli("report", trained), "no evaluation", "decision-seq evaluate")
+    refused(cli("evaluate", trained, "--targets", "nan"), "targets")
+    refused(cli("evaluate", trained, "--episodes", "0"), "episodes")
+    refused(cli("evaluate", trained, "--seed", "-1"), "seed is -1")
+    refused(cli("evaluate", trained, "--device", "meta"), "meta")
+    assert cli("evaluate", trained)[0] == 0
+    rows = trained / "episodes.jsonl"
+    content = rows.read_text()
+    for damaged in ("3\n", '{"step": 3}\n', "\x00\n{}\n"):
+        rows.write_text(damaged + content)
+        refused(cli("report", trained), "episodes.jsonl")
+    rows.write_text(content + '{"half')  # cut off by a crash: the whole rows still count
+    assert cli("report", trained, "--out", trained / "report.html")[0] == 0
+    (trained / "dataset.json").write_text("[]")
+    refused(cli("report", trained), "dataset.json")
+    refused(cli("evaluate", trained), "dataset.json")
     (agent,) = trained.glob("checkpoints/step-00000030/agent.safetensors")
     agent.write_bytes(agent.read_bytes()[:500])
     refused(cli("evaluate", trained), "agent.safetensors", "cut off")
+
+
+def test_reports_keep_different_runs_apart(cli, toy_file: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    data = f"data.sources=[{toy_file}]"
+    for name, width in (("narrow", 8), ("wide", 24)):
+        size = ["--set", f"agent.backbone.width={width}"]
+        cli("train", TOY, "--set", data, *SMALL, *size, "--out", tmp_path / name)
+        assert cli("evaluate", tmp_path / name)[0] == 0
+    report = tmp_path / "report.html"
+    code, _, err = cli("report", tmp_path / "narrow", tmp_path / "wide", tmp_path, "--out", report)
+    assert code == 0, err
+    html = report.read_text()
+    assert "decision-mamba (narrow)" in html and "decision-mamba (wide)" in html
+    assert html.count("<td>2</td>") == 4  # episodes: two targets of two agents, none counted twice
+
+
+def test_rows_of_another_environment_do_not_replace_the_first(cli, trained: Path) -> None:  # type: ignore[no-untyped-def]
+    import gymnasium as gym
+
+    gym.register("decision-seq/Other-v0", "decision_seq.envs.toy:PointRun", max_episode_steps=20)
+    cli("evaluate", trained)
+    cli("evaluate", trained, "--env", "decision-seq/Other-v0")
+    rows = read_rows(trained)
+    assert len(rows) == 8 and len({row["env"] for row in rows}) == 2
 
 
 def test_a_read_only_output_folder(cli, toy_file: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

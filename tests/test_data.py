@@ -167,8 +167,14 @@ def nan_at(episodes: Episodes, row: int) -> np.ndarray:
         ),
         ({"actions": np.zeros((8, 2), np.float32)}, ["`actions` has 8 rows", "9"]),
         ({"actions": np.array(["a"] * 9)}, ["`actions`"]),
-        ({"actions": np.full(9, -1)}, ["discrete actions start at 0"]),
+        ({"actions": np.full(9, -1)}, ["-1 to -1", "from 0 to"]),
         ({"observations": np.zeros(9, np.float32)}, ["`observations`", "[steps, width]"]),
+        ({"actions": np.full(9, 2**40)}, ["`actions`", "65535"]),
+        ({"rewards": np.array(1.0)}, ["`rewards`", "single value"]),
+        ({"terminations": np.array(["False"] * 9)}, ["`terminations`"]),
+        ({"truncations": np.full(9, np.nan)}, ["`truncations`", "0 and 1"]),
+        ({"terminations": np.zeros((9, 2))}, ["`terminations`", "(9, 2)"]),
+        ({"meta": np.array('{"env_id": 3}')}, ["`meta`"]),
         ({"meta": np.array("{")}, ["`meta`", "JSON"]),
         ({"rewards": np.array([{}] * 9, dtype=object)}, ["cannot be read"]),
     ],
@@ -367,6 +373,7 @@ def test_delayed_rewards_keep_the_return(tmp_path: Path) -> None:
 def test_hold_out_splits_whole_episodes() -> None:
     training, validation = hold_out(np.arange(40), 0.1, seed=0)
     assert len(validation) == 4 and sorted([*training, *validation]) == list(range(40))
+    assert len(hold_out(np.arange(3), 0.99, seed=0)[0]) == 1  # something is left to learn from
     assert hold_out(np.arange(1), 0.5, seed=0)[1].size == 0
     assert hold_out(np.arange(9), 0.0, seed=0)[1].size == 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -12,12 +13,13 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import toy_episodes, write_npz
 from safetensors.torch import load_file
 
 from decision_seq.agents import AgentSpec, load_agent
 from decision_seq.backbones import BackboneConfig
 from decision_seq.errors import UserError
-from decision_seq.files import atomic_file, atomic_folder, read_jsonl
+from decision_seq.files import atomic_file, atomic_folder, exclusive, read_jsonl
 from decision_seq.run_config import RunConfig, TrainConfig, run_config
 from decision_seq.train.checkpoint import agent_path, load_state, read_index
 from decision_seq.train.loop import train
@@ -167,6 +169,25 @@ def test_learning_rate_schedule() -> None:
     assert learning_rate(29, constant) == constant.learning_rate
 
 
+def test_without_validation_the_best_is_the_last(toy_file: Path, tmp_path: Path) -> None:
+    config = config_for(toy_file)
+    data = dataclasses.replace(config.data, validation_fraction=0.0)
+    train(dataclasses.replace(config, data=data), tmp_path / "run", CPU)
+    assert read_index(tmp_path / "run")["best"]["step"] == 20
+
+
+def test_a_signal_during_a_rollout_on_the_way_is_saved(toy_file: Path, tmp_path: Path) -> None:
+    config = config_for(toy_file, steps=40, checkpoint_interval=40)
+    asked = dataclasses.replace(config, eval=dataclasses.replace(config.eval, interval=7))
+
+    def roll(agent: torch.nn.Module, step: int) -> dict[str, float]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return {"return_mean": 1.0}
+
+    assert not train(asked, tmp_path / "run", CPU, on_interval=roll)
+    assert read_index(tmp_path / "run")["last"]["step"] == 7
+
+
 # ---- what goes wrong -----------------------------------------------------------------------
 
 
@@ -177,8 +198,40 @@ def test_a_finished_folder_is_not_overwritten(toy_file: Path, tmp_path: Path) ->
         train(config_for(toy_file), tmp_path / "run", CPU)
     with pytest.raises(UserError, match=r"other settings.*agent"):
         train(config_for(toy_file, "attention"), tmp_path / "run", CPU, resume=True)
+    with pytest.raises(UserError, match=r"step 20 already.*train\.steps 5"):
+        train(config_for(toy_file, steps=5), tmp_path / "run", CPU, resume=True)
     for name, tensor in weights(tmp_path / "run").items():
         assert torch.equal(tensor, before[name])
+
+
+def test_a_cosine_run_is_not_resumed_to_another_length(toy_file: Path, tmp_path: Path) -> None:
+    """Its learning rate depends on the length, so the parts would not make the whole."""
+    train(config_for(toy_file, schedule="cosine"), tmp_path / "run", CPU)
+    with pytest.raises(UserError, match=r"other settings.*train"):
+        train(config_for(toy_file, schedule="cosine", steps=40), tmp_path / "run", CPU, resume=True)
+
+
+def test_a_run_is_not_resumed_on_other_data(tmp_path: Path) -> None:
+    data = write_npz(tmp_path / "data.npz", toy_episodes(8))
+    train(config_for(data), tmp_path / "run", CPU)
+    before = (tmp_path / "run" / "dataset.json").read_text()
+    write_npz(data, toy_episodes(9))
+    with pytest.raises(UserError, match="other episodes"):
+        train(config_for(data, steps=30), tmp_path / "run", CPU, resume=True)
+    assert (tmp_path / "run" / "dataset.json").read_text() == before
+
+
+def test_two_processes_do_not_train_in_one_folder(toy_file: Path, tmp_path: Path) -> None:
+    lock = exclusive(tmp_path / "run" / ".train.lock", wait=False)
+    with lock, pytest.raises(UserError, match="another process"):
+        train(config_for(toy_file), tmp_path / "run", CPU)
+    assert train(config_for(toy_file), tmp_path / "run", CPU)
+
+
+def test_a_folder_without_a_checkpoint_is_free(toy_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="learning_rate"):
+        train(config_for(toy_file, learning_rate=1e30, warmup_steps=0), tmp_path / "run", CPU)
+    assert train(config_for(toy_file), tmp_path / "run", CPU)
 
 
 def test_a_state_cut_in_half_is_one_sentence(toy_file: Path, tmp_path: Path) -> None:

@@ -17,16 +17,14 @@ from decision_seq.files import atomic_file
 FORMAT = "decision-seq agent 1"
 
 
-def save_agent(
-    agent: SequenceAgent, path: Path, weights: dict[str, torch.Tensor] | None = None
-) -> None:
-    """Write `agent` to `path` atomically; `weights` in place of its own (an average of them)."""
+def save_agent(agent: SequenceAgent, path: Path) -> None:
+    """Write `agent` to `path` atomically."""
     header = {
         "format": FORMAT,
         "config": json.dumps(to_plain(agent.config)),
         "spec": json.dumps(to_plain(agent.spec)),
     }
-    tensors = agent.state_dict() | (weights or {})
+    tensors = agent.state_dict()
     with atomic_file(path) as temporary:
         save_file({n: t.contiguous().cpu() for n, t in tensors.items()}, temporary, header)
 
@@ -50,8 +48,12 @@ def load_agent(path: Path, device: torch.device | str = "cpu") -> SequenceAgent:
         raise UserError(
             f"{path}: holds no decision-seq agent (its format is {header.get('format')})"
         )
-    config = build(AgentConfig, json.loads(header["config"]), str(path))
-    spec = build(AgentSpec, json.loads(header["spec"]), str(path))
+    try:
+        plain = [json.loads(header[key]) for key in ("config", "spec")]
+    except (KeyError, ValueError):
+        raise UserError(f"{path}: its header is damaged; use another checkpoint") from None
+    config = build(AgentConfig, plain[0], str(path))
+    spec = build(AgentSpec, plain[1], str(path))
     agent = config.agent(config, spec)
     try:
         agent.load_state_dict(tensors)

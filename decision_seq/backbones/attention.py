@@ -16,7 +16,7 @@ from decision_seq.errors import UserError
 @register("attention", "causal attention over the last K steps; cost L^2; streams by a KV cache")
 @dataclass(frozen=True)
 class AttentionConfig(BackboneConfig):
-    """Multi-head causal attention. Tokens see at most the last `context_length` steps."""
+    """Multi-head causal attention. A token sees as many back as `context_length` steps have."""
 
     heads: int = 1  # the paper's value for Gym; 8 for Atari
 

@@ -48,8 +48,8 @@ def collect(
         UserError: bad id, dataset exists, or the storage cannot be written.
     """
     check_id(dataset_id)
-    if steps < 1:
-        raise UserError(f"steps is {steps}; it must be at least 1")
+    if steps < 1 or seed < 0:
+        raise UserError(f"steps is {steps} and seed {seed}; they must be at least 1 and 0")
     environment = registry.make(env)
     buffers: list[dict[str, Any]] = []
     done = 0
@@ -76,12 +76,12 @@ def check_id(dataset_id: str) -> None:
     first = dataset_id.split("/")[0]
     if not minari_dataset.is_id(dataset_id) or ("/" in dataset_id and len(first) < 2):
         raise UserError(
-            f"--out {dataset_id}: is not a Minari id; write it like mine/hopper-medium-v0 "
+            f"dataset id {dataset_id!r} is not a Minari id; write it like mine/hopper-medium-v0 "
             "(a namespace has two or more characters)"
         )
     if minari_dataset.folder(dataset_id).exists():
         raise UserError(
-            f"--out {dataset_id}: exists already; choose another id, or remove it with "
+            f"dataset {dataset_id}: exists already; choose another with --out, or remove it with "
             f"`minari delete {dataset_id}`"
         )
 

@@ -9,6 +9,8 @@ import numpy as np
 
 from decision_seq.errors import UserError
 
+MAX_DISCRETE_ACTIONS = 65_536  # beyond that it is no list of actions
+
 
 @dataclass
 class Episodes:
@@ -53,6 +55,9 @@ def from_flat(
         "terminations": terminated,
         "truncations": truncated,
     }
+    for name, array in {"observations": observations, **arrays}.items():
+        if array.ndim == 0:
+            raise UserError(f"{source}: `{name}` is a single value; it needs one row a step")
     steps = len(observations)
     if steps == 0:
         raise UserError(f"{source}: `observations` has no steps; an empty dataset trains nothing")
@@ -62,7 +67,8 @@ def from_flat(
                 f"{source}: `{name}` has {len(array)} rows but `observations` has {steps}; "
                 "every array needs one row a step"
             )
-    terminated, truncated = terminated.astype(bool), truncated.astype(bool)
+    terminated = _flags(source, "terminations", terminated)
+    truncated = _flags(source, "truncations", truncated)
     if not (terminated[-1] or truncated[-1]):
         truncated[-1] = True
     ends = np.flatnonzero(terminated | truncated) + 1
@@ -108,7 +114,7 @@ def describe(array: np.ndarray) -> str:
 
 
 def _observations(source: str, array: np.ndarray) -> np.ndarray:
-    if array.ndim < 2 or array.dtype.kind not in "fiub":
+    if array.ndim < 2 or array.dtype.kind not in "fiub" or 0 in array.shape:
         raise UserError(
             f"{source}: `observations` is {array.dtype} of shape {array.shape}; "
             "expected numbers of shape [steps, width]"
@@ -117,13 +123,16 @@ def _observations(source: str, array: np.ndarray) -> np.ndarray:
 
 
 def _actions(source: str, array: np.ndarray) -> np.ndarray:
-    if array.ndim == 2 and array.dtype.kind == "f":
+    if array.ndim == 2 and array.dtype.kind == "f" and array.shape[1] > 0:
         return array.astype(np.float32)
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.ndim == 1 and array.dtype.kind in "iu":
-        if array.min() < 0:
-            raise UserError(f"{source}: `actions` holds {array.min()}; discrete actions start at 0")
+        if array.min() < 0 or array.max() >= MAX_DISCRETE_ACTIONS:
+            raise UserError(
+                f"{source}: `actions` holds {array.min()} to {array.max()}; discrete actions are "
+                f"numbers from 0 to {MAX_DISCRETE_ACTIONS - 1}"
+            )
         return array.astype(np.int64)
     raise UserError(
         f"{source}: `actions` is {array.dtype} of shape {array.shape}; expected float "
@@ -139,6 +148,13 @@ def _column(source: str, name: str, array: np.ndarray) -> np.ndarray:
             f"{source}: `{name}` is {array.dtype} of shape {array.shape}; expected numbers [steps]"
         )
     return array.astype(np.float32)
+
+
+def _flags(source: str, name: str, array: np.ndarray) -> np.ndarray:
+    values = _column(source, name, array)
+    if not np.isin(values, (0.0, 1.0)).all():
+        raise UserError(f"{source}: `{name}` holds other values than 0 and 1 (false and true)")
+    return values.astype(bool)
 
 
 def _check_finite(source: str, episodes: Episodes) -> None:

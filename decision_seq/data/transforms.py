@@ -65,6 +65,6 @@ def hold_out(episodes: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarr
 
     The validation part is empty if `fraction` is 0 or there is only one episode.
     """
-    count = 0 if fraction == 0 or len(episodes) < 2 else max(1, round(fraction * len(episodes)))
+    count = min(max(1, round(fraction * len(episodes))), len(episodes) - 1) if fraction else 0
     shuffled = np.random.default_rng(seed).permutation(episodes)
     return np.sort(shuffled[count:]), np.sort(shuffled[:count])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,8 +31,19 @@ MUJOCO_IDS = tuple(
 
 
 def env_id(name: str) -> str:
-    """The gymnasium id that `name` stands for. Raises UserError if there is none."""
-    identifier = NAMES.get(name.lower(), name)
+    """The gymnasium id that `name` stands for; `module:Id-v0` imports `module` first.
+
+    Raises UserError if there is none.
+    """
+    module, colon, identifier = name.rpartition(":")
+    if colon:  # a user's own package, which registers its environments when it is imported
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise UserError(
+                f"environment {name!r}: {module} cannot be imported ({error})"
+            ) from None
+    identifier = NAMES.get(identifier.lower(), identifier)
     if identifier not in gym.registry:
         known = [*NAMES, *MUJOCO_IDS, *gym.registry]
         close = difflib.get_close_matches(name, known, n=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import signal
 import subprocess
@@ -13,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from decision_seq.config import build, load_yaml, merge, parse_overrides
+from decision_seq.envs.registry import env_id
 from decision_seq.errors import UserError
 from decision_seq.eval.results import read_rows
 from decision_seq.files import write_text
-from decision_seq.run_config import RunConfig, run_config, write_run_config
+from decision_seq.run_config import RunConfig, check_same_run, run_config, write_run_config
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ def load_matrix(path: Path, assignments: list[str]) -> list[Cell]:
     base_path = path.parent / matrix.base
     base = load_yaml(base_path)
     everywhere = merge(matrix.overrides, parse_overrides(assignments))
+    _check_labels(path, matrix)
     cells = []
     for agent, agent_fields in matrix.agents.items():
         for dataset, sources in matrix.datasets.items():
@@ -70,7 +73,11 @@ def run_matrix(
     A failing cell does not stop the others. Returns the run folders of finished cells, and by name
     the reason for each that failed.
     """
+    for cell in cells:  # results of another config must not pass for this one's
+        if (out / "runs" / cell.name / "config.yaml").exists():
+            check_same_run(out / "runs" / cell.name, cell.config)
     runs, failed = [], {}
+    ledger = {c.name: "waiting" for c in cells}
     for number, cell in enumerate(cells, 1):
         run = out / "runs" / cell.name
         if not _finished(run, cell.config):
@@ -83,7 +90,7 @@ def run_matrix(
                 say(f"{cell.name} failed: {reason}")
         if cell.name not in failed:
             runs.append(run)
-        ledger = {c.name: _state(out / "runs" / c.name, c, failed) for c in cells}
+        ledger[cell.name] = f"failed: {failed[cell.name]}" if cell.name in failed else "finished"
         write_text(out / "ledger.json", json.dumps(ledger, indent=1))
     return runs, failed
 
@@ -106,6 +113,7 @@ def run_command(arguments: list[str], say: Callable[[str], None]) -> str | None:
 def _finished(run: Path, config: RunConfig) -> bool:
     rows = [r for r in read_rows(run) if r["step"] == config.train.steps]
     rows = [r for r in rows if r["context"] == config.eval.context and r["checkpoint"] == "last"]
+    rows = [r for r in rows if r["env"] == env_id(config.env)]
     conditioned = "return_to_go" in config.agent.tokens
     wanted = config.eval.targets if conditioned else (None,)
     seeds = range(config.eval.seed, config.eval.seed + config.eval.episodes)
@@ -113,7 +121,10 @@ def _finished(run: Path, config: RunConfig) -> bool:
     return all((target, seed) in done for target in wanted for seed in seeds)
 
 
-def _state(run: Path, cell: Cell, failed: dict[str, str]) -> str:
-    if cell.name in failed:
-        return f"failed: {failed[cell.name]}"
-    return "finished" if _finished(run, cell.config) else "waiting"
+def _check_labels(path: Path, matrix: CompareConfig) -> None:
+    """Labels become folder names; the same cell twice would be one run counted twice."""
+    for label in [*matrix.agents, *matrix.datasets]:
+        if not re.fullmatch(r"[\w.-]*\w[\w.-]*", label):
+            raise UserError(f"{path}: label {label!r} must be letters, digits, '-', '_' and '.'")
+    if len(set(matrix.seeds)) < len(matrix.seeds):
+        raise UserError(f"{path}: seeds {list(matrix.seeds)} names one twice; remove it")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -18,8 +17,7 @@ from decision_seq import __version__
 from decision_seq.agents import SequenceAgent, load_agent
 from decision_seq.agents.base import Context
 from decision_seq.envs.registry import env_id, versions
-from decision_seq.errors import UserError
-from decision_seq.eval.results import Row, add_rows
+from decision_seq.eval.results import Row, add_rows, read_dataset_summary
 from decision_seq.eval.rollout import rollout
 from decision_seq.run_config import RunConfig, load_run_config
 
@@ -64,6 +62,7 @@ def evaluate_agent(
 ) -> list[Row]:
     """Roll `agent` out by the protocol of `config.eval` and add the rows to the run folder."""
     protocol = config.eval
+    data = read_dataset_summary(run)
     episodes = rollout(
         agent,
         config.env,
@@ -80,7 +79,7 @@ def evaluate_agent(
         backbone=config.agent.backbone.kind,
         train_seed=config.seed,
         env=env_id(config.env),
-        dataset=_dataset(run),
+        dataset={"name": data["name"], "hash": data["hash"]},
         context=protocol.context,
         context_length=config.agent.context_length,
         checkpoint=checkpoint,
@@ -118,13 +117,3 @@ def summary_table(rows: list[Row]) -> None:
 
 def _mean_std(values: list[float]) -> str:
     return f"{np.mean(values):.1f} ± {np.std(values):.1f}"
-
-
-def _dataset(run: Path) -> dict[str, Any]:
-    try:
-        summary = json.loads((run / "dataset.json").read_text(encoding="utf-8"))
-        return {"name": summary["name"], "hash": summary["hash"]}
-    except (OSError, ValueError, KeyError):
-        raise UserError(
-            f"{run / 'dataset.json'}: is missing or damaged; train the run again"
-        ) from None

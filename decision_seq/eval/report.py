@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import platform
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +14,7 @@ import numpy as np
 
 from decision_seq.errors import UserError
 from decision_seq.eval import figures
-from decision_seq.eval.results import Row, read_rows
+from decision_seq.eval.results import Row, read_dataset_summary, read_rows
 from decision_seq.files import read_jsonl, write_text
 from decision_seq.run_config import RunConfig, load_run_config
 
@@ -29,11 +29,7 @@ class Run:
     config: RunConfig
     dataset: dict[str, Any]
     rows: list[Row]
-
-    @property
-    def agent(self) -> str:
-        """What the report calls it."""
-        return self.config.name or self.config.agent.backbone.kind
+    agent: str  # what the report calls it
 
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:
@@ -51,6 +47,7 @@ class Score:
     """A line of the score table."""
 
     dataset: str
+    env: str
     target: float | None
     context: str
     agent: str
@@ -72,23 +69,35 @@ def find_runs(folders: Sequence[Path]) -> list[Path]:
         if not found:
             raise UserError(f"{folder}: holds no run; give a folder made by `train` or `compare`")
         runs += found
-    return runs
+    return list({run.resolve(): run for run in runs}.values())
 
 
 def load_run(folder: Path) -> Run:
     """Read what the report needs. Raises UserError if the run was never evaluated."""
-    try:
-        dataset = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise UserError(
-            f"{folder / 'dataset.json'}: is missing or damaged; train the run again"
-        ) from None
+    dataset = read_dataset_summary(folder)
     rows = [row for row in read_rows(folder) if row["checkpoint"] == "last"]
     if not rows:
         raise UserError(f"{folder}: has no evaluation; run `decision-seq evaluate {folder}` first")
     last = max(row["step"] for row in rows)
     rows = [row for row in rows if row["step"] == last]
-    return Run(folder, load_run_config(folder / "config.yaml"), dataset, rows)
+    config = load_run_config(folder / "config.yaml")
+    return Run(folder, config, dataset, rows, config.name or config.agent.backbone.kind)
+
+
+def load_runs(folders: Sequence[Path]) -> list[Run]:
+    """Every run under a name of its own: runs of the same agent, data and training seed (other
+    settings differ) carry their folder's name, and datasets of the same name their hash."""
+    runs = [load_run(folder) for folder in folders]
+    if not runs:
+        raise UserError("there is no run to report on; give folders made by `train` or `compare`")
+    names = Counter(name for name, _ in {(r.dataset["name"], r.dataset["hash"]) for r in runs})
+    twins = Counter((r.agent, r.dataset["hash"], r.config.seed) for r in runs)
+    for run in runs:
+        if twins[run.agent, run.dataset["hash"], run.config.seed] > 1:
+            run.agent += f" ({run.folder.name})"
+        if names[run.dataset["name"]] > 1:
+            run.dataset["name"] += f" ({run.dataset['hash'][:6]})"
+    return runs
 
 
 def score_table(runs: list[Run]) -> list[Score]:
@@ -96,10 +105,10 @@ def score_table(runs: list[Run]) -> list[Score]:
     groups: dict[tuple[Any, ...], dict[int, list[Row]]] = {}
     for run in runs:
         for row in run.rows:
-            key = (run.dataset["name"], row["target"], row["context"], run.agent)
+            key = (run.dataset["name"], row["env"], row["target"], row["context"], run.agent)
             groups.setdefault(key, {}).setdefault(row["train_seed"], []).append(row)
     lines = []
-    for (dataset, target, context, agent), by_seed in groups.items():
+    for (dataset, env, target, context, agent), by_seed in groups.items():
         rows = [row for group in by_seed.values() for row in group]
         normalized = all(row["normalized_score"] is not None for row in rows)
         field = "normalized_score" if normalized else "episode_return"
@@ -108,6 +117,7 @@ def score_table(runs: list[Run]) -> list[Score]:
         lines.append(
             Score(
                 dataset=dataset,
+                env=env,
                 target=target,
                 context=context,
                 agent=agent,
@@ -120,7 +130,7 @@ def score_table(runs: list[Run]) -> list[Score]:
                 unit="normalized" if normalized else "return",
             )
         )
-    lines.sort(key=lambda s: (s.dataset, s.context, -(s.target or 0), s.agent))
+    lines.sort(key=lambda s: (s.dataset, s.env, s.context, -(s.target or 0), s.agent))
     return [_marked(line, lines) for line in lines]
 
 
@@ -155,7 +165,7 @@ def write_report(folders: Sequence[Path], out: Path, failed: dict[str, str] | No
     """
     from jinja2 import Environment
 
-    runs = [load_run(folder) for folder in folders]
+    runs = load_runs(folders)
     scores = score_table(runs)
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     html = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
@@ -199,7 +209,8 @@ def _marked(line: Score, lines: list[Score]) -> Score:
     rivals = [
         s.mean
         for s in lines
-        if (s.dataset, s.target, s.context) == (line.dataset, line.target, line.context)
+        if (s.dataset, s.env, s.target, s.context)
+        == (line.dataset, line.env, line.target, line.context)
     ]
     return Score(**{**vars(line), "best": len(rivals) > 1 and line.mean == max(rivals)})
 

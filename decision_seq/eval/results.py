@@ -7,26 +7,64 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from decision_seq.errors import UserError
 from decision_seq.eval.rollout import Episode
-from decision_seq.files import read_jsonl, write_text
+from decision_seq.files import exclusive, read_jsonl, write_text
 
 Row = dict[str, Any]
+FIELDS = frozenset(
+    {
+        "env",
+        "checkpoint",
+        "step",
+        "context",
+        "context_length",
+        "target",
+        "env_seed",
+        "episode_return",
+        "normalized_score",
+        "length",
+        "milliseconds_per_step",
+        "train_seed",
+        "versions",
+        "run",
+    }
+)
 
 
 def add_rows(run: Path, episodes: list[Episode], **protocol: Any) -> list[Row]:
-    """Add one row an episode to `episodes.jsonl`; the same episode of the same protocol (step,
-    context, target, seed) is replaced. `protocol` says how the rows came about."""
+    """Add one row an episode to `episodes.jsonl`. `protocol` says how the rows came about; a row of
+    the same environment, checkpoint, step, context, target and seed is replaced."""
     new = [{"run": run.name} | asdict(e) | protocol for e in episodes]
-    kept = {_key(row): row for row in read_rows(run)} | {_key(row): row for row in new}
-    write_text(run / "episodes.jsonl", "".join(json.dumps(row) + "\n" for row in kept.values()))
+    with exclusive(run / ".rows.lock", wait=True):
+        kept = {_key(row): row for row in read_rows(run)} | {_key(row): row for row in new}
+        lines = [json.dumps(row, allow_nan=False) + "\n" for row in kept.values()]
+        write_text(run / "episodes.jsonl", "".join(lines))
     return new
 
 
 def read_rows(run: Path) -> list[Row]:
-    """All episode rows of a run."""
-    return read_jsonl(run / "episodes.jsonl")
+    """All episode rows of a run. Raises UserError if one is not such a row."""
+    path = run / "episodes.jsonl"
+    rows = read_jsonl(path)
+    for number, row in enumerate(rows, 1):
+        if missing := FIELDS - row.keys():
+            raise UserError(f"{path}: row {number} lacks `{min(missing)}`; evaluate the run again")
+    return rows
+
+
+def read_dataset_summary(run: Path) -> dict[str, Any]:
+    """What training wrote about its data. Raises UserError if it is missing or damaged."""
+    path = run / "dataset.json"
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        str(summary["name"]), str(summary["hash"])
+        float(summary["return_mean"]), [float(r) for r in summary["returns"]]
+        return summary
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: is missing or damaged; train the run again") from None
 
 
 def _key(row: Row) -> tuple[Any, ...]:
-    keys = ("checkpoint", "step", "context", "target", "env_seed")
+    keys = ("env", "checkpoint", "step", "context", "target", "env_seed")
     return tuple(row.get(key) for key in keys)

@@ -37,12 +37,12 @@ def save_checkpoint(
         torch.save(state, temporary / "state.pt")
     entry = {"step": step, "validation_loss": validation_loss}
     index = read_index(run) if has_checkpoint(run) else {}
-    best = index.get("best")
-    if validation_loss is not None and (
-        best is None or best["step"] >= step or validation_loss < best["validation_loss"]
-    ):
+    best = index.get("best", entry)
+    best_loss = best["validation_loss"]
+    # without a validation loss there is no better one than the last
+    if validation_loss is None or best_loss is None or not best_loss <= validation_loss:
         best = entry
-    index = {"last": entry, "best": best or entry}
+    index = {"last": entry, "best": best}
     write_text(run / "checkpoints" / "index.json", json.dumps(index))
     kept = {_folder(run, e["step"]) for e in index.values()}
     for old in (run / "checkpoints").iterdir():
@@ -60,8 +60,9 @@ def read_index(run: Path) -> dict[str, Any]:
     path = run / "checkpoints" / "index.json"
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
-        int(index["last"]["step"]), int(index["best"]["step"])
-        return index
+        if all(type(index[which]["step"]) is int for which in ("last", "best")):
+            return index
+        raise ValueError
     except FileNotFoundError:
         raise UserError(f"{run}: holds no trained run; train one with --out {run}") from None
     except (OSError, ValueError, KeyError, TypeError):

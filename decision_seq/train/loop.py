@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
+import json
 import math
 import time
 from collections.abc import Callable
@@ -16,15 +16,15 @@ import torch
 
 from decision_seq.agents import SequenceAgent
 from decision_seq.agents.fit import check_fit
-from decision_seq.config import to_plain
 from decision_seq.data.inspect import write_summary
 from decision_seq.data.store import EpisodeStore, open_store
 from decision_seq.data.transforms import delay_rewards, hold_out, top_fraction
 from decision_seq.data.windows import WindowSampler
 from decision_seq.envs.registry import make
 from decision_seq.errors import UserError
+from decision_seq.files import exclusive
 from decision_seq.progress import progress_bar
-from decision_seq.run_config import RunConfig, load_run_config, write_run_config
+from decision_seq.run_config import RunConfig, check_same_run, write_run_config
 from decision_seq.train.checkpoint import has_checkpoint, load_state, save_checkpoint
 from decision_seq.train.log import MetricsLog, stop_on_signal
 from decision_seq.train.optim import learning_rate, make_optimizer
@@ -93,45 +93,63 @@ def train(
     env = make(config.env)
     check_fit(agent.spec, env)
     env.close()
-    training, validation = make_samplers(config, store, device)
-    write_run_config(config, out / "config.yaml")
-    write_summary(out / "dataset.json", store, config.env)
+    samplers = make_samplers(config, store, device)
     averaged = agent if config.train.ema is None else copy.deepcopy(agent).eval()
     optimizer = make_optimizer(agent, config.train)
     learner = Learner(agent, averaged, optimizer, torch.zeros((), device=device))
-    if resume and has_checkpoint(out):
-        learner.restore(load_state(out))
-    with MetricsLog(out, learner.step) as log, stop_on_signal() as stop, progress_bar() as bar:
-        total = config.train.steps
-        task = bar.add_task("training", total=total, completed=learner.step, note="")
-        clock = _Clock(learner.step)
-        while learner.step < total and not stop.requested:
+    with exclusive(out / ".train.lock", wait=False):
+        if has_checkpoint(out):
+            restore_run(config, out, store, learner)
+        write_run_config(config, out / "config.yaml")
+        write_summary(out / "dataset.json", store, config.env)
+        with MetricsLog(out, learner.step) as log:
+            _loop(config, out, learner, samplers, log, on_interval)
+    return learner.step >= config.train.steps
+
+
+def _loop(
+    config: RunConfig,
+    out: Path,
+    learner: Learner,
+    samplers: tuple[WindowSampler, WindowSampler | None],
+    log: MetricsLog,
+    on_interval: Callable[[SequenceAgent, int], dict[str, float]] | None,
+) -> None:
+    """Gradient steps until the last one or a signal; at intervals a row, a checkpoint, rollouts."""
+    settings, (training, validation) = config.train, samplers
+    clock, saved = _Clock(learner.step), learner.step
+
+    def save() -> int:
+        error = validation_loss(learner.averaged, validation, config)
+        if error is not None:
+            log.write(learner.step, validation_loss=error)
+        save_checkpoint(out, learner.step, learner.averaged, learner.state(), error)
+        clock.rate(learner.step)  # leave the pause out of the rate
+        return learner.step
+
+    with stop_on_signal() as stop, progress_bar() as bar:
+        task = bar.add_task("training", total=settings.steps, completed=learner.step, note="")
+        while learner.step < settings.steps and not stop.requested:
             norm = gradient_step(learner, training, config)
             step = learner.step
-            if step % config.train.log_interval == 0:
+            if step % settings.log_interval == 0:
                 loss = _mean_loss(learner, config)
-                rate = clock.rate(step)
-                lr = learning_rate(step - 1, config.train)
                 log.write(
                     step,
                     loss=loss,
-                    learning_rate=lr,
+                    learning_rate=learning_rate(step - 1, settings),
                     gradient_norm=float(norm),
-                    steps_per_second=rate,
+                    steps_per_second=clock.rate(step),
                 )
                 bar.update(task, note=f"loss {loss:.4f}")
-            last = step == total or stop.requested
-            if step % config.train.checkpoint_interval == 0 or last:
-                error = validation_loss(learner.averaged, validation, config)
-                if error is not None:
-                    log.write(step, validation_loss=error)
-                save_checkpoint(out, step, learner.averaged, learner.state(), error)
-                clock.rate(step)  # leave the pause out of the rate
+            if step % settings.checkpoint_interval == 0:
+                saved = save()
             if on_interval and config.eval.interval and step % config.eval.interval == 0:
                 log.write(step, **_with_rng_kept(on_interval, learner.averaged, step))
                 clock.rate(step)
             bar.update(task, completed=step)
-    return learner.step >= total
+        if learner.step > saved:
+            save()
 
 
 def gradient_step(learner: Learner, sampler: WindowSampler, config: RunConfig) -> torch.Tensor:
@@ -191,27 +209,35 @@ def make_samplers(
 
 def check_run_folder(config: RunConfig, out: Path, resume: bool) -> None:
     """Raise UserError if `out` holds another run, or one that nobody asked to resume."""
-    path = out / "config.yaml"
-    if path.exists() and not resume:
+    if not has_checkpoint(out):
+        return  # nothing there, or a run that stopped before anything was worth keeping
+    if not resume:
         raise UserError(
             f"{out}: already holds a run; continue it with --resume, or choose another --out"
         )
-    if path.exists():
-        old, new = (_identity(c) for c in (load_run_config(path), config))
-        if old != new:
-            changed = [key for key in new if old[key] != new[key]]
-            raise UserError(
-                f"{path}: the run to resume had other settings ({', '.join(changed)}); resume "
-                "with the same config, or choose another --out"
-            )
+    check_same_run(out, config)
 
 
-def _identity(config: RunConfig) -> dict[str, Any]:
-    """What must not change on resume: all but the number of steps and the evaluation."""
-    same_length = dataclasses.replace(config.train, steps=1)
-    plain = to_plain(dataclasses.replace(config, train=same_length))
-    del plain["eval"]
-    return plain
+def restore_run(config: RunConfig, out: Path, store: EpisodeStore, learner: Learner) -> None:
+    """Bring `learner` to the last checkpoint of `out`.
+
+    Raises UserError if that run was trained on other episodes, or further than `config` asks.
+    """
+    try:
+        before = json.loads((out / "dataset.json").read_text(encoding="utf-8"))["hash"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{out / 'dataset.json'}: is missing or damaged; train again") from None
+    if before != store.hash:
+        raise UserError(
+            f"{out}: was trained on other episodes (hash {before}) than {store.name} holds now "
+            f"({store.hash}); restore the data, or choose another --out"
+        )
+    learner.restore(load_state(out))
+    if learner.step > config.train.steps:
+        raise UserError(
+            f"{out}: is at step {learner.step} already, beyond train.steps {config.train.steps}; "
+            "raise train.steps, or choose another --out"
+        )
 
 
 def _mean_loss(learner: Learner, config: RunConfig) -> float:

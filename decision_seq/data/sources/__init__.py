@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,10 +33,10 @@ def resolve(source: str) -> Source:
 
     Raises UserError if neither exists.
     """
-    path = Path(source).expanduser()
+    path = Path(source)
     reader = FILE_READERS.get(path.suffix.lower())
     if reader is not None:
-        if not path.is_file():
+        if not os.path.isfile(path):  # unlike Path.is_file, False for a name that is too long
             raise UserError(f"{source}: no such file; give a path to an existing {path.suffix}")
         return Source(path.stem, lambda: reader(path), lambda: _hash([path]))
     if minari_dataset.is_id(source):

@@ -40,9 +40,9 @@ def read(path: Path) -> Episodes:
             f"{path}: cannot be read as HDF5 ({' '.join(str(error).split())}); the file may be "
             "cut off"
         ) from None
-    terminated = terminals.reshape(-1).astype(bool)
-    truncated = _time_limit(terminated) if timeouts is None else timeouts.reshape(-1).astype(bool)
-    return from_flat(str(path), observations, actions, rewards, terminated, truncated, _info(path))
+    if timeouts is None:
+        timeouts = _time_limit(terminals.reshape(-1) != 0)
+    return from_flat(str(path), observations, actions, rewards, terminals, timeouts, _info(path))
 
 
 def _array(path: Path, file: Any, key: str) -> np.ndarray:

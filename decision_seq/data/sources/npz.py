@@ -55,6 +55,11 @@ def _info(path: Path, meta: str) -> dict[str, Any]:
     try:
         data = json.loads(meta)
         names = {"env_id": "env_id", "ref_min": "ref_min_score", "ref_max": "ref_max_score"}
-        return {ours: data[theirs] for theirs, ours in names.items() if theirs in data}
+        info = {ours: data[theirs] for theirs, ours in names.items() if theirs in data}
+        if not isinstance(info.get("env_id", ""), str):
+            raise TypeError
+        return info
     except (ValueError, TypeError):
-        raise UserError(f"{path}: `meta` is not a JSON object; write it with json.dumps") from None
+        raise UserError(
+            f"{path}: `meta` is not a JSON object with a text `env_id`; write it with json.dumps"
+        ) from None
