@@ -194,11 +194,11 @@ def compare(config: Positional[Path], out: Path, assignments: Assignments = ()) 
 
 
 def report(runs: Positional[tuple[Path, ...]], out: Path = Path("report.html")) -> None:
-    """Write a self-contained HTML report from the rows of run folders.
+    """Write a report from the rows of run folders: self-contained HTML, or a table in Markdown.
 
     Args:
         runs: run folders, or folders that hold some.
-        out: file to write.
+        out: file to write, .html or .md.
     """
     from decision_seq.eval.report import find_runs, write_report
 

@@ -18,7 +18,7 @@ from decision_seq.eval.results import Row, read_dataset_summary, read_rows
 from decision_seq.files import read_jsonl, write_text
 from decision_seq.run_config import RunConfig, load_run_config
 
-TEMPLATE = Path(__file__).parent / "templates" / "report.html"
+TEMPLATES = Path(__file__).parent / "templates"
 
 
 @dataclass
@@ -156,7 +156,8 @@ def summary(scores: list[Score], runs: list[Run]) -> list[str]:
 
 
 def write_report(folders: Sequence[Path], out: Path, failed: dict[str, str] | None = None) -> None:
-    """Write the HTML report of the runs in `folders` to `out`, atomically.
+    """Write the report of the runs in `folders` to `out`, atomically: one self-contained HTML
+    file, or only the table and protocol where `out` ends in .md.
 
     Args:
         folders: run folders, each with evaluation rows.
@@ -167,19 +168,21 @@ def write_report(folders: Sequence[Path], out: Path, failed: dict[str, str] | No
 
     runs = load_runs(folders)
     scores = score_table(runs)
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    html = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    markdown = out.suffix == ".md"
+    environment = Environment(autoescape=not markdown, trim_blocks=True, lstrip_blocks=True)
+    template = TEMPLATES / ("report.md" if markdown else "report.html")
+    text = environment.from_string(template.read_text(encoding="utf-8")).render(
         title=f"decision-seq: {', '.join(sorted({run.agent for run in runs}))}",
         summary=summary(scores, runs),
         scores=scores,
-        learning_curves=figures.learning_curves(runs),
-        target_return=figures.target_return(runs),
+        learning_curves="" if markdown else figures.learning_curves(runs),
+        target_return="" if markdown else figures.target_return(runs),
         protocol=protocol(runs),
         commands=[f"decision-seq train {run.folder / 'config.yaml'} --out NEW" for run in runs],
         failed=failed or {},
         walker=any(row["env"] == "Walker2d-v5" for run in runs for row in run.rows),
     )
-    write_text(out, html)
+    write_text(out, text)
 
 
 def protocol(runs: list[Run]) -> list[tuple[str, str]]:
