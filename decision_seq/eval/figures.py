@@ -92,7 +92,7 @@ def _new(titles: list[str]) -> tuple[Figure, list[tuple[Axes, str]]]:
     axes: Any = figure.subplots(1, len(titles), squeeze=False)[0]
     for ax, title in zip(axes, titles, strict=True):
         ax.set_title(title, color=INK, fontsize=10)
-        ax.tick_params(colors=INK, labelsize=8)
+        ax.tick_params(which="both", colors=INK, labelsize=8)
         for spine in ax.spines.values():
             spine.set_color(INK)
         ax.spines[["top", "right"]].set_visible(False)
