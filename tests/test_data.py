@@ -374,6 +374,7 @@ def test_hold_out_splits_whole_episodes() -> None:
     training, validation = hold_out(np.arange(40), 0.1, seed=0)
     assert len(validation) == 4 and sorted([*training, *validation]) == list(range(40))
     assert len(hold_out(np.arange(3), 0.99, seed=0)[0]) == 1  # something is left to learn from
+    assert hold_out(np.arange(2), 0.05, seed=0)[1].size == 0  # not half of the data
     assert hold_out(np.arange(1), 0.5, seed=0)[1].size == 0
     assert hold_out(np.arange(9), 0.0, seed=0)[1].size == 0
 

@@ -63,8 +63,9 @@ def top_fraction(store: EpisodeStore, fraction: float) -> np.ndarray:
 def hold_out(episodes: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Split episode indices at random into (training, validation), whole episodes each.
 
-    The validation part is empty if `fraction` is 0 or there is only one episode.
+    The validation part is empty where `fraction` of the episodes is less than half a one; at least
+    one episode is left to learn from.
     """
-    count = min(max(1, round(fraction * len(episodes))), len(episodes) - 1) if fraction else 0
+    count = min(round(fraction * len(episodes)), len(episodes) - 1)
     shuffled = np.random.default_rng(seed).permutation(episodes)
     return np.sort(shuffled[count:]), np.sort(shuffled[:count])
