@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,7 +35,13 @@ def learning_curves(runs: list[Run]) -> str:
 
 
 def target_return(runs: list[Run]) -> str:
-    """Achieved against asked return, with the data's own returns as a histogram behind."""
+    """Achieved against asked return, with the data's own returns as a histogram behind.
+
+    Where runs were evaluated in both contexts, those of the papers (window) are drawn.
+    """
+    context = max(row["context"] for run in runs for row in run.rows)
+    runs = [replace(run, rows=[r for r in run.rows if r["context"] == context]) for run in runs]
+    runs = [run for run in runs if run.rows]
     figure, axes = _new(sorted({run.dataset["name"] for run in runs}))
     for ax, dataset in axes:
         group = [run for run in runs if run.dataset["name"] == dataset]
@@ -51,7 +58,7 @@ def target_return(runs: list[Run]) -> str:
         ax.set_xlim(0, top)
         ax.set_ylim(min(0, returns.min()), top)
         ax.set_xlabel("target return")
-    axes[0][0].set_ylabel("achieved return")
+    axes[0][0].set_ylabel(f"achieved return ({context})")
     return _svg(figure, axes)
 
 
@@ -105,7 +112,7 @@ def _svg(figure: Figure, axes: list[tuple[Axes, str]]) -> str:
     for ax, _ in axes:
         ax.xaxis.label.set_color(INK)
         ax.yaxis.label.set_color(INK)
-    axes[0][0].legend(frameon=False, labelcolor=INK, fontsize=8)
+        ax.legend(frameon=False, labelcolor=INK, fontsize=8)
     text = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "decision-seq", "svg.fonttype": "none"}):
         figure.savefig(text, format="svg", transparent=True, metadata=NO_METADATA)
