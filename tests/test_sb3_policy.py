@@ -130,7 +130,7 @@ def test_what_is_not_an_mlp_policy_is_one_sentence(tmp_path: Path) -> None:
     )
     (tmp_path / "text.zip").write_text("hello")
     for path, word in (
-        (images, "no MLP actor"),
+        (images, "no plain MLP actor"),
         (tmp_path / "text.zip", "is not a Stable-Baselines3 model"),
         (tmp_path / "none.zip", "no such file"),
     ):

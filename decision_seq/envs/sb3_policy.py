@@ -40,13 +40,17 @@ class StateDependentPolicy(MLPPolicy):
         return np.clip(features @ self.log_std_weight.T + self.log_std_bias, *LOG_STD_RANGE)
 
 
+class ForeignLayout(UserError):
+    """A model file that is whole, but holds another kind of policy than we read ourselves."""
+
+
 def load_sb3(path: Path) -> MLPPolicy:
     """Read the actor of an MlpPolicy from a model .zip, with VecNormalize statistics beside it.
 
     Raises:
-        UserError: not such a file, or a policy that is not an MLP on vectors.
+        UserError: not such a file. ForeignLayout: its policy is none of the MLP actors above.
     """
-    state, settings = _read_zip(path)
+    state, settings = read_zip(path)
     layout = _layout(path, state)
     prefix, mean_head, squash, default_activation = layout
     weights, biases = _layers(state, prefix)
@@ -54,7 +58,7 @@ def load_sb3(path: Path) -> MLPPolicy:
         weights.append(state[f"{mean_head}.weight"])
         biases.append(state[f"{mean_head}.bias"])
     width, actions = weights[0].shape[1], weights[-1].shape[0]
-    mean, std, clip = _normalization(path, width)
+    mean, std, clip = normalization(path, width)
     quiet = np.full(actions, -np.inf, np.float32)  # TD3 and DDPG act without noise
     policy = MLPPolicy(
         obs_mean=mean,
@@ -73,7 +77,7 @@ def load_sb3(path: Path) -> MLPPolicy:
     return StateDependentPolicy(**fields, log_std_weight=head[0], log_std_bias=head[1])
 
 
-def _read_zip(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def read_zip(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     import torch
 
     try:
@@ -93,12 +97,17 @@ def _read_zip(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 
 def _layout(path: Path, state: dict[str, np.ndarray]) -> tuple[str, str | None, str, str]:
-    for layout in (ON_POLICY, MAX_ENTROPY, DETERMINISTIC):
-        if f"{layout[0]}0.weight" in state and state[f"{layout[0]}0.weight"].ndim == 2:
+    needed = {ON_POLICY: "log_std", MAX_ENTROPY: "actor.log_std.weight", DETERMINISTIC: ""}
+    plain = not any(name.startswith("lstm") for name in state)
+    for layout, noise in needed.items():
+        first = state.get(f"{layout[0]}0.weight")
+        if plain and first is not None and first.ndim == 2 and (not noise or noise in state):
+            if layout is ON_POLICY and state["log_std"].ndim != 1:
+                raise ForeignLayout(f"{path}: explores with gSDE")
             return layout
-    raise UserError(
-        f"{path}: has no MLP actor (found {', '.join(list(state)[:4])}, ...); policies of PPO, "
-        "A2C, TRPO, SAC, TQC, TD3 and DDPG with MlpPolicy can be rolled out"
+    raise ForeignLayout(
+        f"{path}: has no plain MLP actor of PPO, A2C, TRPO, SAC, TQC, TD3 or DDPG (found "
+        f"{', '.join(list(state)[:3])}, ...)"
     )
 
 
@@ -112,11 +121,11 @@ def _activation(path: Path, settings: dict[str, Any], default: str) -> str:
     text = str((settings.get("policy_kwargs") or {}).get("activation_fn", default)).lower()
     name = text.rstrip("'>").rpartition(".")[2]
     if name not in ("tanh", "relu"):
-        raise UserError(f"{path}: its activation is {name}; tanh and relu are supported")
+        raise ForeignLayout(f"{path}: its activation is {name}, not tanh or relu")
     return name
 
 
-def _normalization(path: Path, width: int) -> tuple[FloatArray, FloatArray, float]:
+def normalization(path: Path, width: int) -> tuple[FloatArray, FloatArray, float]:
     """Mean, standard deviation and clip of VecNormalize; the identity if no file lies beside."""
     for file in (path.with_suffix(".vecnormalize.pkl"), path.with_name("vecnormalize.pkl")):
         if not file.exists():

@@ -9,6 +9,8 @@ import numpy as np
 
 from decision_seq.envs.behaviour import MLPPolicy, embedded_policy, embedded_tiers
 from decision_seq.envs.registry import env_id, make
+from decision_seq.envs.sb3_library import library_behaviour
+from decision_seq.envs.sb3_policy import ForeignLayout, load_sb3
 from decision_seq.envs.toy import steady_runner
 from decision_seq.errors import UserError
 
@@ -22,11 +24,11 @@ def behaviour_for(env: str, tier: str, policy: Path | None) -> tuple[Behaviour, 
     """
     identifier = env_id(env)
     if policy is not None:
-        from decision_seq.envs.sb3_policy import load_sb3
-
-        loaded = load_sb3(policy)
         provenance = {"behaviour": f"{policy.name} (Stable-Baselines3)", "tier": tier}
-        return _checked(loaded, str(policy), identifier), provenance
+        try:
+            return _checked(load_sb3(policy), str(policy), identifier), provenance
+        except ForeignLayout as reason:
+            return library_behaviour(policy, make(identifier), str(reason)), provenance
     if identifier == "decision-seq/PointRun-v0" and tier == "mixed":
         return steady_runner, {"behaviour": "steady runner", "tier": tier}
     name = identifier.rpartition("-v")[0].lower()
