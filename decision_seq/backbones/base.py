@@ -48,7 +48,7 @@ class BackboneConfig(ABC):
     summary: ClassVar[str]  # one line for `decision-seq list backbones`
 
     width: int = 128  # D, features a token
-    layers: int = 3
+    layers: int = 3  # blocks, each a mixer and an MLP
     dropout: float = 0.1  # after each mixer and MLP (attention: on its weights, too)
 
     def __post_init__(self) -> None:
