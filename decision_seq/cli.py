@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 
+import decision_seq
 from decision_seq.errors import UserError
 
 if TYPE_CHECKING:  # imported where used: `--help` must not wait for torch
@@ -234,7 +235,7 @@ def main() -> None:
     """Entry point. Bad input: one sentence on stderr and exit code 2."""
     try:
         tyro.extras.subcommand_cli_from_dict(
-            COMMANDS, prog="decision-seq", description=__import__("decision_seq").__doc__
+            COMMANDS, prog="decision-seq", description=decision_seq.__doc__
         )
     except UserError as error:
         print(f"decision-seq: {error}", file=sys.stderr)

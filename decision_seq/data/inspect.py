@@ -10,6 +10,7 @@ import numpy as np
 
 from decision_seq.data.store import EpisodeStore
 from decision_seq.envs.reference_scores import normalized_score
+from decision_seq.errors import UserError
 from decision_seq.files import write_text
 
 
@@ -41,6 +42,17 @@ def write_summary(path: Path, store: EpisodeStore, env_id: str) -> None:
     """The summary and every episode's return as JSON, for reports."""
     returns = [round(float(r), 3) for r in store.episode_returns]
     write_text(path, json.dumps(summarize(store, env_id) | {"returns": returns}))
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """What `write_summary` wrote. Raises UserError if it is missing or damaged."""
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        str(summary["name"]), str(summary["hash"])
+        float(summary["return_mean"]), [float(r) for r in summary["returns"]]
+        return summary
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: is missing or damaged; train the run again") from None
 
 
 def check(store: EpisodeStore) -> list[str]:

@@ -16,8 +16,9 @@ from rich.table import Table
 from decision_seq import __version__
 from decision_seq.agents import SequenceAgent, load_agent
 from decision_seq.agents.base import Context
+from decision_seq.data.inspect import read_summary
 from decision_seq.envs.registry import env_id, versions
-from decision_seq.eval.results import Row, add_rows, read_dataset_summary
+from decision_seq.eval.results import Row, add_rows
 from decision_seq.eval.rollout import rollout
 from decision_seq.run_config import RunConfig, load_run_config
 
@@ -62,7 +63,7 @@ def evaluate_agent(
 ) -> list[Row]:
     """Roll `agent` out by the protocol of `config.eval` and add the rows to the run folder."""
     protocol = config.eval
-    data = read_dataset_summary(run)
+    data = read_summary(run / "dataset.json")
     episodes = rollout(
         agent,
         config.env,

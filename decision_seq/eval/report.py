@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from decision_seq.data.inspect import read_summary
 from decision_seq.errors import UserError
 from decision_seq.eval import figures
-from decision_seq.eval.results import Row, read_dataset_summary, read_rows
+from decision_seq.eval.results import Row, read_rows
 from decision_seq.files import read_jsonl, write_text
 from decision_seq.run_config import RunConfig, load_run_config
 
@@ -74,7 +75,7 @@ def find_runs(folders: Sequence[Path]) -> list[Path]:
 
 def load_run(folder: Path) -> Run:
     """Read what the report needs. Raises UserError if the run was never evaluated."""
-    dataset = read_dataset_summary(folder)
+    dataset = read_summary(folder / "dataset.json")
     rows = [row for row in read_rows(folder) if row["checkpoint"] == "last"]
     if not rows:
         raise UserError(f"{folder}: has no evaluation; run `decision-seq evaluate {folder}` first")

@@ -53,18 +53,6 @@ def read_rows(run: Path) -> list[Row]:
     return rows
 
 
-def read_dataset_summary(run: Path) -> dict[str, Any]:
-    """What training wrote about its data. Raises UserError if it is missing or damaged."""
-    path = run / "dataset.json"
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-        str(summary["name"]), str(summary["hash"])
-        float(summary["return_mean"]), [float(r) for r in summary["returns"]]
-        return summary
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: is missing or damaged; train the run again") from None
-
-
 def _key(row: Row) -> tuple[Any, ...]:
     keys = ("env", "checkpoint", "step", "context", "target", "env_seed")
     return tuple(row.get(key) for key in keys)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 import time
 from collections.abc import Callable
@@ -16,7 +15,7 @@ import torch
 
 from decision_seq.agents import SequenceAgent
 from decision_seq.agents.fit import check_fit
-from decision_seq.data.inspect import write_summary
+from decision_seq.data.inspect import read_summary, write_summary
 from decision_seq.data.store import EpisodeStore, open_store
 from decision_seq.data.transforms import delay_rewards, hold_out, top_fraction
 from decision_seq.data.windows import WindowSampler
@@ -223,10 +222,7 @@ def restore_run(config: RunConfig, out: Path, store: EpisodeStore, learner: Lear
 
     Raises UserError if that run was trained on other episodes, or further than `config` asks.
     """
-    try:
-        before = json.loads((out / "dataset.json").read_text(encoding="utf-8"))["hash"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{out / 'dataset.json'}: is missing or damaged; train again") from None
+    before = read_summary(out / "dataset.json")["hash"]
     if before != store.hash:
         raise UserError(
             f"{out}: was trained on other episodes (hash {before}) than {store.name} holds now "
