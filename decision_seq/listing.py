@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 
 def backbones() -> Iterator[str]:
     """Parameters at the default width, and each one's cost and way to stream."""
-    from decision_seq.backbones import BackboneConfig
+    from decision_seq.backbones import BackboneConfig, Layout
 
     for kind, config in sorted(BackboneConfig.registry.items()):
-        model = config().build(context_tokens=60)
+        model = config().build(Layout(context_length=20, tokens_per_step=3))
         count = sum(p.numel() for p in model.parameters())
         yield f"{kind:12} {count / 1e6:5.2f} M parameters  {config.summary}"
 

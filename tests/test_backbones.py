@@ -9,12 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from decision_seq.backbones import Backbone, BackboneConfig
+from decision_seq.backbones import Backbone, BackboneConfig, Layout
 from decision_seq.backbones.attention import Attention, AttentionConfig
-from decision_seq.backbones.base import Block
 from decision_seq.backbones.mamba import DT_MAX, DT_MIN, Mamba, MambaConfig
 
-WIDTH, WINDOW = 24, 9
+WIDTH, WINDOW = 24, 9  # WINDOW: 3 steps of 3 tokens
 KINDS = sorted(BackboneConfig.registry)
 every_backbone = pytest.mark.parametrize("kind", KINDS)
 every_length = pytest.mark.parametrize("length", [1, 2, 7, 60])
@@ -24,12 +23,11 @@ def make(kind: str, **fields: object) -> Backbone:
     """A small backbone of `kind` with visible mixing: the default scale is near zero."""
     torch.manual_seed(0)
     config = BackboneConfig.registry[kind](**{"width": WIDTH, "layers": 2, "dropout": 0.0} | fields)  # type: ignore[arg-type]
-    backbone = config.build(context_tokens=WINDOW).eval()
+    backbone = config.build(Layout(context_length=3, tokens_per_step=3)).eval()
     with torch.no_grad():
         for block in backbone.blocks:
-            assert isinstance(block, Block)
-            for name, parameter in block.mixer.named_parameters():
-                if name.endswith("weight") and parameter.ndim == 2:
+            for name, parameter in block.named_parameters():
+                if name.startswith("mixer") and parameter.ndim == 2 and "weight" in name:
                     parameter.normal_(std=parameter.shape[1] ** -0.5)
     return backbone
 
@@ -50,6 +48,13 @@ def test_no_output_depends_on_a_later_token(kind: str, length: int) -> None:
         torch.testing.assert_close(
             backbone(changed)[:, :position], y[:, :position], rtol=0, atol=1e-6
         )
+
+
+@every_backbone
+@every_length
+def test_reading_some_tokens_equals_picking_them(kind: str, length: int) -> None:
+    backbone, x, read = make(kind), tokens(2, length), slice(length % 2, None, 3)
+    torch.testing.assert_close(backbone(x, read), backbone(x)[:, read], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", [k for k in KINDS if k != "none"])

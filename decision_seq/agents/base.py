@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from decision_seq.agents.context import CONTEXTS, Memory, StepInput
-from decision_seq.backbones import BackboneConfig
+from decision_seq.backbones import BackboneConfig, Layout
 from decision_seq.backbones.mamba import MambaConfig
 from decision_seq.data.store import EpisodeStore
 from decision_seq.data.transforms import ObservationNorm, ReturnSpec
@@ -96,7 +96,7 @@ class SequenceAgent(nn.Module):
             width,
         )
         self.dropout = nn.Dropout(config.backbone.dropout)
-        self.backbone = config.backbone.build(config.context_length * len(config.tokens))
+        self.backbone = config.backbone.build(Layout(config.context_length, len(config.tokens)))
         self.action_head = nn.Linear(width, spec.action_dim)
         self.observation_mean: Tensor
         self.observation_std: Tensor
@@ -137,7 +137,8 @@ class SequenceAgent(nn.Module):
             ).view_as(batch.mask)  # [B, K]
         else:
             error = (predicted - values["action"]).square().mean(dim=-1)  # [B, K]
-        return (error * batch.mask).sum() / batch.mask.sum()
+        penalty = self.backbone.penalty() if self.training else 0.0  # not an error: no validation
+        return (error * batch.mask).sum() / batch.mask.sum() + penalty
 
     def forward(self, values: dict[str, Tensor], timesteps: Tensor) -> Tensor:
         """Actions for every step of the windows.
@@ -150,8 +151,8 @@ class SequenceAgent(nn.Module):
             [B, K, A]: tanh-squashed actions in units of `action_scale`, or logits if discrete.
         """
         tokens = self.dropout(self.embedding(values, timesteps))  # [B, K * T, D]
-        features = self.backbone(tokens)  # [B, K * T, D]
-        return self.predict(features[:, self.observation_position :: len(self.config.tokens)])
+        read = slice(self.observation_position, None, len(self.config.tokens))
+        return self.predict(self.backbone(tokens, read))  # features [B, K, D]
 
     def values(
         self, observations: Tensor, actions: Tensor, returns_to_go: Tensor

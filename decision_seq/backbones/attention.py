@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from decision_seq.backbones.base import BackboneConfig, LayerState, Mixer, register
+from decision_seq.backbones.base import BackboneConfig, LayerState, Layout, Mixer, register
 from decision_seq.errors import UserError
 
 
@@ -25,8 +25,8 @@ class AttentionConfig(BackboneConfig):
         if self.heads < 1 or self.width % self.heads:
             raise UserError(f"heads is {self.heads}; it must divide width {self.width}")
 
-    def make_mixer(self, context_tokens: int) -> Mixer:
-        return Attention(self, context_tokens)
+    def make_mixer(self, layout: Layout) -> Mixer:
+        return Attention(self, layout.context_tokens)
 
 
 class Attention(Mixer):

@@ -2,8 +2,8 @@
 
 A backbone maps tokens to tokens, causally, in two ways that agree: `forward` over a whole
 sequence, and `step` over its next few tokens with a carried state. To add one, write a file with a
-`Mixer`, a config with `make_mixer`, `@register(...)`, and import it in `__init__.py`: the contract
-tests find it in the registry.
+`Mixer`, a config with `make_mixer` (or, for another kind of block, `make_block`),
+`@register(...)`, and import it in `__init__.py`: the contract tests find it in the registry.
 """
 
 from __future__ import annotations
@@ -21,6 +21,20 @@ from decision_seq.errors import UserError
 
 LayerState = dict[str, Tensor]  # dimension 0 of every tensor is the lane; all zeros = new
 State = list[LayerState]  # one entry a layer
+EVERY = slice(None)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How environment steps become tokens: token l belongs to step l // T, and is its l % T th."""
+
+    context_length: int  # K, environment steps a window
+    tokens_per_step: int = 1  # T
+
+    @property
+    def context_tokens(self) -> int:
+        """Tokens a window; it bounds how far back a sliding window looks."""
+        return self.context_length * self.tokens_per_step
 
 
 class Mixer(nn.Module, ABC):
@@ -37,6 +51,15 @@ class Mixer(nn.Module, ABC):
     @abstractmethod
     def step(self, x: Tensor, state: LayerState) -> tuple[Tensor, LayerState]:
         """The next n tokens [B, n, D] -> ([B, n, D], new state); `state` is left as it was."""
+
+    def penalty(self) -> Tensor | float:
+        """What training adds to the loss on account of the weights; most mixers add nothing."""
+        return 0.0
+
+    def token_map(self, x: Tensor) -> Tensor | None:
+        """[B, L, D] -> [B, H, L, L]: how much each of H heads (or groups of channels) of token l
+        takes from token s, row l, column s. None where the mixer has no such matrix."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -58,12 +81,16 @@ class BackboneConfig(ABC):
             raise UserError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
 
     @abstractmethod
-    def make_mixer(self, context_tokens: int) -> Mixer:
-        """One layer's mixer. `context_tokens` bounds how far back a sliding window looks."""
+    def make_mixer(self, layout: Layout) -> Mixer:
+        """One layer's mixer."""
 
-    def build(self, context_tokens: int) -> Backbone:
+    def make_block(self, layout: Layout, layer: int) -> Block:
+        """Block number `layer`, from 0."""
+        return Block(self.make_mixer(layout), self)
+
+    def build(self, layout: Layout) -> Backbone:
         """The whole backbone."""
-        return Backbone(self, context_tokens)
+        return Backbone(self, layout)
 
 
 C = TypeVar("C", bound=BackboneConfig)
@@ -98,10 +125,14 @@ class Block(nn.Module):
             nn.init.normal_(layer.weight, std=0.02 / shrink)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, L, D] -> [B, L, D]"""
-        x = x + self.dropout(self.mixer(self.norm_mixer(x)))
+    def forward(self, x: Tensor, read: slice = EVERY) -> Tensor:
+        """[B, L, D] -> [B, l, D], the outputs at the l tokens of `read` only."""
+        x = x[:, read] + self.dropout(self.mixer(self.norm_mixer(x))[:, read])
         return x + self.dropout(self.mlp(self.norm_mlp(x)))
+
+    def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> LayerState:
+        """The state before the first token: all zeros, dimension 0 is the lane."""
+        return self.mixer.init_state(batch_size, device, dtype)
 
     def step(self, x: Tensor, state: LayerState) -> tuple[Tensor, LayerState]:
         """[B, n, D], state -> [B, n, D], state"""
@@ -109,22 +140,30 @@ class Block(nn.Module):
         x = x + self.dropout(mixed)
         return x + self.dropout(self.mlp(self.norm_mlp(x))), state
 
+    def penalty(self) -> Tensor | float:
+        """What training adds to the loss on account of the weights."""
+        return self.mixer.penalty()
+
 
 class Backbone(nn.Module):
     """A stack of blocks and a final LayerNorm."""
 
-    def __init__(self, config: BackboneConfig, context_tokens: int) -> None:
+    def __init__(self, config: BackboneConfig, layout: Layout) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(
-            Block(config.make_mixer(context_tokens), config) for _ in range(config.layers)
+            config.make_block(layout, layer) for layer in range(config.layers)
         )
         self.norm = nn.LayerNorm(config.width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, L, D] -> [B, L, D], causal: output l depends on inputs <= l only."""
-        for block in self.blocks:
+    def forward(self, x: Tensor, read: slice = EVERY) -> Tensor:
+        """[B, L, D] -> [B, l, D], causal: output l depends on inputs <= l only.
+
+        Where only the l tokens of `read` are wanted, the last block computes no others.
+        """
+        *blocks, last = self._blocks()
+        for block in blocks:
             x = block(x)
-        return self.norm(x)
+        return self.norm(last(x, read))
 
     def init_state(
         self,
@@ -134,7 +173,7 @@ class Backbone(nn.Module):
     ) -> State:
         """State of `batch_size` lanes before their first token."""
         device = torch.device(device)
-        return [block.mixer.init_state(batch_size, device, dtype) for block in self._blocks()]
+        return [block.init_state(batch_size, device, dtype) for block in self._blocks()]
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """The next n tokens [B, n, D] of every lane; equals `forward` on the concatenation."""
@@ -147,6 +186,10 @@ class Backbone(nn.Module):
     def reset(self, state: State, lanes: Tensor) -> State:
         """`lanes` [B] bool: those as new, the others untouched."""
         return [{name: zero_lanes(t, lanes) for name, t in layer.items()} for layer in state]
+
+    def penalty(self) -> Tensor | float:
+        """What training adds to the loss on account of the weights."""
+        return sum(block.penalty() for block in self._blocks())
 
     def _blocks(self) -> list[Block]:
         return list(self.blocks)  # type: ignore[arg-type]

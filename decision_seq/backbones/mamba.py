@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from decision_seq.backbones.base import BackboneConfig, LayerState, Mixer, register
+from decision_seq.backbones.base import BackboneConfig, LayerState, Layout, Mixer, register
 from decision_seq.errors import UserError
 from decision_seq.ops import (
     causal_conv_silu,
@@ -42,7 +42,7 @@ class MambaConfig(BackboneConfig):
         if min(self.d_state, self.d_conv, self.expand) < 1:
             raise UserError("d_state, d_conv and expand must be at least 1")
 
-    def make_mixer(self, context_tokens: int) -> Mixer:
+    def make_mixer(self, layout: Layout) -> Mixer:
         return Mamba(self)
 
 

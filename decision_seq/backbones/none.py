@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from decision_seq.backbones.base import BackboneConfig, LayerState, Mixer, register
+from decision_seq.backbones.base import BackboneConfig, LayerState, Layout, Mixer, register
 
 
 @register("none", "no mixing along time, each token alone; cost L; nothing to carry")
@@ -15,7 +15,7 @@ from decision_seq.backbones.base import BackboneConfig, LayerState, Mixer, regis
 class NoneConfig(BackboneConfig):
     """A residual MLP on every token by itself: the baseline that asks what memory buys."""
 
-    def make_mixer(self, context_tokens: int) -> Mixer:
+    def make_mixer(self, layout: Layout) -> Mixer:
         return Pointwise(self)
 
 
