@@ -7,7 +7,7 @@ a checkpoint acts in the environment with nothing but itself.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, TypeVar
 
 import numpy as np
@@ -23,6 +23,7 @@ from decision_seq.data.transforms import ObservationNorm, ReturnSpec
 from decision_seq.data.windows import Batch
 from decision_seq.errors import UserError
 from decision_seq.model.tokens import TokenEmbedding
+from decision_seq.ops.dropout import Dropout
 
 Context = Literal["window", "stream"]
 
@@ -35,15 +36,32 @@ class AgentConfig:
     kind: ClassVar[str]
     agent: ClassVar[type[SequenceAgent]]
     summary: ClassVar[str]
+    layouts: ClassVar[tuple[tuple[str, ...], ...]]  # the choices for `tokens`
 
     context_length: int = 20  # K, environment steps a training window
     tokens: tuple[str, ...] = ("return_to_go", "observation", "action")  # of one step, in order
     returns: ReturnSpec = field(default_factory=ReturnSpec)
+    temperature: float = 0.0  # at which discrete actions are sampled; 0 takes the likeliest
     backbone: BackboneConfig = field(default_factory=MambaConfig)
 
     def __post_init__(self) -> None:
         if self.context_length < 1:
             raise UserError(f"context_length is {self.context_length}; it must be at least 1")
+        if self.temperature < 0:
+            raise UserError(f"temperature is {self.temperature}; it must be at least 0")
+        if self.tokens not in self.layouts:
+            choices = " or ".join(f"[{', '.join(layout)}]" for layout in self.layouts)
+            raise UserError(f"tokens is [{', '.join(self.tokens)}]; {self.kind} takes {choices}")
+
+    @property
+    def follows_target(self) -> bool:
+        """Whether it must be told a target return to act."""
+        return "return_to_go" in self.tokens
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The tokens of a step that come before its action; the action is read at the last."""
+        return tuple(kind for kind in self.tokens if kind != "action")
 
 
 A = TypeVar("A", bound="SequenceAgent")
@@ -77,14 +95,21 @@ class AgentState:
     target_return: Tensor  # [lanes] float32, scaled: what a lane starts from
     return_to_go: Tensor  # [lanes] float32, scaled
     timestep: Tensor  # [lanes] int64, of the next observation
+    seed: Tensor  # [lanes] int64, of the actions that are drawn
     memory: Memory
 
 
 class SequenceAgent(nn.Module):
-    """Predicts a_t from the output at s_t. B windows, K steps, T tokens a step, D = width."""
+    """Predicts a_t from the output at the last token before it, which is s_t unless an agent says
+    otherwise. B windows, K steps, T tokens a step, D = width."""
 
     def __init__(self, config: AgentConfig, spec: AgentSpec) -> None:
         super().__init__()
+        if config.temperature and not spec.discrete:
+            raise UserError(
+                f"agent.temperature is {config.temperature}, but the data's actions are continuous "
+                "and are not sampled; leave it out"
+            )
         self.config, self.spec = config, spec
         width = config.backbone.width
         self.embedding = TokenEmbedding(
@@ -95,7 +120,7 @@ class SequenceAgent(nn.Module):
             spec.max_timestep,
             width,
         )
-        self.dropout = nn.Dropout(config.backbone.dropout)
+        self.dropout = Dropout(config.backbone.dropout)
         self.backbone = config.backbone.build(Layout(config.context_length, len(config.tokens)))
         self.action_head = nn.Linear(width, spec.action_dim)
         self.observation_mean: Tensor
@@ -128,17 +153,21 @@ class SequenceAgent(nn.Module):
     # ---- training -------------------------------------------------------------------------
 
     def loss(self, batch: Batch) -> Tensor:
-        """Mean over valid steps of the action loss: squared error, or cross-entropy if discrete."""
-        values = self.values(batch.observations, batch.actions, batch.returns_to_go)
-        predicted = self(values, batch.timesteps).float()  # [B, K, A]
-        if self.spec.discrete:
-            error = F.cross_entropy(
-                predicted.flatten(0, 1), batch.actions.flatten(), reduction="none"
-            ).view_as(batch.mask)  # [B, K]
-        else:
-            error = (predicted - values["action"]).square().mean(dim=-1)  # [B, K]
+        """Mean over valid steps of `errors`; in training with the backbone's penalty."""
         penalty = self.backbone.penalty() if self.training else 0.0  # not an error: no validation
-        return (error * batch.mask).sum() / batch.mask.sum() + penalty
+        return (self.errors(batch) * batch.mask).sum() / batch.mask.sum() + penalty
+
+    def errors(self, batch: Batch) -> Tensor:
+        """[B, K] error of every step: the action's."""
+        values = self.values(batch.observations, batch.actions, batch.returns_to_go)
+        return self.action_errors(self(values, batch.timesteps), values["action"])
+
+    def action_errors(self, predicted: Tensor, actions: Tensor) -> Tensor:
+        """[B, K]: squared error of predictions [B, K, A], or cross-entropy if discrete."""
+        predicted = predicted.float()
+        if self.spec.discrete:
+            return F.cross_entropy(predicted.transpose(1, 2), actions, reduction="none")
+        return (predicted - actions).square().mean(dim=-1)
 
     def forward(self, values: dict[str, Tensor], timesteps: Tensor) -> Tensor:
         """Actions for every step of the windows.
@@ -151,7 +180,7 @@ class SequenceAgent(nn.Module):
             [B, K, A]: tanh-squashed actions in units of `action_scale`, or logits if discrete.
         """
         tokens = self.dropout(self.embedding(values, timesteps))  # [B, K * T, D]
-        read = slice(self.observation_position, None, len(self.config.tokens))
+        read = slice(self.action_position, None, len(self.config.tokens))
         return self.predict(self.backbone(tokens, read))  # features [B, K, D]
 
     def values(
@@ -165,14 +194,14 @@ class SequenceAgent(nn.Module):
         }
 
     def predict(self, features: Tensor) -> Tensor:
-        """Features at observation tokens [.., D] -> action prediction [.., A]."""
+        """Features at the last tokens before actions [.., D] -> action prediction [.., A]."""
         action = self.action_head(features)
         return action if self.spec.discrete else torch.tanh(action)
 
     @property
-    def observation_position(self) -> int:
-        """Index of the observation among a step's tokens; the action is read there."""
-        return self.config.tokens.index("observation")
+    def action_position(self) -> int:
+        """Index among a step's tokens of the one where its action is read."""
+        return len(self.config.inputs) - 1
 
     # ---- acting ---------------------------------------------------------------------------
 
@@ -182,7 +211,11 @@ class SequenceAgent(nn.Module):
         return self.action_head.weight.device
 
     def init_state(
-        self, lanes: int, context: Context = "window", target_return: Tensor | None = None
+        self,
+        lanes: int,
+        context: Context = "window",
+        target_return: Tensor | None = None,
+        seed: Tensor | None = None,
     ) -> AgentState:
         """State of `lanes` parallel environments before their first observation.
 
@@ -191,11 +224,13 @@ class SequenceAgent(nn.Module):
             context: "window" recomputes the last K steps at each step (the papers' evaluation);
                 "stream" carries the backbone's state. They agree while t < K.
             target_return: [lanes] return to ask for, in the environment's units.
+            seed: [lanes] int64 of the draws of sampled actions, by default the lane's number. A
+                lane's draws depend on its own seed and timestep alone.
         """
         if context not in CONTEXTS:
             raise UserError(f"context is {context!r}; it must be one of {', '.join(CONTEXTS)}")
         if target_return is None:
-            if "return_to_go" in self.config.tokens:
+            if self.config.follows_target:
                 raise UserError("this agent is conditioned on a return; give it a target return")
             target_return = torch.zeros(lanes)
         target = target_return.to(self.device, torch.float32) / self.config.returns.scale
@@ -203,6 +238,7 @@ class SequenceAgent(nn.Module):
             target_return=target,
             return_to_go=target.clone(),
             timestep=torch.zeros(lanes, dtype=torch.int64, device=self.device),
+            seed=torch.arange(lanes) if seed is None else seed,
             memory=CONTEXTS[context].empty(self, lanes),
         )
 
@@ -231,17 +267,42 @@ class SequenceAgent(nn.Module):
             now=self.values(observation.to(self.device, torch.float32), prev, to_go),
             timestep=state.timestep,
         )
-        features, memory = state.memory.advance(self, inputs)  # [lanes, D]
-        predicted = self.predict(features)
-        action = predicted.argmax(-1) if self.spec.discrete else predicted * self.action_scale
-        return action, AgentState(state.target_return, to_go, state.timestep + 1, memory)
+        features, memory = self.look(state.memory, inputs)  # [lanes, D]
+        action = self.choose(self.predict(features), state)
+        after = replace(
+            state,
+            return_to_go=inputs.now["return_to_go"],
+            timestep=state.timestep + 1,
+            memory=memory,
+        )
+        return action, after
+
+    def look(self, memory: Memory, step: StepInput) -> tuple[Tensor, Memory]:
+        """Take the step in. Returns features [lanes, D] where the action is read."""
+        return memory.advance(self, step, self.config.inputs)
+
+    def choose(self, predicted: Tensor, state: AgentState) -> Tensor:
+        """Predictions [lanes, A] -> actions in the environment's units, or indices [lanes]."""
+        if not self.spec.discrete:
+            return predicted * self.action_scale
+        if self.config.temperature:  # the likeliest under Gumbel noise is a sample
+            noise = gumbel_noise(state.seed, state.timestep, predicted.shape[-1])
+            predicted = predicted / self.config.temperature + noise.to(predicted)
+        return predicted.argmax(-1)
 
     def reset(self, state: AgentState, lanes: Tensor) -> AgentState:
         """`lanes` [lanes] bool begin a new episode with their target; others are untouched."""
         lanes = lanes.to(self.device)
-        return AgentState(
-            target_return=state.target_return,
+        return replace(
+            state,
             return_to_go=torch.where(lanes, state.target_return, state.return_to_go),
             timestep=state.timestep.masked_fill(lanes, 0),
             memory=state.memory.reset(self, lanes),
         )
+
+
+def gumbel_noise(seeds: Tensor, timesteps: Tensor, width: int) -> Tensor:
+    """[lanes, width] standard Gumbel noise, a pure function of each lane's seed and timestep."""
+    pairs = zip(seeds.tolist(), timesteps.tolist(), strict=True)
+    draws = [np.random.default_rng(pair).gumbel(size=width) for pair in pairs]
+    return torch.from_numpy(np.stack(draws))

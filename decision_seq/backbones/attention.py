@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from decision_seq.backbones.base import BackboneConfig, LayerState, Layout, Mixer, register
 from decision_seq.errors import UserError
+from decision_seq.ops.dropout import Dropout
 
 
 @register("attention", "causal attention over the last K steps; cost L^2; streams by a KV cache")
@@ -37,7 +38,8 @@ class Attention(Mixer):
 
     def __init__(self, config: AttentionConfig, window: int) -> None:
         super().__init__()
-        self.heads, self.window, self.dropout = config.heads, window, config.dropout
+        self.heads, self.window = config.heads, window
+        self.dropout = Dropout(config.dropout)
         self.qkv = nn.Linear(config.width, 3 * config.width)
         self.out = nn.Linear(config.width, config.width)
         nn.init.normal_(self.qkv.weight, std=0.02)
@@ -49,8 +51,10 @@ class Attention(Mixer):
         """[B, L, D] -> [B, L, D]"""
         length = x.shape[1]
         q, k, v = (self._split(t) for t in self.qkv(x).chunk(3, dim=-1))  # [B, H, L, d]
-        dropout = self.dropout if self.training else 0.0
-        if length <= self.window:
+        dropout = self.dropout.p if self.training else 0.0
+        if dropout and x.device.type == "cpu":  # PyTorch has no fused kernel for it, slow masks
+            y = self.dropout(self._weights(q, k)) @ v
+        elif length <= self.window:
             y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
         else:
             seen = _band(length, length, self.window, x.device)
@@ -80,6 +84,13 @@ class Attention(Mixer):
         keep = slice(max(0, keys.shape[1] - self.window), None)
         cache = {"keys": keys[:, keep], "values": values[:, keep], "valid": valid[:, keep]}
         return self.out(self._join(y)), cache
+
+    def _weights(self, q: Tensor, k: Tensor) -> Tensor:
+        """Queries and keys [B, H, L, d] -> softmax over the tokens seen [B, H, L, L]"""
+        length = q.shape[2]
+        unseen = ~_band(length, length, self.window, q.device)
+        scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+        return scores.masked_fill(unseen, -math.inf).softmax(-1)
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, L, D] -> [B, H, L, d]

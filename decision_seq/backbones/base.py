@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from decision_seq.errors import UserError
+from decision_seq.ops.dropout import Dropout
 
 LayerState = dict[str, Tensor]  # dimension 0 of every tensor is the lane; all zeros = new
 State = list[LayerState]  # one entry a layer
@@ -119,7 +120,7 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(
             nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
         )
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         for layer, shrink in ((self.mlp[0], 1.0), (self.mlp[2], math.sqrt(2 * config.layers))):
             assert isinstance(layer, nn.Linear)
             nn.init.normal_(layer.weight, std=0.02 / shrink)
