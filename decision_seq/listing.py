@@ -41,11 +41,15 @@ def envs() -> Iterator[str]:
 def tiers() -> Iterator[str]:
     """Behaviour policies that `collect` knows without a --policy."""
     from decision_seq.envs.behaviour import embedded_tiers
+    from decision_seq.envs.registry import NAMES
+    from decision_seq.envs.tiers import TOYS
 
+    names = {identifier: name for name, identifier in NAMES.items()}
     for env, tier, metadata in embedded_tiers():
         score = f"normalized score {float(metadata['normalized_score']):.1f}"
         yield f"{env:12} {tier:8} {score}  ({metadata['algorithm']})"
-    yield f"{'point-run':12} {'mixed':8} one constant speed an episode"
+    for (identifier, tier), (_, summary) in TOYS.items():
+        yield f"{names[identifier]:12} {tier:8} {summary}"
 
 
 def kernels() -> Iterator[str]:

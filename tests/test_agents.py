@@ -15,6 +15,7 @@ from torch import Tensor
 from decision_seq.agents import AgentConfig, AgentSpec, SequenceAgent, load_agent, save_agent
 from decision_seq.agents.base import Context
 from decision_seq.agents.behaviour_cloning import BehaviourCloningConfig
+from decision_seq.agents.max_return import MaxReturnConfig
 from decision_seq.agents.return_conditioned import ReturnConditionedConfig
 from decision_seq.backbones import BackboneConfig
 from decision_seq.backbones.mamba import DT_MAX, DT_MIN, Mamba
@@ -26,6 +27,22 @@ from decision_seq.errors import UserError
 K, S, A = 5, 4, 3
 KINDS = sorted(BackboneConfig.registry)
 every_backbone = pytest.mark.parametrize("kind", KINDS)
+AGENTS = (ReturnConditionedConfig, BehaviourCloningConfig, MaxReturnConfig)
+PAIRS = [  # an agent that predicts its return needs a backbone that mixes tokens
+    pytest.param(kind, config, id=f"{kind}-{config.kind}")
+    for kind in KINDS
+    for config in AGENTS
+    if (kind, config) != ("none", MaxReturnConfig)
+]
+every_pair = pytest.mark.parametrize(("kind", "config"), PAIRS)
+every_layout = pytest.mark.parametrize(
+    ("kind", "config", "tokens"),
+    [
+        pytest.param(*pair.values, tokens, id=f"{pair.id}-{len(tokens)}")
+        for pair in PAIRS
+        for tokens in pair.values[1].layouts  # type: ignore[union-attr]
+    ],
+)
 
 
 def make(
@@ -70,10 +87,12 @@ def predict(agent: SequenceAgent, batch: Batch) -> Tensor:
     return agent(values, batch.timesteps)
 
 
-@every_backbone
+@every_pair
 @pytest.mark.parametrize("t", range(K))
-def test_a_prediction_sees_neither_its_own_action_nor_anything_later(kind: str, t: int) -> None:
-    agent, batch = make(kind), random_batch()
+def test_a_prediction_sees_neither_its_own_action_nor_anything_later(
+    kind: str, config: type[AgentConfig], t: int
+) -> None:
+    agent, batch = make(kind, config), random_batch()
     before = predict(agent, batch)[:, t]
     changed = dataclasses.replace(
         batch,
@@ -110,21 +129,20 @@ def test_padding_changes_neither_predictions_nor_loss(kind: str) -> None:
     torch.testing.assert_close(total / batch.mask.sum(), agent.loss(batch))
 
 
-@every_backbone
-@pytest.mark.parametrize("config", [ReturnConditionedConfig, BehaviourCloningConfig])
+@every_pair
 @pytest.mark.parametrize("discrete", [False, True])
 def test_every_parameter_gets_a_gradient(
     kind: str, config: type[AgentConfig], discrete: bool
 ) -> None:
     agent = make(kind, config, discrete)
-    if kind == "none" and "action" in agent.config.tokens:
-        agent = make(kind, config, discrete, tokens=("observation",))  # nothing reads an action
     agent.loss(random_batch(discrete=discrete)).backward()
     for name, parameter in agent.named_parameters():
+        if kind == "none" and name.startswith(("embedding.embed.action", "embedding.embed.return")):
+            continue  # nothing reads them
         assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
 
 
-@pytest.mark.parametrize("config", [ReturnConditionedConfig, BehaviourCloningConfig])
+@pytest.mark.parametrize("config", AGENTS)
 def test_dt_is_in_range_once_an_agent_is_built(config: type[AgentConfig]) -> None:
     agent = config().agent(config(), AgentSpec(S, A, False, 20))
     mixers = [m for m in agent.modules() if isinstance(m, Mamba)]
@@ -152,13 +170,11 @@ def roll(
     return torch.stack(actions)
 
 
-@every_backbone
-@pytest.mark.parametrize("config", [ReturnConditionedConfig, BehaviourCloningConfig])
-@pytest.mark.parametrize("tokens", [None, ("return_to_go", "observation"), ("observation",)])
+@every_layout
 def test_contexts_agree_within_the_window(
-    kind: str, config: type[AgentConfig], tokens: tuple[str, ...] | None
+    kind: str, config: type[AgentConfig], tokens: tuple[str, ...]
 ) -> None:
-    agent = make(kind, config, **({"tokens": tokens} if tokens else {}))
+    agent = make(kind, config, tokens=tokens)
     window, stream = roll(agent, "window", 2 * K), roll(agent, "stream", 2 * K)
     torch.testing.assert_close(stream[:K], window[:K], rtol=1e-4, atol=1e-5)
     if kind == "none":
@@ -192,10 +208,10 @@ def test_acting_sees_the_very_tokens_of_training(kind: str) -> None:
         torch.testing.assert_close(acted, expected, rtol=1e-4, atol=1e-5)
 
 
-@every_backbone
+@every_pair
 @pytest.mark.parametrize("context", ["window", "stream"])
-def test_a_reset_lane_acts_as_new(kind: str, context: Context) -> None:
-    agent = make(kind)
+def test_a_reset_lane_acts_as_new(kind: str, config: type[AgentConfig], context: Context) -> None:
+    agent = make(kind, config)
     generator = torch.Generator().manual_seed(5)
     observations = torch.randn(9, 2, S, generator=generator)
     rewards = torch.rand(9, 2, generator=generator)
@@ -265,9 +281,9 @@ def test_statistics_come_from_the_data(tmp_path: Path) -> None:
     assert roll(agent.eval(), "stream", 3).abs()[..., 1].max() <= largest
 
 
-@every_backbone
-def test_a_checkpoint_acts_by_itself(kind: str, tmp_path: Path) -> None:
-    agent = make(kind)
+@every_pair
+def test_a_checkpoint_acts_by_itself(kind: str, config: type[AgentConfig], tmp_path: Path) -> None:
+    agent = make(kind, config)
     save_agent(agent, tmp_path / "agent.safetensors")
     loaded = load_agent(tmp_path / "agent.safetensors")
     assert loaded.config == agent.config and loaded.spec == agent.spec

@@ -278,7 +278,10 @@ class SequenceAgent(nn.Module):
         return action, after
 
     def look(self, memory: Memory, step: StepInput) -> tuple[Tensor, Memory]:
-        """Take the step in. Returns features [lanes, D] where the action is read."""
+        """Take the step in. Returns features [lanes, D] where the action is read.
+
+        An agent that makes up a token itself writes it into `step.now`.
+        """
         return memory.advance(self, step, self.config.inputs)
 
     def choose(self, predicted: Tensor, state: AgentState) -> Tensor:

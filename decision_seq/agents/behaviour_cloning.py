@@ -11,6 +11,8 @@ from decision_seq.agents.base import AgentConfig, SequenceAgent, register
 class BehaviourCloningConfig(AgentConfig):
     """Tokens of a step: observation, action. No return is asked for or seen."""
 
+    layouts = (("observation", "action"), ("observation",))
+
     tokens: tuple[str, ...] = ("observation", "action")
 
 

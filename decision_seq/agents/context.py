@@ -33,8 +33,13 @@ class Memory(Protocol):
     def empty(cls, agent: SequenceAgent, lanes: int) -> Memory:
         """Before the first step."""
 
-    def advance(self, agent: SequenceAgent, step: StepInput) -> tuple[Tensor, Memory]:
-        """Features [lanes, D] at the new observation, and the new memory."""
+    def advance(
+        self, agent: SequenceAgent, step: StepInput, kinds: tuple[str, ...]
+    ) -> tuple[Tensor, Memory]:
+        """Take in the step's tokens `kinds`: all that come before its action, or the next of them.
+
+        Returns features [lanes, D] at the last of `kinds`, and the new memory.
+        """
 
     def reset(self, agent: SequenceAgent, lanes: Tensor) -> Memory:
         """`lanes` [lanes] bool as new."""
@@ -63,30 +68,38 @@ class WindowMemory:
         }
         return cls(values, torch.zeros(lanes, k, dtype=torch.int64, device=device))
 
-    def advance(self, agent: SequenceAgent, step: StepInput) -> tuple[Tensor, WindowMemory]:
-        """Write the step into its column, recompute the window, read it at that column."""
-        k = agent.config.context_length
+    def advance(
+        self, agent: SequenceAgent, step: StepInput, kinds: tuple[str, ...]
+    ) -> tuple[Tensor, WindowMemory]:
+        """Write `kinds` into the step's column, recompute the window, read it at that column."""
+        order, k = agent.config.tokens, agent.config.context_length
         lane = torch.arange(len(step.timestep), device=agent.device)
+        column = step.timestep.clamp(max=k - 1)
+        memory = self._next_column(step, lane, k) if kinds[0] == order[0] else self
+        values = {name: table.clone() for name, table in memory.values.items()}
+        for kind in kinds:
+            values[kind][lane, column] = step.now[kind]
+
+        used = int(column.max()) + 1  # columns beyond are empty in every lane
+        tokens = agent.embedding(
+            {n: v[:, :used] for n, v in values.items()}, memory.timesteps[:, :used]
+        )
+        features = agent.backbone(tokens)  # [lanes, used * T, D]
+        read = column * len(order) + order.index(kinds[-1])
+        return features[lane, read], WindowMemory(values, memory.timesteps)
+
+    def _next_column(self, step: StepInput, lane: Tensor, k: int) -> WindowMemory:
+        """With the last step's action written, and a column for the new step."""
         values = {name: table.clone() for name, table in self.values.items()}
         timesteps = self.timesteps.clone()
-
         began = step.timestep > 0  # those lanes have an action to remember
         last = (step.timestep - 1).clamp(0, k - 1)  # column of the step before
         values["action"][lane[began], last[began]] = step.now["action"][began]
         full = step.timestep >= k  # drop the oldest step, to make room
         for table in (*values.values(), timesteps):
             table[full] = table[full].roll(-1, dims=1)
-        column = step.timestep.clamp(max=k - 1)
-        values["return_to_go"][lane, column] = step.now["return_to_go"]
-        values["observation"][lane, column] = step.now["observation"]
-        timesteps[lane, column] = step.timestep
-
-        used = int(column.max()) + 1  # columns beyond are empty in every lane
-        tokens = agent.embedding({n: v[:, :used] for n, v in values.items()}, timesteps[:, :used])
-        features = agent.backbone(tokens)  # [lanes, used * T, D]
-        kinds = len(agent.config.tokens)
-        read = column * kinds + agent.observation_position
-        return features[lane, read], WindowMemory(values, timesteps)
+        timesteps[lane, step.timestep.clamp(max=k - 1)] = step.timestep
+        return WindowMemory(values, timesteps)
 
     def reset(self, agent: SequenceAgent, lanes: Tensor) -> WindowMemory:
         """Zeros in those lanes; what is beyond a lane's length is never read, since causal."""
@@ -96,7 +109,7 @@ class WindowMemory:
 
 @dataclass
 class StreamMemory:
-    """The backbone's state after the last observation token of every lane."""
+    """The backbone's state after the last token of every lane that was not an action."""
 
     state: State
 
@@ -105,23 +118,24 @@ class StreamMemory:
         """A new state in every lane."""
         return cls(agent.backbone.init_state(lanes, agent.device))
 
-    def advance(self, agent: SequenceAgent, step: StepInput) -> tuple[Tensor, StreamMemory]:
-        """Feed what followed the last observation (its action), then up to the new observation."""
-        kinds = agent.config.tokens
-        split = agent.observation_position + 1
+    def advance(
+        self, agent: SequenceAgent, step: StepInput, kinds: tuple[str, ...]
+    ) -> tuple[Tensor, StreamMemory]:
+        """Feed `kinds`; where they begin the step, first the action of the one before."""
+        order = agent.config.tokens
         now = {name: value.unsqueeze(1) for name, value in step.now.items()}  # K = 1
         timestep = step.timestep.unsqueeze(1)
-        before = agent.embedding(now, timestep, kinds[:split])  # [lanes, split, D]
+        tokens = agent.embedding(now, timestep, kinds)  # [lanes, len(kinds), D]
         state = self.state
-        if split < len(kinds):
-            after = agent.embedding(now, (timestep - 1).clamp(min=0), kinds[split:])
+        if kinds[0] == order[0] and "action" in order:
+            action = agent.embedding(now, (timestep - 1).clamp(min=0), ("action",))
             fresh = step.timestep == 0
             if fresh.any():  # a lane that begins has no previous step: undo it there
-                _, state = agent.backbone.step(after, state)
+                _, state = agent.backbone.step(action, state)
                 state = agent.backbone.reset(state, fresh)
             else:
-                before = torch.cat([after, before], dim=1)
-        features, state = agent.backbone.step(before, state)
+                tokens = torch.cat([action, tokens], dim=1)
+        features, state = agent.backbone.step(tokens, state)
         return features[:, -1], StreamMemory(state)
 
     def reset(self, agent: SequenceAgent, lanes: Tensor) -> StreamMemory:

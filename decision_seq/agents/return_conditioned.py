@@ -10,7 +10,9 @@ from decision_seq.agents.base import AgentConfig, SequenceAgent, register
 
 @dataclass(frozen=True)
 class ReturnConditionedConfig(AgentConfig):
-    """Tokens of a step: return-to-go, observation, action."""
+    """Tokens of a step: return-to-go, observation, action; the action may be left out."""
+
+    layouts = (("return_to_go", "observation", "action"), ("return_to_go", "observation"))
 
 
 @register("return_conditioned", "acts towards a target return you name", ReturnConditionedConfig)

@@ -11,9 +11,13 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from decision_seq.envs.memory import LAGS
 from decision_seq.errors import UserError
 
 gym.register("decision-seq/PointRun-v0", "decision_seq.envs.toy:PointRun", max_episode_steps=20)
+MEMORY_IDS = {lag: f"decision-seq/Memory{lag}-v0" for lag in LAGS}
+for _lag, _id in MEMORY_IDS.items():
+    gym.register(_id, "decision_seq.envs.memory:Memory", kwargs={"lag": _lag})
 
 # short name -> gymnasium id. Any other registered id with a vector observation works as well.
 NAMES: dict[str, str] = {
@@ -22,6 +26,7 @@ NAMES: dict[str, str] = {
     "walker2d": "Walker2d-v5",
     "ant": "Ant-v5",
     "point-run": "decision-seq/PointRun-v0",
+    **{f"memory-{lag}": identifier for lag, identifier in MEMORY_IDS.items()},
 }
 MUJOCO_IDS = tuple(
     f"{name}-{version}"

@@ -8,13 +8,20 @@ from pathlib import Path
 import numpy as np
 
 from decision_seq.envs.behaviour import MLPPolicy, embedded_policy, embedded_tiers
-from decision_seq.envs.registry import env_id, make
+from decision_seq.envs.memory import coin_flipper
+from decision_seq.envs.registry import MEMORY_IDS, NAMES, env_id, make
 from decision_seq.envs.sb3_library import library_behaviour
 from decision_seq.envs.sb3_policy import ForeignLayout, load_sb3
 from decision_seq.envs.toy import steady_runner
 from decision_seq.errors import UserError
 
 Behaviour = Callable[[np.random.Generator], Callable[[np.ndarray], np.ndarray]]
+
+# (gymnasium id, tier) -> policy of a toy environment, and what it does
+TOYS: dict[tuple[str, str], tuple[Behaviour, str]] = {
+    (NAMES["point-run"], "mixed"): (steady_runner, "one constant speed an episode"),
+    **{(i, "medium"): (coin_flipper, "right half of the time") for i in MEMORY_IDS.values()},
+}
 
 
 def behaviour_for(env: str, tier: str, policy: Path | None) -> tuple[Behaviour, dict[str, str]]:
@@ -29,8 +36,10 @@ def behaviour_for(env: str, tier: str, policy: Path | None) -> tuple[Behaviour, 
             return _checked(load_sb3(policy), str(policy), identifier), provenance
         except ForeignLayout as reason:
             return library_behaviour(policy, make(identifier), str(reason)), provenance
-    if identifier == "decision-seq/PointRun-v0" and tier == "mixed":
-        return steady_runner, {"behaviour": "steady runner", "tier": tier}
+    if toy := {t: policy for (e, t), (policy, _) in TOYS.items() if e == identifier}:
+        if tier not in toy:
+            raise UserError(f"{env} has no behaviour policy {tier!r}; there is: {', '.join(toy)}")
+        return toy[tier], {"behaviour": toy[tier].__name__.replace("_", " "), "tier": tier}
     name = identifier.rpartition("-v")[0].lower()
     loaded = embedded_policy(name, tier)
     metadata = next(m for e, t, m in embedded_tiers() if (e, t) == (name, tier))

@@ -114,8 +114,7 @@ def _finished(run: Path, config: RunConfig) -> bool:
     rows = [r for r in read_rows(run) if r["step"] == config.train.steps]
     rows = [r for r in rows if r["context"] == config.eval.context and r["checkpoint"] == "last"]
     rows = [r for r in rows if r["env"] == env_id(config.env)]
-    conditioned = "return_to_go" in config.agent.tokens
-    wanted = config.eval.targets if conditioned else (None,)
+    wanted = config.eval.targets if config.agent.follows_target else (None,)
     seeds = range(config.eval.seed, config.eval.seed + config.eval.episodes)
     done = {(r["target"], r["env_seed"]) for r in rows}
     return all((target, seed) in done for target in wanted for seed in seeds)

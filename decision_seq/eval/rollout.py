@@ -56,7 +56,7 @@ def rollout(
     Raises:
         UserError: the agent does not fit the environment, or has no target to follow.
     """
-    conditioned = "return_to_go" in agent.config.tokens
+    conditioned = agent.config.follows_target
     if conditioned and not targets:
         raise UserError("this agent follows a target return; name at least one with --targets")
     wanted = [float(t) for t in targets] if conditioned else [None]
@@ -94,7 +94,7 @@ def _run(
     """Returns, lengths and milliseconds of every lane's episode, each [lanes]."""
     count = len(seeds)
     target = None if targets[0] is None else torch.tensor(targets, dtype=torch.float32)
-    state = agent.init_state(count, context, target)
+    state = agent.init_state(count, context, target, torch.tensor(seeds))
     shape = (count,) if agent.spec.discrete else (count, agent.spec.action_dim)
     action = torch.zeros(shape, dtype=torch.int64 if agent.spec.discrete else torch.float32)
     rewards = np.zeros(count)

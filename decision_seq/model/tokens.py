@@ -7,10 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from decision_seq.errors import UserError
-
-KINDS = ("return_to_go", "observation", "action")
-
 
 class TokenEmbedding(nn.Module):
     """A linear embedding of each kind of token plus a learned one of the episode timestep, then
@@ -35,10 +31,6 @@ class TokenEmbedding(nn.Module):
         width: int,
     ) -> None:
         super().__init__()
-        if "observation" not in kinds or len(set(kinds)) != len(kinds) or set(kinds) - set(KINDS):
-            raise UserError(
-                f"tokens is {list(kinds)}; name observation and any of {', '.join(KINDS)}, once"
-            )
         self.kinds = tuple(kinds)
         self.max_timestep = max_timestep
         makers = {
