@@ -6,7 +6,6 @@ say the activation, and VecNormalize's pickle goes through a reader that builds 
 
 from __future__ import annotations
 
-import codecs
 import dataclasses
 import io
 import json
@@ -20,6 +19,7 @@ import numpy as np
 
 from decision_seq.envs.behaviour import FloatArray, MLPPolicy
 from decision_seq.errors import UserError
+from decision_seq.pickles import load_plain
 
 # where the layers of an actor lie in policy.pth, and how its action is bounded
 ON_POLICY = ("mlp_extractor.policy_net.", "action_net", "clip", "tanh")  # PPO, A2C, TRPO
@@ -131,7 +131,7 @@ def normalization(path: Path, width: int) -> tuple[FloatArray, FloatArray, float
         if not file.exists():
             continue
         try:
-            state = _ArraysOnly(io.BytesIO(file.read_bytes())).load().state
+            state = load_plain(file.read_bytes(), stand_ins=True).state
             statistics = state["obs_rms"].state
             mean, variance = (np.asarray(statistics[key]) for key in ("mean", "var"))
             std = np.sqrt(variance + state["epsilon"])
@@ -142,26 +142,3 @@ def normalization(path: Path, width: int) -> tuple[FloatArray, FloatArray, float
                 "or save it again"
             ) from None
     return np.zeros(width, np.float32), np.ones(width, np.float32), np.inf
-
-
-class _Opaque:
-    """Stands for every class that is not numpy's: takes any state, does nothing."""
-
-    def __init__(self, *_args: Any) -> None:
-        self.state: dict[str, Any] = {}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.state = state
-
-
-class _ArraysOnly(pickle.Unpickler):
-    """Builds numpy arrays, dtypes and scalars for real, and inert stand-ins for all else."""
-
-    ALLOWED = frozenset({"_reconstruct", "scalar", "ndarray", "dtype", "_frombuffer"})
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module.split(".")[0] == "numpy" and name in self.ALLOWED:
-            return super().find_class(module.replace("numpy.core", "numpy._core"), name)
-        if (module, name) == ("_codecs", "encode"):  # how old protocols write an array's bytes
-            return codecs.encode
-        return type(name, (_Opaque,), {})
