@@ -15,7 +15,7 @@ import pickle
 import re
 import struct
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -62,7 +62,7 @@ class StandIn:
 
 
 class _PlainUnpickler(pickle._Unpickler):
-    dispatch = dict(pickle._Unpickler.dispatch)
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(pickle._Unpickler.dispatch)
 
     def __init__(self, file: io.BytesIO, stand_ins: bool) -> None:
         super().__init__(file)
@@ -78,8 +78,9 @@ class _PlainUnpickler(pickle._Unpickler):
 
     def load_bytearray8(self) -> None:
         """Protocol 5's bytes of an array. The original reserves the length before it reads."""
-        (length,) = struct.unpack("<Q", self.read(8))
-        self.append(self.read(length))
+        read: Callable[[int], bytes] = self.read  # type: ignore[attr-defined]
+        (length,) = struct.unpack("<Q", read(8))
+        self.append(read(length))  # type: ignore[attr-defined]
 
     dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
 
@@ -117,10 +118,10 @@ class _Dtype:
 class _Array(np.ndarray):
     """An array while it is read."""
 
-    def __setstate__(self, state: tuple[Any, ...]) -> None:  # type: ignore[override]
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
         _version, shape, dtype, fortran, raw = state
         array = _from_bytes(raw, dtype, shape, "F" if fortran else "C")
-        super().__setstate__((1, array.shape, array.dtype, bool(fortran), raw))
+        super().__setstate__((1, array.shape, array.dtype, np.bool(fortran), raw))
 
 
 def _from_bytes(raw: bytes, dtype: _Dtype, shape: tuple[int, ...], order: str) -> np.ndarray:
