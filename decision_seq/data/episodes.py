@@ -26,6 +26,7 @@ class Episodes:
     truncated: np.ndarray  # [N] bool, a time limit or quota ended here
     offsets: np.ndarray  # [M + 1] int64, episode m is rows offsets[m]:offsets[m + 1]
     info: dict[str, Any] = field(default_factory=dict)
+    unended: tuple[int, ...] = ()  # episodes that came with no end flag and were marked truncated
 
     @property
     def lengths(self) -> np.ndarray:
@@ -47,7 +48,7 @@ def from_flat(
     Steps after the last end were cut off by whoever stopped recording: they stay, as truncated.
 
     Raises:
-        UserError: no steps, unequal lengths, wrong widths, NaN or infinity.
+        UserError: no steps, unequal lengths, wrong widths.
     """
     arrays = {
         "actions": actions,
@@ -69,10 +70,10 @@ def from_flat(
             )
     terminated = _flags(source, "terminations", terminated)
     truncated = _flags(source, "truncations", truncated)
-    if not (terminated[-1] or truncated[-1]):
-        truncated[-1] = True
+    cut_off = not (terminated[-1] or truncated[-1])
+    truncated[-1] |= cut_off
     ends = np.flatnonzero(terminated | truncated) + 1
-    episodes = Episodes(
+    return Episodes(
         observations=_observations(source, observations),
         actions=_actions(source, actions),
         rewards=_column(source, "rewards", rewards),
@@ -80,9 +81,8 @@ def from_flat(
         truncated=truncated,
         offsets=np.concatenate([[0], ends]).astype(np.int64),
         info=info,
+        unended=(len(ends) - 1,) if cut_off else (),
     )
-    _check_finite(source, episodes)
-    return episodes
 
 
 def concatenate(parts: list[Episodes], names: list[str]) -> Episodes:
@@ -157,7 +157,8 @@ def _flags(source: str, name: str, array: np.ndarray) -> np.ndarray:
     return values.astype(bool)
 
 
-def _check_finite(source: str, episodes: Episodes) -> None:
+def check_finite(source: str, episodes: Episodes) -> None:
+    """Raise UserError where a number is NaN or infinite: nothing can be learned from it."""
     for name in ("observations", "actions", "rewards"):
         array = getattr(episodes, name)
         if array.dtype.kind != "f":
@@ -169,5 +170,5 @@ def _check_finite(source: str, episodes: Episodes) -> None:
             raise UserError(
                 f"{source}: `{name}` is NaN or infinite at step {step} (episode {episode}, "
                 f"step {step - int(episodes.offsets[episode])} in it), {int(bad.sum())} steps in "
-                "all; remove those episodes"
+                "all; remove those episodes with `decision-seq data check SOURCE --drop-bad OUT`"
             )

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from decision_seq.data.episodes import Episodes, concatenate
+from decision_seq.data.episodes import Episodes, check_finite, concatenate
 from decision_seq.data.sources import resolve
 from decision_seq.errors import UserError
 from decision_seq.files import atomic_folder, cache_dir
@@ -93,8 +93,10 @@ def open_store(sources: Sequence[str]) -> EpisodeStore:
     key = hashlib.sha256("\n".join([str(LAYOUT), *fingerprints]).encode()).hexdigest()[:24]
     folder = cache_dir() / "datasets" / key
     if not folder.exists():
-        episodes = concatenate([reader.read() for reader in readers], list(sources))
-        _write(folder, episodes)
+        parts = [reader.read() for reader in readers]
+        for source, part in zip(sources, parts, strict=True):
+            check_finite(source, part)
+        _write(folder, concatenate(parts, list(sources)))
     name = " + ".join(reader.name for reader in readers)
     return _open(folder, name)
 

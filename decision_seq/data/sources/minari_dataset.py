@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -85,7 +86,7 @@ def read(dataset_id: str) -> Episodes:
     terminated[ends] = [e.terminations[-1] for e in episodes]
     # an episode that Minari cut off without either flag was stopped by whoever recorded it
     truncated[ends] = [e.truncations[-1] or not e.terminations[-1] for e in episodes]
-    return from_flat(
+    flat = from_flat(
         dataset_id,
         np.concatenate([e.observations[: len(e.rewards)] for e in episodes]),
         np.concatenate([e.actions for e in episodes]),
@@ -94,6 +95,8 @@ def read(dataset_id: str) -> Episodes:
         truncated,
         info,
     )
+    unended = [m for m, e in enumerate(episodes) if not (e.truncations[-1] or e.terminations[-1])]
+    return dataclasses.replace(flat, unended=tuple(unended))
 
 
 def _download(dataset_id: str) -> None:
