@@ -1,0 +1,1 @@
+"""Energy-based associative memories: Lagrangians, energies and Boltzmann machines."""
