@@ -1,6 +1,18 @@
 """Backbones: what mixes information along time. One file each; importing it registers it."""
 
-from decision_seq.backbones import attention, mamba, none
+from decision_seq.backbones import attention, conv, hybrid, lstm, mamba, none
 from decision_seq.backbones.base import Backbone, BackboneConfig, Layout, Mixer, State
 
-__all__ = ["Backbone", "BackboneConfig", "Layout", "Mixer", "State", "attention", "mamba", "none"]
+__all__ = [
+    "Backbone",
+    "BackboneConfig",
+    "Layout",
+    "Mixer",
+    "State",
+    "attention",
+    "conv",
+    "hybrid",
+    "lstm",
+    "mamba",
+    "none",
+]

@@ -1,0 +1,55 @@
+"""A long short-term memory (Hochreiter & Schmidhuber 1997), the plain recurrent baseline."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from decision_seq.backbones.base import BackboneConfig, LayerState, Layout, Mixer, register
+
+
+@register("lstm", "recurrent baseline; cost L, token after token; streams with two vectors a layer")
+@dataclass(frozen=True)
+class LSTMConfig(BackboneConfig):
+    """As many hidden units as the width, in the same residual blocks as every other mixer."""
+
+    def make_mixer(self, layout: Layout) -> Mixer:
+        return LSTM(self)
+
+
+class LSTM(Mixer):
+    """y = hidden state of nn.LSTM. The forget gate's bias starts at 1, so that the cell remembers
+    before it has learned to (Gers et al. 2000)."""
+
+    def __init__(self, config: LSTMConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.lstm = nn.LSTM(width, width, batch_first=True)
+        with torch.no_grad():  # gates in order: input, forget, cell, output
+            self.lstm.get_parameter("bias_ih_l0")[width : 2 * width] = 1.0
+            self.lstm.get_parameter("bias_hh_l0")[width : 2 * width] = 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, L, D] -> [B, L, D]"""
+        return self._run(x, None)[0]
+
+    def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> LayerState:
+        """Hidden state and cell, [B, D] each."""
+        zeros = torch.zeros(batch_size, self.lstm.hidden_size, device=device, dtype=dtype)
+        return {"hidden": zeros, "cell": zeros.clone()}
+
+    def step(self, x: Tensor, state: LayerState) -> tuple[Tensor, LayerState]:
+        """[B, n, D], state -> [B, n, D], state"""
+        start = state["hidden"].unsqueeze(0), state["cell"].unsqueeze(0)  # [1, B, D]: one layer
+        y, (hidden, cell) = self._run(x, start)
+        return y, {"hidden": hidden[0], "cell": cell[0]}
+
+    def _run(
+        self, x: Tensor, start: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """nn.LSTM in the precision of its weights: under autocast the cell would lose in half
+        precision what it adds up over a hundred tokens."""
+        with torch.autocast(x.device.type, enabled=False):
+            return self.lstm(x.to(self.lstm.get_parameter("weight_ih_l0").dtype), start)

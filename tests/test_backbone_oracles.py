@@ -1,0 +1,148 @@
+"""Backbones against something that is known to be right: a loop, torch's own, transformers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from decision_seq.backbones import Backbone, BackboneConfig, Layout
+from decision_seq.backbones.conv import ConvConfig, KindConv
+from decision_seq.backbones.hybrid import HybridConfig
+from decision_seq.backbones.lstm import LSTM, LSTMConfig
+from decision_seq.errors import UserError
+
+WIDTH = 24
+LAYOUT = Layout(context_length=3, tokens_per_step=3)
+
+
+def tokens(batch: int, length: int, width: int = WIDTH) -> Tensor:
+    return torch.randn(batch, length, width, generator=torch.Generator().manual_seed(1))
+
+
+# ---- conv ----------------------------------------------------------------------------------
+
+
+def conv(taps: int = 6, tokens_per_step: int = 3) -> KindConv:
+    torch.manual_seed(0)
+    return KindConv(ConvConfig(width=WIDTH, taps=taps), tokens_per_step)
+
+
+@pytest.mark.parametrize("taps", [1, 2, 6])
+@pytest.mark.parametrize("tokens_per_step", [1, 2, 3])
+def test_conv_equals_a_loop(taps: int, tokens_per_step: int) -> None:
+    mixer, x = conv(taps, tokens_per_step), tokens(2, 17)
+    expected = torch.zeros_like(x)
+    for position in range(17):
+        kind = position % tokens_per_step  # of the token at the output
+        expected[:, position] = mixer.bias[kind]
+        for back in range(min(taps, position + 1)):
+            expected[:, position] += mixer.weight[kind, back] * x[:, position - back]
+    torch.testing.assert_close(mixer(x), expected)
+
+
+def test_conv_equals_a_strided_convolution_of_each_kind() -> None:
+    """Three depthwise nn.Conv1d over everything before, each read where its kind of token is."""
+    mixer, x = conv(), tokens(2, 17)
+    padded = nn.functional.pad(x.transpose(1, 2), (5, 0))
+    for kind in range(3):
+        layer = nn.Conv1d(WIDTH, WIDTH, kernel_size=6, groups=WIDTH)
+        with torch.no_grad():  # its taps run forward in time
+            layer.weight.copy_(mixer.weight[kind].flip(0).t().unsqueeze(1))
+            layer.bias.copy_(mixer.bias[kind])  # type: ignore[union-attr]
+        torch.testing.assert_close(mixer(x)[:, kind::3], layer(padded).transpose(1, 2)[:, kind::3])
+
+
+def test_conv_lanes_that_began_at_different_times_keep_their_kinds() -> None:
+    """Lane 1 is reset after four tokens, so that its next one is a return, lane 0's a state."""
+    torch.manual_seed(0)
+    backbone = ConvConfig(width=WIDTH, dropout=0.0).build(LAYOUT).eval()
+    x = tokens(2, 11)
+    with torch.no_grad():
+        _, state = backbone.step(x[:, :4], backbone.init_state(2))
+        state = backbone.reset(state, torch.tensor([False, True]))
+        outputs = []
+        for position in range(4, 11):
+            y, state = backbone.step(x[:, position : position + 1], state)
+            outputs.append(y)
+        y = torch.cat(outputs, dim=1)
+        torch.testing.assert_close(y[0], backbone(x)[0, 4:], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(y[1], backbone(x[:, 4:])[1], rtol=1e-4, atol=1e-5)
+
+
+def test_conv_token_map_is_what_a_token_takes_from_another() -> None:
+    mixer, x = conv(), tokens(2, 17)
+    position = 13
+    jacobian = torch.func.jacrev(lambda row: mixer(row[None])[0, position])(x[0])  # [D, L, D]
+    per_channel = jacobian.diagonal(dim1=0, dim2=2)  # [L, D]
+    token_map = mixer.token_map(x)
+    assert token_map.shape == (2, 1, 17, 17)
+    torch.testing.assert_close(token_map[1, 0, position], per_channel.abs().mean(-1))
+
+
+# ---- lstm ----------------------------------------------------------------------------------
+
+
+def test_lstm_gates_are_those_of_the_equations() -> None:
+    torch.manual_seed(0)
+    mixer, x = LSTM(LSTMConfig(width=WIDTH)), tokens(2, 9)
+    get = mixer.lstm.get_parameter
+    hidden = cell = torch.zeros(2, WIDTH)
+    for position in range(9):
+        gates = x[:, position] @ get("weight_ih_l0").t() + get("bias_ih_l0")
+        gates = gates + hidden @ get("weight_hh_l0").t() + get("bias_hh_l0")
+        i, f, g, o = gates.chunk(4, dim=-1)
+        cell = torch.sigmoid(f) * cell + torch.sigmoid(i) * torch.tanh(g)
+        hidden = torch.sigmoid(o) * torch.tanh(cell)
+        torch.testing.assert_close(mixer(x)[:, position], hidden, rtol=1e-4, atol=1e-6)
+
+
+def test_lstm_starts_by_remembering() -> None:
+    mixer = LSTM(LSTMConfig(width=WIDTH))
+    bias = mixer.lstm.get_parameter("bias_ih_l0") + mixer.lstm.get_parameter("bias_hh_l0")
+    forget = bias[WIDTH : 2 * WIDTH]
+    assert torch.equal(forget, torch.ones(WIDTH)) and bias[:WIDTH].abs().max() < 1
+
+
+# ---- hybrid --------------------------------------------------------------------------------
+
+
+def alone(kind: str, layers: int) -> Backbone:
+    config = BackboneConfig.registry[kind](width=WIDTH, layers=layers, dropout=0.0)
+    return config.build(LAYOUT).eval()
+
+
+def test_hybrid_is_the_layers_it_names() -> None:
+    names = ("conv", "mamba", "attention")
+    torch.manual_seed(0)
+    hybrid = HybridConfig(width=WIDTH, dropout=0.0, mixers=names).build(LAYOUT).eval()
+    x = tokens(2, 20)
+    expected = x
+    for layer, name in enumerate(names):
+        separate = alone(name, layers=3)
+        separate.blocks[layer].load_state_dict(hybrid.blocks[layer].state_dict())
+        expected = separate.blocks[layer](expected)
+    torch.testing.assert_close(hybrid(x), hybrid.norm(expected))
+
+
+@pytest.mark.parametrize(
+    ("layers", "kinds"),
+    [
+        (1, ["Attention"]),
+        (2, ["Mamba", "Attention"]),
+        (3, ["Mamba", "Mamba", "Attention"]),
+        (4, ["Attention", "Mamba", "Mamba", "Attention"]),
+    ],
+)
+def test_hybrid_counts_its_names_from_the_last_layer(layers: int, kinds: list[str]) -> None:
+    hybrid = HybridConfig(width=WIDTH, layers=layers).build(LAYOUT)
+    assert [type(block.mixer).__name__ for block in hybrid.blocks] == kinds
+
+
+def test_hybrid_names_what_it_cannot_mix() -> None:
+    with pytest.raises(UserError, match=r"mixers names 'mambo'; choose from attention, conv"):
+        HybridConfig(mixers=("mamba", "mambo"))
+    with pytest.raises(UserError, match="'hybrid'"):
+        HybridConfig(mixers=("hybrid",))
+    with pytest.raises(UserError, match="mixers is empty"):
+        HybridConfig(mixers=())
