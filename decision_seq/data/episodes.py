@@ -27,6 +27,7 @@ class Episodes:
     offsets: np.ndarray  # [M + 1] int64, episode m is rows offsets[m]:offsets[m + 1]
     info: dict[str, Any] = field(default_factory=dict)
     unended: tuple[int, ...] = ()  # episodes that came with no end flag and were marked truncated
+    seeds: tuple[int, ...] = ()  # of the environment, an episode each, where the source has them
 
     @property
     def lengths(self) -> np.ndarray:
@@ -97,7 +98,7 @@ def concatenate(parts: list[Episodes], names: list[str]) -> Episodes:
                     "sources of one dataset must come from the same environment"
                 )
     keys = ("observations", "actions", "rewards", "terminated", "truncated")
-    arrays = {key: np.concatenate([getattr(p, key) for p in parts]) for key in keys}
+    arrays: dict[str, Any] = {key: np.concatenate([getattr(p, key) for p in parts]) for key in keys}
     lengths = np.concatenate([p.lengths for p in parts])
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     shared = {k: v for k, v in first.info.items() if all(p.info.get(k) == v for p in parts)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -96,7 +97,14 @@ def read(dataset_id: str) -> Episodes:
         info,
     )
     unended = [m for m, e in enumerate(episodes) if not (e.truncations[-1] or e.terminations[-1])]
-    return dataclasses.replace(flat, unended=tuple(unended))
+    seeds = [e.get("seed") for e in dataset.storage.get_episode_metadata(dataset.episode_indices)]
+    return dataclasses.replace(flat, unended=tuple(unended), seeds=whole_numbers(seeds))
+
+
+def whole_numbers(seeds: list[Any]) -> tuple[int, ...]:
+    """The seeds if every episode has one; Minari writes the text `None` for those without."""
+    kept = [int(s) for s in seeds if isinstance(s, int | np.integer)]
+    return tuple(kept) if len(kept) == len(seeds) else ()
 
 
 def _download(dataset_id: str) -> None:

@@ -1,0 +1,129 @@
+"""Does the simulator agree with the recording? Two ways to ask, both on a sample.
+
+From the seed: where a source stores the seed of every episode, the environment is reset with it
+and the recorded actions are played for the first steps. Any environment can be asked that way.
+
+Single steps: observations of Hopper, HalfCheetah, Walker2d and Ant hold the whole state except the
+position along the track, which changes neither motion nor reward. Positions and velocities are set
+from an observation, the recorded action applied, and next observation and reward compared.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import gymnasium as gym
+import numpy as np
+
+from decision_seq.data.episodes import Episodes
+
+SAMPLE = 256  # single steps
+SEEDED_EPISODES, SEEDED_STEPS = 8, 20  # few steps, since rounding grows in a chaotic system
+# Deviations are in units of a column's usual change in one step (its standard deviation). Float32
+# recordings of the same simulator agree to 2e-5; actions off by 10 % deviate by 0.1.
+TOLERANCE = 0.02
+TOLERATED_SHARE = 0.05  # of the sample: contacts amplify rounding
+HIDDEN_POSITIONS = {"Hopper": 1, "HalfCheetah": 1, "Walker2d": 1, "Ant": 2}
+VELOCITY_CLIP = {"Hopper": 10.0, "Walker2d": 10.0}  # of the observed velocities
+
+Found = tuple[Literal["error", "warning"], int, str]
+
+
+def replay_single_steps(episodes: Episodes, env: gym.Env[Any, Any]) -> Found | None:
+    """Severity, count and message where recording and simulator disagree, or None.
+
+    None also where the environment's state cannot be rebuilt from an observation.
+    """
+    name = (env.spec.id if env.spec else "").split("-")[0]
+    if name not in HIDDEN_POSITIONS:
+        return None
+    rows = _sample(episodes, name, env)
+    if not len(rows):
+        return None
+    deviations = _deviations(episodes, env, rows, HIDDEN_POSITIONS[name])  # [rows, columns + 1]
+    return _found(episodes, env, rows, deviations, "replayed one by one", has_reward=True)
+
+
+def replay_from_seeds(episodes: Episodes, env: gym.Env[Any, Any]) -> Found | None:
+    """The same for whole beginnings of episodes, where their seeds are known."""
+    rows, differences = [], []
+    for m, seed in enumerate(getattr(episodes, "seeds", ())[:SEEDED_EPISODES]):
+        observation, _ = env.reset(seed=seed)
+        start = int(episodes.offsets[m])
+        for row in range(start, min(start + SEEDED_STEPS, int(episodes.offsets[m + 1]))):
+            rows.append(row)
+            differences.append(np.abs(observation - episodes.observations[row]))
+            observation, *_ = env.step(_action(episodes.actions[row]))
+    if not rows:
+        return None
+    changes = np.diff(episodes.observations[: 4 * SAMPLE].astype(np.float64), axis=0)
+    usual = changes.std(axis=0) + 1e-6 if len(changes) else 1.0
+    deviations = np.stack(differences) / usual
+    return _found(episodes, env, np.array(rows), deviations, "replayed from the stored seeds")
+
+
+def _found(
+    episodes: Episodes,
+    env: gym.Env[Any, Any],
+    rows: np.ndarray,
+    deviations: np.ndarray,
+    how: str,
+    has_reward: bool = False,
+) -> Found | None:
+    """What to say about `deviations` [rows, columns], if too many are beyond the tolerance."""
+    worst = np.nan_to_num(deviations, nan=np.inf).max(axis=1)
+    wrong = worst > TOLERANCE
+    if wrong.mean() <= TOLERATED_SHARE:
+        return None
+    column = int(np.median(deviations[wrong], axis=0).argmax())
+    is_reward = has_reward and column == deviations.shape[1] - 1
+    first = int(rows[wrong].min())
+    episode = int(np.searchsorted(episodes.offsets, first, side="right")) - 1
+    return (
+        "error" if wrong.mean() > 0.5 else "warning",
+        int(wrong.sum()),
+        f"{int(wrong.sum())} of {len(rows)} steps {how} in {env.spec and env.spec.id} come out "
+        f"differently (by {np.median(worst[wrong]):.2g} of a step's usual change, tolerance "
+        f"{TOLERANCE}; most in {'reward' if is_reward else f'observation column {column}'}), first "
+        f"at episode {episode}, step {first - int(episodes.offsets[episode])}",
+    )
+
+
+def _action(action: np.ndarray) -> Any:
+    return int(action) if action.ndim == 0 else action
+
+
+def _sample(episodes: Episodes, name: str, env: gym.Env[Any, Any]) -> np.ndarray:
+    """Rows whose next row is the next step, finite, and within the observed velocities' clip."""
+    model = env.unwrapped.model  # type: ignore[attr-defined]
+    first_velocity = model.nq - HIDDEN_POSITIONS[name]
+    rows = np.setdiff1d(np.arange(len(episodes.rewards) - 1), episodes.offsets[1:] - 1)
+    rng = np.random.default_rng(0)
+    rows = np.sort(rng.choice(rows, min(4 * SAMPLE, len(rows)), replace=False))
+    both = np.concatenate([episodes.observations[rows], episodes.observations[rows + 1]], axis=1)
+    fine = np.isfinite(both).all(axis=1) & np.isfinite(episodes.actions[rows]).all(axis=1)
+    fine &= np.isfinite(episodes.rewards[rows])
+    velocities = episodes.observations[rows][:, first_velocity : first_velocity + model.nv]
+    fine &= (np.abs(velocities) < VELOCITY_CLIP.get(name, np.inf)).all(axis=1)
+    return rng.permutation(rows[fine])[:SAMPLE]
+
+
+def _deviations(
+    episodes: Episodes, env: gym.Env[Any, Any], rows: np.ndarray, hidden: int
+) -> np.ndarray:
+    """[rows, columns + 1] absolute differences of observations and reward, in usual changes."""
+    simulator: Any = env.unwrapped
+    model = simulator.model
+    width = model.nq - hidden + model.nv  # contact forces, which Ant adds, depend on the past
+    before = episodes.observations[rows, :width].astype(np.float64)
+    after = episodes.observations[rows + 1, :width].astype(np.float64)
+    usual = np.append((after - before).std(axis=0), episodes.rewards[rows].std()) + 1e-6
+    env.reset(seed=0)
+    deviations = np.empty((len(rows), width + 1))
+    for i, row in enumerate(rows):
+        position = np.concatenate([np.zeros(hidden), before[i, : model.nq - hidden]])
+        simulator.set_state(position, before[i, model.nq - hidden :])
+        observation, reward, *_ = simulator.step(episodes.actions[row])
+        deviations[i, :width] = np.abs(observation[:width] - after[i])
+        deviations[i, width] = abs(reward - episodes.rewards[row])
+    return deviations / usual
