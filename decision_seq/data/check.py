@@ -214,9 +214,8 @@ def actions_outside(episodes: Episodes, env: Env | None) -> Finding | None:
         fits = isinstance(space, spaces.Box) and space.shape == actions.shape[1:]
         lower = space.low if fits else np.full(actions.shape[1], -1.0)  # type: ignore[union-attr]
         upper = space.high if fits else np.full(actions.shape[1], 1.0)  # type: ignore[union-attr]
-        beyond = ((actions < lower - ACTION_TOLERANCE) | (actions > upper + ACTION_TOLERANCE)).any(
-            axis=1
-        )
+        excess = np.maximum(lower - actions, actions - upper).max(axis=1)
+        beyond = (excess > ACTION_TOLERANCE) & np.isfinite(excess)  # NaN is another rule's
         kind = "warning"
         limits = f"[{lower.min():g}, {upper.max():g}]"
         fix = "they are scaled into the range for training; record what the environment was given"
