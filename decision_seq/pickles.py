@@ -121,7 +121,7 @@ class _Array(np.ndarray):
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _version, shape, dtype, fortran, raw = state
         array = _from_bytes(raw, dtype, shape, "F" if fortran else "C")
-        super().__setstate__((1, array.shape, array.dtype, np.bool(fortran), raw))
+        super().__setstate__((1, array.shape, array.dtype, bool(fortran), raw))  # type: ignore[arg-type]
 
 
 def _from_bytes(raw: bytes, dtype: _Dtype, shape: tuple[int, ...], order: str) -> np.ndarray:

@@ -13,7 +13,7 @@ from decision_seq.agents.base import AgentConfig, Context
 from decision_seq.agents.return_conditioned import ReturnConditionedConfig
 from decision_seq.backbones import BackboneConfig
 from decision_seq.config import build, dump_yaml, load_yaml, merge, parse_overrides, to_plain
-from decision_seq.data.sources import FILE_READERS
+from decision_seq.data.sources import absolute
 from decision_seq.errors import UserError
 from decision_seq.files import write_text
 
@@ -25,6 +25,7 @@ class DataConfig:
     sources: tuple[str, ...]  # .npz and .hdf5 files or Minari ids, together one dataset
     top_fraction: float = 1.0  # learn from the best episodes with this share of the steps (%BC)
     validation_fraction: float = 0.05  # share of those episodes held out for the validation loss
+    windows: Literal["any", "full"] = "any"  # begin at any step, or only where K steps remain
 
     def __post_init__(self) -> None:
         if not 0 < self.top_fraction <= 1:
@@ -51,6 +52,7 @@ class TrainConfig:
     precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16: autocast of matrix products
     log_interval: int = 100  # steps between rows of metrics.jsonl
     checkpoint_interval: int = 1000  # steps between checkpoints and validation losses
+    skip_nonfinite: int = 0  # batches with a loss or gradient that is not finite, before it stops
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "log_interval", "checkpoint_interval"):
@@ -66,6 +68,8 @@ class TrainConfig:
             )
         if self.ema is not None and not 0 < self.ema < 1:
             raise UserError(f"ema is {self.ema}; it must be between 0 and 1, or left out")
+        if self.skip_nonfinite < 0:
+            raise UserError(f"skip_nonfinite is {self.skip_nonfinite}; it must be at least 0")
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,7 @@ def run_config(base: Mapping[str, Any], override: Mapping[str, Any], source: str
         agent["backbone"] = {k: v for k, v in old.items() if k in shared}
     merged = merge(base | {"agent": agent}, override | {"agent": change})
     config = build(RunConfig, merged, source)
-    sources = tuple(_absolute(s) for s in config.data.sources)
+    sources = tuple(absolute(s) for s in config.data.sources)
     return build(RunConfig, merge(merged, {"data": {"sources": sources}}), source)
 
 
@@ -176,8 +180,3 @@ def _mapping(value: Any, key: str, source: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise UserError(f"{source}: `{key}` must be a mapping, found {value!r}")
     return value
-
-
-def _absolute(source: str) -> str:
-    path = Path(source)
-    return str(path.resolve()) if path.suffix.lower() in FILE_READERS else source

@@ -20,6 +20,7 @@ def isolated(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
     """No test reads or writes the user's datasets. Kernels are shared: they are compiled once."""
     base = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(base / "minari"))
+    monkeypatch.setenv("DECISION_SEQ_DATA", str(base / "library"))
     monkeypatch.setattr("decision_seq.data.store.cache_dir", lambda: base / "cache")
 
 

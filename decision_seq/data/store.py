@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from decision_seq.data.episodes import Episodes, check_finite, concatenate
-from decision_seq.data.sources import resolve
+from decision_seq.data.sources import resolve, stored
 from decision_seq.errors import UserError
 from decision_seq.files import atomic_folder, cache_dir
 
-LAYOUT = 1  # part of the cache key: raise it when the files' meaning changes
+LAYOUT = 2  # part of the cache key: raise it when the files' meaning changes
 ARRAYS = (
     "observations",
     "actions",
@@ -48,6 +48,7 @@ class EpisodeStore:
     info: dict[str, Any]
     hash: str
     name: str
+    episodes_per_source: tuple[int, ...] = ()  # in the order of the sources; they sum to M
 
     @property
     def steps(self) -> int:
@@ -81,7 +82,8 @@ class EpisodeStore:
 
 
 def open_store(sources: Sequence[str]) -> EpisodeStore:
-    """Open one dataset made of `sources` (files or Minari ids), building it on first use.
+    """Open one dataset made of `sources` (files, folders, imported names, Minari ids), building it
+    on first use.
 
     Raises:
         UserError: a source is missing or malformed, or the cache cannot be written.
@@ -89,6 +91,9 @@ def open_store(sources: Sequence[str]) -> EpisodeStore:
     if not sources:
         raise UserError("data.sources is empty; name at least one file or Minari dataset id")
     readers = [resolve(source) for source in sources]
+    name = " + ".join(reader.name for reader in readers)
+    if len(readers) == 1 and readers[0].folder is not None:
+        return open_folder(readers[0].folder, name)
     fingerprints = [reader.fingerprint() for reader in readers]
     key = hashlib.sha256("\n".join([str(LAYOUT), *fingerprints]).encode()).hexdigest()[:24]
     folder = cache_dir() / "datasets" / key
@@ -96,9 +101,9 @@ def open_store(sources: Sequence[str]) -> EpisodeStore:
         parts = [reader.read() for reader in readers]
         for source, part in zip(sources, parts, strict=True):
             check_finite(source, part)
-        _write(folder, concatenate(parts, list(sources)))
-    name = " + ".join(reader.name for reader in readers)
-    return _open(folder, name)
+        counts = [len(part.lengths) for part in parts]
+        write_store(folder, concatenate(parts, list(sources)), {"episodes_per_source": counts})
+    return open_folder(folder, name)
 
 
 def returns_to_go(rewards: np.ndarray, offsets: np.ndarray) -> np.ndarray:
@@ -108,29 +113,37 @@ def returns_to_go(rewards: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     return (ends - total[:-1]).astype(np.float32)
 
 
-def _write(folder: Path, episodes: Episodes) -> None:
+def write_store(folder: Path, episodes: Episodes, meta: dict[str, Any]) -> None:
+    """Write episodes in our layout, atomically: a .npy file an array, and meta.json."""
     lengths, offsets = episodes.lengths, episodes.offsets
     arrays = {name: getattr(episodes, name, None) for name in ARRAYS}
     arrays["returns_to_go"] = returns_to_go(episodes.rewards, offsets)
     arrays["timesteps"] = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
-    digest = hashlib.sha256()
     with atomic_folder(folder) as temporary:
         for name in ARRAYS:
-            array = np.ascontiguousarray(arrays[name])
-            digest.update(f"{name} {array.dtype} {array.shape}".encode())
-            digest.update(array.data)
-            np.save(temporary / f"{name}.npy", array)
-        meta = {"hash": digest.hexdigest()[:16], "info": episodes.info}
-        (temporary / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+            np.save(temporary / f"{name}.npy", np.ascontiguousarray(arrays[name]))
+        meta = {"episodes_per_source": [len(lengths)], "info": episodes.info} | meta
+        text = json.dumps({"hash": checksum(arrays), **meta})
+        (temporary / "meta.json").write_text(text, encoding="utf-8")
 
 
-def _open(folder: Path, name: str) -> EpisodeStore:
-    try:
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-        # mode "c": nothing is written back, and torch accepts the arrays without a warning
-        arrays = {array: np.load(folder / f"{array}.npy", mmap_mode="c") for array in ARRAYS}
-        return EpisodeStore(**arrays, info=meta["info"], hash=meta["hash"], name=name)
-    except (OSError, ValueError, KeyError, EOFError):
-        raise UserError(
-            f"{folder}: the cached copy of {name} is damaged; delete this folder and run again"
-        ) from None
+def checksum(arrays: Mapping[str, Any]) -> str:
+    """16 hexadecimal digits of a store's arrays: names, types, shapes and every byte."""
+    digest = hashlib.sha256()
+    for name in ARRAYS:
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(array.data)
+    return digest.hexdigest()[:16]
+
+
+def open_folder(folder: Path, name: str) -> EpisodeStore:
+    """Open a dataset in our layout. Raises UserError if it is damaged."""
+    meta = stored.read_meta(folder)
+    return EpisodeStore(
+        **stored.load_arrays(folder, ARRAYS),
+        info=meta["info"],
+        hash=meta["hash"],
+        name=name,
+        episodes_per_source=tuple(meta["episodes_per_source"]),
+    )

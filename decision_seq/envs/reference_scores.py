@@ -1,28 +1,79 @@
 """Reference returns for normalized scores: 0 is a uniform random policy, 100 an expert.
 
-Values of D4RL (arXiv:2004.07219), measured there on the v0 to v2 environments. They are used for
-v4 and v5 as well, which differ in details: Walker2d-v5 has other foot friction than v2 to v4, so
-scores on it are not D4RL-v2 scores.
+Values of D4RL (arXiv:2004.07219), measured there on the v0 to v2 environments; all 147 of them are
+in d4rl_references.json, which names its source. They are used for v4 and v5 of the Gym environments
+as well, which differ in details: Walker2d-v5 has other foot friction than v2 to v4, so scores on it
+are not D4RL-v2 scores.
 """
 
 from __future__ import annotations
 
+import functools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class D4RLDataset:
+    """What D4RL publishes about one of its datasets."""
+
+    name: str  # e.g. hopper-medium-v2
+    random: float  # return of a uniform random policy
+    expert: float  # return of an expert
+    steps: int  # the environment's time limit
+    file: str  # what the file is called
+
+    @property
+    def reference(self) -> tuple[float, float]:
+        """(random, expert)"""
+        return self.random, self.expert
+
+
+@functools.cache
+def d4rl_datasets() -> dict[str, D4RLDataset]:
+    """All of D4RL's datasets that have reference returns, by name."""
+    path = Path(__file__).with_name("d4rl_references.json")
+    rows = json.loads(path.read_text(encoding="utf-8"))["datasets"]
+    return {name: D4RLDataset(name, **row) for name, row in rows.items()}
+
+
+def find_d4rl(name: str) -> D4RLDataset | None:
+    """The dataset of that name, or whose file has that name, `-` and `_` being the same."""
+    return _by_plain_name().get(_plain(name))
+
+
+@functools.cache
+def _by_plain_name() -> dict[str, D4RLDataset]:
+    files = {_plain(d.file.removesuffix(".hdf5")): d for d in d4rl_datasets().values()}
+    return files | {_plain(d.name): d for d in d4rl_datasets().values()}
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "-")
+
+
+# environment, of any version -> (random, expert)
 REFERENCE_RETURNS: dict[str, tuple[float, float]] = {
-    "Hopper": (-20.272305, 3234.3),
-    "HalfCheetah": (-280.178953, 12135.0),
-    "Walker2d": (1.629008, 4592.3),
-    "Ant": (-325.6, 3879.7),
+    environment: d4rl_datasets()[f"{environment.lower()}-medium-v2"].reference
+    for environment in ("Hopper", "HalfCheetah", "Walker2d", "Ant")
 }
 
 
-def reference_returns(env_id: str) -> tuple[float, float] | None:
-    """(random, expert) return for an environment id of any version, or None if there is none."""
-    return REFERENCE_RETURNS.get(env_id.rpartition("-v")[0])
+def reference_returns(name: str) -> tuple[float, float] | None:
+    """(random, expert) return for an environment id of any version or the name of a D4RL dataset,
+    or None if there is none."""
+    dataset = d4rl_datasets().get(name)
+    return dataset.reference if dataset else REFERENCE_RETURNS.get(name.rpartition("-v")[0])
 
 
-def normalized_score(env_id: str, episode_return: float) -> float | None:
-    """100 * (return - random) / (expert - random), or None without references."""
-    reference = reference_returns(env_id)
+def normalized_score(name: str, episode_return: float) -> float | None:
+    """`scaled` by the references of an environment or D4RL dataset, or None without any."""
+    return scaled(episode_return, reference_returns(name))
+
+
+def scaled(episode_return: float, reference: tuple[float, float] | None) -> float | None:
+    """100 * (return - random) / (expert - random), or None without a reference."""
     if reference is None:
         return None
     low, high = reference

@@ -8,14 +8,27 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from decision_seq.data.episodes import Episodes
-from decision_seq.data.sources import d4rl, minari_dataset, npz
+from decision_seq.data.episodes import Episodes, concatenate
+from decision_seq.data.sources import d4rl, dt_pickle, minari_dataset, npz, stored, table
 from decision_seq.errors import UserError
 
-FILE_READERS: dict[str, Callable[[Path], Episodes]] = {
-    ".npz": npz.read,
-    ".hdf5": d4rl.read,
-    ".h5": d4rl.read,
+
+@dataclass(frozen=True)
+class Format:
+    """A file format."""
+
+    read: Callable[[Path], Episodes]
+    beside: Callable[[Path], list[Path]] = lambda path: []  # other files that say how to read it
+    name_counts: bool = False  # whether the file's name says which environment it is of
+
+
+FORMATS: dict[str, Format] = {
+    ".npz": Format(npz.read),
+    ".hdf5": Format(d4rl.read, name_counts=True),
+    ".h5": Format(d4rl.read, name_counts=True),
+    ".pkl": Format(dt_pickle.read, name_counts=True),
+    ".csv": Format(table.read_csv, table.columns_file),
+    ".parquet": Format(table.read_parquet, table.columns_file),
 }
 
 
@@ -26,30 +39,84 @@ class Source:
     name: str
     read: Callable[[], Episodes]
     fingerprint: Callable[[], str]
+    folder: Path | None = None  # where it lies in our own layout already
 
 
 def resolve(source: str) -> Source:
-    """Find the reader for a file path or a Minari dataset id.
+    """Find a dataset: a file, the name of an imported one, a folder of files, or a Minari id.
 
-    Raises UserError if neither exists.
+    Raises UserError if none of these exists.
     """
     path = Path(source)
-    reader = FILE_READERS.get(path.suffix.lower())
-    if reader is not None:
+    if path.suffix.lower() in FORMATS and not os.path.isdir(path):
         if not os.path.isfile(path):  # unlike Path.is_file, False for a name that is too long
             raise UserError(f"{source}: no such file; give a path to an existing {path.suffix}")
-        return Source(path.stem, lambda: reader(path), lambda: _hash([path]))
+        return _file(path)
+    if folder := stored.find(source):
+        return _stored(source, folder)
+    if os.path.isdir(path):
+        return _stored(path.name, path) if stored.is_stored(path) else _folder(path)
     if minari_dataset.is_id(source):
-        files = minari_dataset.files(source)
-        return Source(source, lambda: minari_dataset.read(source), lambda: _hash(files))
+        return Source(
+            source,
+            lambda: minari_dataset.read(source),
+            lambda: _hash(minari_dataset.files(source)),
+        )
     raise UserError(
-        f"{source}: is not a dataset; give a {', '.join(FILE_READERS)} file or a Minari id "
+        f"{source}: is not a dataset; give a {', '.join(FORMATS)} file, a folder of them, the name "
+        f"of an imported dataset ({', '.join(stored.names()[:8]) or 'none yet'}), or a Minari id "
         f"such as mujoco/hopper/medium-v0 ({minari_dataset.local_summary()})"
     )
 
 
-def _hash(files: list[Path]) -> str:
-    digest = hashlib.sha256()
+def absolute(source: str) -> str:
+    """The source as it can be found from any folder: paths absolute, names and ids as they are."""
+    path = Path(source)
+    is_file = path.suffix.lower() in FORMATS
+    if is_file or (os.path.isdir(path) and stored.find(source) is None):
+        return str(path.resolve())
+    return source
+
+
+def _file(path: Path) -> Source:
+    form = FORMATS[path.suffix.lower()]
+
+    def fingerprint() -> str:
+        label = [path.name] if form.name_counts else []
+        return _hash([path, *form.beside(path)], label)
+
+    return Source(path.stem, lambda: form.read(path), fingerprint)
+
+
+def _stored(name: str, folder: Path) -> Source:
+    return Source(
+        name, lambda: stored.read(folder), lambda: stored.read_meta(folder)["hash"], folder
+    )
+
+
+def _folder(path: Path) -> Source:
+    """All files of a folder, in the order of their names, as one dataset."""
+    files = [
+        file
+        for file in sorted(path.iterdir())
+        if file.suffix.lower() in FORMATS and file.is_file() and not file.name.startswith(".")
+    ]
+    if not files:
+        raise UserError(f"{path}: has no {', '.join(FORMATS)} files; give the folder they are in")
+    parts = [_file(file) for file in files]
+
+    def fingerprint() -> str:
+        return hashlib.sha256("\n".join(p.fingerprint() for p in parts).encode()).hexdigest()
+
+    return Source(
+        path.resolve().name,
+        lambda: concatenate([part.read() for part in parts], [str(file) for file in files]),
+        fingerprint,
+    )
+
+
+def _hash(files: list[Path], labels: list[str] | None = None) -> str:
+    digest = hashlib.sha256("\n".join(labels or []).encode())
     for path in files:
         try:
             with path.open("rb") as file:

@@ -1,7 +1,10 @@
 """D4RL's HDF5 files (arXiv:2004.07219): flat observations, actions, rewards, terminals, timeouts.
 
-Read with h5py; the d4rl package is not needed. v0 files have no `timeouts`: there an episode also
-ends at the environment's limit of 1,000 steps, as in the Decision Transformer's conversion.
+Read with h5py; the d4rl package is not needed. An episode ends where `terminals` or `timeouts` is
+set, as in d4rl's own reader of sequences. The families differ in this: locomotion v0, kitchen and
+adroit v0 have no `timeouts`, so there an episode also ends at the environment's time limit, which
+the dataset's name gives; maze2d never terminates and has timeouts only. Other keys (infos/,
+metadata/, next_observations) are ignored.
 """
 
 from __future__ import annotations
@@ -13,10 +16,13 @@ from typing import Any
 import numpy as np
 
 from decision_seq.data.episodes import Episodes, from_flat
+from decision_seq.envs.reference_scores import find_d4rl
 from decision_seq.errors import UserError
 
-V0_EPISODE_STEPS = 1000
+DEFAULT_LIMIT = 1000  # steps an episode where a file has no timeouts and its name says nothing
+LARGEST_RATIO = 1100  # of an array to its file: deflate packs 1,032 bytes into one at best
 ENVIRONMENTS = {"hopper": "Hopper", "halfcheetah": "HalfCheetah", "walker2d": "Walker2d"}
+ENVIRONMENTS |= {"ant": "Ant"}
 
 
 def read(path: Path) -> Episodes:
@@ -41,27 +47,39 @@ def read(path: Path) -> Episodes:
             "cut off"
         ) from None
     if timeouts is None:
-        timeouts = _time_limit(terminals.reshape(-1) != 0)
-    return from_flat(str(path), observations, actions, rewards, terminals, timeouts, _info(path))
+        dataset = find_d4rl(path.stem)
+        limit = dataset.steps if dataset else DEFAULT_LIMIT
+        timeouts = _time_limit(terminals.reshape(-1) != 0, limit)
+    info = dataset_info(path)
+    return from_flat(str(path), observations, actions, rewards, terminals, timeouts, info)
 
 
 def _array(path: Path, file: Any, key: str) -> np.ndarray:
     if not hasattr(file[key], "shape"):
         raise UserError(f"{path}: `{key}` is a group, not an array; is this a Minari file?")
+    if file[key].nbytes > LARGEST_RATIO * path.stat().st_size:
+        raise UserError(
+            f"{path}: `{key}` claims to be larger than the file can hold; it is damaged"
+        )
     return file[key][()]
 
 
-def _time_limit(terminated: np.ndarray) -> np.ndarray:
-    """[N] bool: true at the step that completes 1,000 steps since the last end."""
+def _time_limit(terminated: np.ndarray, limit: int) -> np.ndarray:
+    """[N] bool: true at the step that completes `limit` steps since the last end."""
     truncated = np.zeros(len(terminated), bool)
     start = 0
     for end in [*np.flatnonzero(terminated), len(terminated) - 1]:
-        truncated[start + V0_EPISODE_STEPS - 1 : end + 1 : V0_EPISODE_STEPS] = True
+        truncated[start + limit - 1 : end + 1 : limit] = True
         start = end + 1
     return truncated & ~terminated
 
 
-def _info(path: Path) -> dict[str, Any]:
+def dataset_info(path: Path) -> dict[str, Any]:
+    """Environment and reference returns of the D4RL dataset that a file's name stands for."""
     match = re.match(r"([a-z0-9]+)[_-]", path.name.lower())
     environment = ENVIRONMENTS.get(match[1]) if match else None
-    return {"env_id": f"{environment}-v2"} if environment else {}
+    info: dict[str, Any] = {"env_id": f"{environment}-v2"} if environment else {}
+    if dataset := find_d4rl(path.stem):
+        low, high = dataset.reference
+        info |= {"dataset": dataset.name, "ref_min_score": low, "ref_max_score": high}
+    return info

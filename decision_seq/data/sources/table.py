@@ -1,0 +1,266 @@
+"""Logs as tables, CSV or Parquet: one row a step, columns found by their names.
+
+    episode, step, observation_0, observation_1, ..., action_0, ..., reward, terminated, truncated
+
+`obs_*` and `act_*` do as well, and what follows the underscore may be any word; columns keep the
+file's order. A single column `action` of whole numbers holds discrete actions. `step` and
+`truncated` may be missing: an episode that ends without being terminated was truncated. Columns of
+other names are ignored. A log with its own names has a YAML file beside it that says what is what
+(log.columns.yaml for log.csv, or columns.yaml for a whole folder), with the fields of `Columns`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from decision_seq.config import build, load_yaml
+from decision_seq.data.episodes import Episodes, from_flat
+from decision_seq.errors import UserError
+
+FLAGS = {"true": 1.0, "false": 0.0, "1": 1.0, "0": 0.0, "1.0": 1.0, "0.0": 0.0}
+NAMED = "observation_0, observation_1, ... (or obs_...)", "action_0, ... (or act_..., or action)"
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which column holds what, and which environment the log is of."""
+
+    episode: str = "episode"  # number of the episode; its rows stand together
+    step: str = "step"  # number within the episode, rising by one; may be missing
+    observations: tuple[str, ...] = ()  # by default observation_* or obs_*
+    actions: tuple[str, ...] = ()  # by default action_*, act_* or action
+    reward: str = "reward"
+    terminated: str = "terminated"
+    truncated: str = "truncated"  # may be missing
+    discrete: bool | None = None  # by default: a single column `action` of whole numbers
+    env: str | None = None  # environment id
+
+
+def columns_file(path: Path) -> list[Path]:
+    """The YAML file that belongs to a log, if there is one."""
+    candidates = (path.with_name(f"{path.stem}.columns.yaml"), path.with_name("columns.yaml"))
+    return [file for file in candidates if file.is_file()][:1]
+
+
+def read_csv(path: Path) -> Episodes:
+    """Read a CSV file. Raises UserError with column and line number where something is wrong."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            header = [name.strip() for name in next(csv.reader(file), [])]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: cannot be read as CSV ({error})") from None
+    columns = _find(path, header)
+    wanted = _wanted(columns, header)
+    where = [header.index(name) for name in wanted]
+    flags = [header.index(n) for n in (columns.terminated, columns.truncated) if n in header]
+    try:
+        values = np.loadtxt(
+            path,
+            delimiter=",",
+            comments=None,
+            skiprows=1,
+            usecols=where,
+            converters=dict.fromkeys(flags, _flag),
+            quotechar='"',
+            encoding="utf-8-sig",
+            ndmin=2,
+        )
+    except (ValueError, KeyError, OSError) as error:
+        raise UserError(_first_bad_cell(path, wanted, where, flags, error)) from None
+    table = {name: values[:, i] for i, name in enumerate(wanted)}
+    return _episodes(path, columns, table, lambda row: f"line {_line(path, row)}")
+
+
+def read_parquet(path: Path) -> Episodes:
+    """Read a Parquet file. Raises UserError as `read_csv` does, or if pyarrow is not installed."""
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError:
+        raise UserError(
+            f"{path}: reading Parquet needs pyarrow; pip install 'decision-seq[parquet]'"
+        ) from None
+    try:
+        header = list(parquet.read_schema(path).names)
+        columns = _find(path, header)
+        arrow = parquet.read_table(path, columns=_wanted(columns, header))
+        table = {name: arrow[name].to_numpy() for name in arrow.column_names}
+    except (ArrowException, OSError, ValueError) as error:
+        raise UserError(
+            f"{path}: cannot be read as Parquet ({' '.join(str(error).split())[:200]}); the file "
+            "may be cut off"
+        ) from None
+    for name, column in table.items():
+        if column.dtype.kind not in "fiub":
+            raise UserError(f"{path}: column `{name}` holds {column.dtype}; expected numbers")
+    return _episodes(path, columns, table, lambda row: f"row {row}")
+
+
+def _find(path: Path, header: list[str]) -> Columns:
+    """The columns of a log, those of the file beside it first. Raises UserError for missing or
+    repeated ones."""
+    beside = columns_file(path)
+    columns = build(Columns, load_yaml(beside[0]), str(beside[0])) if beside else Columns()
+    observations = columns.observations or _starting(header, "observation_", "obs_")
+    actions = columns.actions or _starting(header, "action_", "act_")
+    single = not actions and "action" in header
+    found = Columns(
+        **{
+            **vars(columns),
+            "observations": observations,
+            "actions": ("action",) if single else actions,
+            "discrete": columns.discrete if columns.discrete is not None else single or None,
+        }
+    )
+    for kind, names, form in zip(
+        ("observation", "action"), (found.observations, found.actions), NAMED, strict=True
+    ):
+        if not names:
+            raise UserError(
+                f"{path}: no {kind} columns (found {', '.join(header)[:200]}); name them {form}, "
+                f"or list them in {path.stem}.columns.yaml"
+            )
+    needed = (found.episode, *found.observations, *found.actions, found.reward, found.terminated)
+    for name in needed:
+        if name not in header:
+            raise UserError(
+                f"{path}: column `{name}` is missing (found {', '.join(header)[:200]}); name it "
+                f"so, or say which it is in {path.stem}.columns.yaml"
+            )
+    for name in _wanted(found, header):
+        if header.count(name) > 1:
+            raise UserError(f"{path}: column `{name}` is there twice; rename or remove one")
+    return found
+
+
+def _starting(header: list[str], *prefixes: str) -> tuple[str, ...]:
+    for prefix in prefixes:
+        if names := tuple(name for name in header if name.startswith(prefix)):
+            return names
+    return ()
+
+
+def _wanted(columns: Columns, header: list[str]) -> list[str]:
+    optional = [n for n in (columns.step, columns.truncated) if n in header]
+    needed = [columns.episode, *columns.observations, *columns.actions, columns.reward]
+    return [*needed, columns.terminated, *optional]
+
+
+def _episodes(
+    path: Path, columns: Columns, table: dict[str, np.ndarray], place: Callable[[int], str]
+) -> Episodes:
+    """Cut the table where the episode's number changes. `place` says where a row stands."""
+    episode = table[columns.episode]
+    if len(episode) == 0:
+        raise UserError(f"{path}: has no rows; an empty dataset trains nothing")
+    same = episode[1:] == episode[:-1]  # [N - 1] this row's episode goes on in the next
+    _check_together(path, episode, np.flatnonzero(~same) + 1, place)
+    if columns.step in table:
+        step = table[columns.step].astype(np.float64)
+        if (wrong := same & (np.diff(step) != 1)).any():
+            row = int(wrong.argmax()) + 1
+            raise UserError(
+                f"{path}: {place(row)}: `{columns.step}` is {step[row]:g} after {step[row - 1]:g}; "
+                "the steps of an episode must rise by one"
+            )
+    terminated = _ends(path, columns.terminated, table, same, place)
+    truncated = _ends(path, columns.truncated, table, same, place)
+    last = np.append(~same, True)
+    unended = np.flatnonzero(~(terminated | truncated)[last] & (columns.truncated in table))
+    truncated |= ~terminated & last
+    flat = from_flat(
+        str(path),
+        np.stack([table[name] for name in columns.observations], axis=1).astype(np.float32),
+        _actions(path, columns, table),
+        table[columns.reward],
+        terminated,
+        truncated,
+        {"env_id": columns.env} if columns.env else {},
+    )
+    return dataclasses.replace(flat, unended=tuple(int(m) for m in unended))
+
+
+def _check_together(
+    path: Path, episode: np.ndarray, firsts: np.ndarray, place: Callable[[int], str]
+) -> None:
+    """The rows of an episode stand together: no number comes back later."""
+    firsts = np.concatenate([[0], firsts])
+    _, first_seen = np.unique(episode[firsts], return_index=True)
+    if len(first_seen) < len(firsts):
+        row = int(firsts[np.setdiff1d(np.arange(len(firsts)), first_seen)[0]])
+        raise UserError(
+            f"{path}: {place(row)}: episode {episode[row]:g} comes back after another one; sort "
+            "the rows by episode and step"
+        )
+
+
+def _ends(
+    path: Path,
+    name: str,
+    table: dict[str, np.ndarray],
+    same: np.ndarray,
+    place: Callable[[int], str],
+) -> np.ndarray:
+    flags = table.get(name, np.zeros(len(same) + 1, bool))
+    if (odd := ~np.isin(flags, (0, 1))).any():
+        raise UserError(f"{path}: {place(int(odd.argmax()))}: `{name}` is neither 0 nor 1")
+    flags = flags.astype(bool)
+    if (early := same & flags[:-1]).any():
+        raise UserError(
+            f"{path}: {place(int(early.argmax()))}: `{name}` is set, but the episode goes on; give "
+            "what follows another episode number"
+        )
+    return flags
+
+
+def _actions(path: Path, columns: Columns, table: dict[str, np.ndarray]) -> np.ndarray:
+    actions = np.stack([table[name] for name in columns.actions], axis=1)
+    if columns.discrete and actions.shape[1] > 1:
+        raise UserError(f"{path}: discrete actions have one column, not {actions.shape[1]}")
+    if columns.discrete and (actions == np.floor(actions)).all():
+        return actions[:, 0].astype(np.int64)
+    return actions.astype(np.float32)
+
+
+def _line(path: Path, row: int) -> int:
+    """Line of the file where data row `row` stands."""
+    return next(itertools.islice(_lines(path), row, None))[0]
+
+
+def _flag(text: str) -> float:
+    return FLAGS[text.strip().lower()]
+
+
+def _first_bad_cell(
+    path: Path, names: list[str], where: list[int], flags: list[int], reason: Exception
+) -> str:
+    """What the fast reader stumbled over, in words."""
+    for line, cells in _lines(path):
+        for name, index in zip(names, where, strict=True):
+            if index >= len(cells):
+                return (
+                    f"{path}: line {line} has {len(cells)} cells, too few for column `{name}`; the "
+                    "file may be cut off"
+                )
+            try:
+                _flag(cells[index]) if index in flags else float(cells[index])
+            except (ValueError, KeyError):
+                kind = "true, false, 1 or 0" if index in flags else "a number"
+                return f"{path}: line {line}: `{name}` is {cells[index]!r}, not {kind}"
+    return f"{path}: cannot be read as CSV ({' '.join(str(reason).split())[:200]})"
+
+
+def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """(line number, cells) of the data rows. Cells in quotes may hold line breaks."""
+    with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
+        reader = csv.reader(file)
+        with contextlib.suppress(csv.Error):
+            next(reader)
+            yield from ((reader.line_num, cells) for cells in reader if cells)
