@@ -173,6 +173,42 @@ def evaluate(
     summary_table(rows)
 
 
+def inspect(
+    run: Positional[Path],
+    checkpoint: Literal["last", "best"] = "last",
+    episode: int = 0,
+    step: int | None = None,
+    context_length: int | None = None,
+    out: Path | None = None,
+    assignments: Assignments = (),
+    device: Device = "auto",
+) -> None:
+    """Write what an agent looks back at: influence of the past by lag, token maps, memory.
+
+    Args:
+        run: run folder, or a config file to inspect the agent as it is before training.
+        checkpoint: the last one, or the one with the lowest validation loss.
+        episode: which of the dataset's episodes the token maps show.
+        step: last step of the window shown; by default that of the first full window.
+        context_length: steps a window, which may be more than in training; by default the same.
+        out: folder for inspect.json and the figures; by default the run folder.
+    """
+    from decision_seq.eval.inspect_run import (
+        inspect_agent,
+        load_subject,
+        print_tables,
+        write_inspection,
+    )
+
+    if out is None and run.is_file():
+        raise UserError(f"{run}: is a config file; name a folder for the figures with --out")
+    subject = load_subject(run, checkpoint, assignments, _device(device))
+    inspection = inspect_agent(subject, episode, step, context_length)
+    files = write_inspection(inspection, out or run)
+    print_tables(inspection)
+    print(f"written: {', '.join(map(str, files))}")
+
+
 def compare(config: Positional[Path], out: Path, assignments: Assignments = ()) -> None:
     """Train and evaluate a matrix of agents x datasets x seeds and write a report.
 
@@ -225,6 +261,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "data": data,
     "train": train,
     "evaluate": evaluate,
+    "inspect": inspect,
     "compare": compare,
     "report": report,
     "list": list_,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +23,7 @@ COLOURS = ("#3b82f6", "#e8730c", "#16a34a", "#a855f7", "#dc2626", "#0891b2", "#c
 
 def learning_curves(runs: list[Run]) -> str:
     """Training loss (thin) and validation loss (dots) against the step, a colour an agent."""
-    figure, axes = _new(sorted({run.dataset["name"] for run in runs}))
+    figure, axes = panels(sorted({run.dataset["name"] for run in runs}))
     for ax, dataset in axes:
         for colour, agent, group in _by_agent(runs, dataset):
             for i, run in enumerate(group):
@@ -31,7 +33,7 @@ def learning_curves(runs: list[Run]) -> str:
         ax.set_xlabel("gradient step")
         ax.set_yscale("log")
     axes[0][0].set_ylabel("loss (line: training, dots: validation)")
-    return _svg(figure, axes)
+    return to_svg(figure, [ax for ax, _ in axes])
 
 
 def target_return(runs: list[Run]) -> str:
@@ -42,7 +44,7 @@ def target_return(runs: list[Run]) -> str:
     context = max(row["context"] for run in runs for row in run.rows)
     runs = [replace(run, rows=[r for r in run.rows if r["context"] == context]) for run in runs]
     runs = [run for run in runs if run.rows]
-    figure, axes = _new(sorted({run.dataset["name"] for run in runs}))
+    figure, axes = panels(sorted({run.dataset["name"] for run in runs}))
     for ax, dataset in axes:
         group = [run for run in runs if run.dataset["name"] == dataset]
         returns = np.asarray(group[0].dataset["returns"])
@@ -59,7 +61,26 @@ def target_return(runs: list[Run]) -> str:
         ax.set_ylim(min(0, returns.min()), top)
         ax.set_xlabel("target return")
     axes[0][0].set_ylabel(f"achieved return ({context})")
-    return _svg(figure, axes)
+    return to_svg(figure, [ax for ax, _ in axes])
+
+
+def influence(runs: list[Run]) -> str:
+    """Influence of the past on the action, as a share of that of the step acted in, by steps back;
+    a line a run."""
+    figure, axes = panels(sorted({run.dataset["name"] for run in runs}))
+    for ax, dataset in axes:
+        for colour, agent, group in _by_agent(runs, dataset):
+            for i, run in enumerate(group):
+                assert run.inspection is not None
+                rows = run.inspection["influence"]["by_step"]
+                steps = [row["steps"] for row in rows]
+                means = np.array([row["mean"] for row in rows])
+                label = agent if i == 0 else None
+                ax.plot(steps, means / (means[0] or 1), ".-", color=colour, label=label)
+        ax.set_yscale("log", nonpositive="mask")
+        ax.set_xlabel("steps back")
+    axes[0][0].set_ylabel("influence on the action (now: 1)")
+    return to_svg(figure, [ax for ax, _ in axes])
 
 
 def _achieved(ax: Axes, runs: list[Run], agent: str, colour: str, top: float) -> None:
@@ -92,27 +113,39 @@ def _by_agent(runs: list[Run], dataset: str) -> list[tuple[str, str, list[Run]]]
     return [group for group in groups if group[2]]
 
 
-def _new(titles: list[str]) -> tuple[Figure, list[tuple[Axes, str]]]:
+def panels(
+    titles: Sequence[str], columns: int | None = None
+) -> tuple[Figure, list[tuple[Axes, str]]]:
+    """A figure with a panel a title, all in one row or `columns` a row. "" leaves a gap."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.2 * len(titles) + 0.8, 3.6), layout="constrained")
-    axes: Any = figure.subplots(1, len(titles), squeeze=False)[0]
-    for ax, title in zip(axes, titles, strict=True):
+    columns = columns or len(titles)
+    rows = math.ceil(len(titles) / columns)
+    figure = Figure(figsize=(4.2 * columns + 0.8, 3.6 * rows), layout="constrained")
+    grid: Any = figure.subplots(rows, columns, squeeze=False).ravel()
+    axes = []
+    for ax, title in zip(grid, [*titles, *[""] * (rows * columns - len(titles))], strict=True):
+        if not title:
+            ax.set_axis_off()
+            continue
         ax.set_title(title, color=INK, fontsize=10)
         ax.tick_params(which="both", colors=INK, labelsize=8)
         for spine in ax.spines.values():
             spine.set_color(INK)
         ax.spines[["top", "right"]].set_visible(False)
-    return figure, list(zip(axes, titles, strict=True))
+        axes.append((ax, title))
+    return figure, axes
 
 
-def _svg(figure: Figure, axes: list[tuple[Axes, str]]) -> str:
+def to_svg(figure: Figure, axes: Sequence[Axes]) -> str:
+    """The figure as SVG, its labels and legends in the one ink."""
     import matplotlib
 
-    for ax, _ in axes:
+    for ax in axes:
         ax.xaxis.label.set_color(INK)
         ax.yaxis.label.set_color(INK)
-        ax.legend(frameon=False, labelcolor=INK, fontsize=8)
+        if ax.get_legend_handles_labels()[0]:
+            ax.legend(frameon=False, labelcolor=INK, fontsize=8)
     text = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "decision-seq", "svg.fonttype": "none"}):
         figure.savefig(text, format="svg", transparent=True, metadata=NO_METADATA)

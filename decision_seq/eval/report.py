@@ -15,10 +15,12 @@ import numpy as np
 from decision_seq.data.inspect import read_summary
 from decision_seq.errors import UserError
 from decision_seq.eval import figures
+from decision_seq.eval.inspect_run import read_inspection
 from decision_seq.eval.results import Row, read_rows
 from decision_seq.files import read_jsonl, write_text
 from decision_seq.run_config import RunConfig, load_run_config
 
+FAR = 30  # tokens back, of which the report gives the influence
 TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -31,6 +33,7 @@ class Run:
     dataset: dict[str, Any]
     rows: list[Row]
     agent: str  # what the report calls it
+    inspection: dict[str, Any] | None  # what `decision-seq inspect` left in the folder
 
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:
@@ -82,7 +85,9 @@ def load_run(folder: Path) -> Run:
     last = max(row["step"] for row in rows)
     rows = [row for row in rows if row["step"] == last]
     config = load_run_config(folder / "config.yaml")
-    return Run(folder, config, dataset, rows, config.name or config.agent.backbone.kind)
+    inspection = read_inspection(folder / "inspect.json")
+    name = config.name or config.agent.backbone.kind
+    return Run(folder, config, dataset, rows, name, inspection)
 
 
 def load_runs(folders: Sequence[Path]) -> list[Run]:
@@ -168,6 +173,7 @@ def write_report(folders: Sequence[Path], out: Path, failed: dict[str, str] | No
     from jinja2 import Environment
 
     runs = load_runs(folders)
+    inspected = [run for run in runs if run.inspection is not None]
     scores = score_table(runs)
     markdown = out.suffix == ".md"
     environment = Environment(autoescape=not markdown, trim_blocks=True, lstrip_blocks=True)
@@ -178,12 +184,42 @@ def write_report(folders: Sequence[Path], out: Path, failed: dict[str, str] | No
         scores=scores,
         learning_curves="" if markdown else figures.learning_curves(runs),
         target_return="" if markdown else figures.target_return(runs),
+        looks_back=[looks_back(run, run.inspection) for run in runs if run.inspection is not None],
+        influence=figures.influence(inspected) if inspected and not markdown else "",
         protocol=protocol(runs),
         commands=[f"decision-seq train {run.folder / 'config.yaml'} --out NEW" for run in runs],
         failed=failed or {},
+        far=FAR,
         walker=any(row["env"] == "Walker2d-v5" for run in runs for row in run.rows),
     )
     write_text(out, text)
+
+
+@dataclass(frozen=True)
+class LooksBack:
+    """A line of the table of what `inspect` measured."""
+
+    dataset: str
+    agent: str
+    seed: int
+    checkpoint: str
+    context_length: int  # steps of the windows looked at
+    half_life: dict[str, int] | None  # in tokens and steps; None where the past has no influence
+    far: float | None  # influence FAR tokens back over that of the token acted at; None: not seen
+
+
+def looks_back(run: Run, inspection: dict[str, Any]) -> LooksBack:
+    """What the report says of one run's inspection."""
+    by_lag = [row["mean"] for row in inspection["influence"]["by_lag"]]
+    return LooksBack(
+        dataset=run.dataset["name"],
+        agent=run.agent,
+        seed=run.config.seed,
+        checkpoint=f"{inspection['checkpoint']} ({inspection['step']})",
+        context_length=inspection["context_length"],
+        half_life=inspection["influence"]["half_life"],
+        far=by_lag[FAR] / by_lag[0] if len(by_lag) > FAR and by_lag[0] else None,
+    )
 
 
 def protocol(runs: list[Run]) -> list[tuple[str, str]]:
