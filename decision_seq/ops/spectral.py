@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 
 class SpectralScale(nn.Module):
-    """weight / max(1, sigma / limit), sigma being its largest singular value.
+    """weight / max(1, sigma / limit), sigma being the weight's largest singular value.
 
-    sigma = u . W v is differentiated with u and v held fixed. Each call in training improves them
-    by a few power iterations; in evaluation they stay as they are, and so does the result.
+    sigma = |W^T u| is differentiated with u, the leading left singular vector, held fixed. Each
+    call in training improves u by a few power iterations; in evaluation it stays as it is.
 
     Args:
-        weight: [M, N] the initial weight, after any mask; u and v start at its singular vectors.
+        weight: [M, N] the initial weight, after any mask; u starts at its singular vector.
         limit: c, the largest singular value let through.
         iterations: power iterations a training call.
     """
@@ -22,21 +22,20 @@ class SpectralScale(nn.Module):
     def __init__(self, weight: Tensor, limit: float, iterations: int) -> None:
         super().__init__()
         self.limit, self.iterations = limit, iterations
-        left, _, right = torch.linalg.svd(weight.detach(), full_matrices=False)
-        self.u: Tensor
-        self.v: Tensor
+        left = torch.linalg.svd(weight.detach(), full_matrices=False).U
         self.register_buffer("u", left[:, 0].contiguous())  # [M]
-        self.register_buffer("v", right[0].contiguous())  # [N]
+        self.u: Tensor
 
     def forward(self, weight: Tensor) -> Tensor:
         """[M, N] -> [M, N]"""
-        if self.training:
-            self._iterate(weight.detach())
-        sigma = self.u.clone() @ (weight @ self.v.clone())  # clones: later calls change u and v
-        return weight / (sigma / self.limit).clamp(min=1.0)
+        with torch.autocast(weight.device.type, enabled=False):  # u would lose its direction
+            if self.training:
+                self._iterate(weight.detach())
+            sigma = (self.u.clone() @ weight).norm()  # a copy: later calls overwrite u
+            return weight / (sigma / self.limit).clamp(min=1.0)
 
     @torch.no_grad()
     def _iterate(self, weight: Tensor) -> None:
         for _ in range(self.iterations):
-            self.v.copy_(F.normalize(self.u @ weight, dim=0))
-            self.u.copy_(F.normalize(weight @ self.v, dim=0))
+            v = F.normalize(self.u @ weight, dim=0)
+            self.u.copy_(F.normalize(weight @ v, dim=0))
