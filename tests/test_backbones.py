@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -14,7 +15,22 @@ from decision_seq.backbones.attention import Attention, AttentionConfig
 from decision_seq.backbones.mamba import DT_MAX, DT_MIN, Mamba, MambaConfig
 
 WIDTH, WINDOW = 24, 9  # WINDOW: 3 steps of 3 tokens
-KINDS = sorted(BackboneConfig.registry)
+VARIANTS: dict[str, tuple[str, dict[str, object]]] = {  # beside the defaults of every kind
+    "imixer-plain": ("imixer", {"n_iter": 0})
+}
+for mixing, block, positions in itertools.product(
+    ("vanilla", "symmetric", "asymmetric"), ("serial", "parallel"), ("absolute", "toeplitz")
+):
+    VARIANTS[f"mixer-{mixing}-{block}-{positions}"] = (
+        "mixer",
+        {
+            "mixing": mixing,
+            "block": block,
+            "positions": positions,
+            "n_iter": 2 if block == "parallel" else 1,
+        },
+    )
+KINDS = sorted([*BackboneConfig.registry, *VARIANTS])
 every_backbone = pytest.mark.parametrize("kind", KINDS)
 every_length = pytest.mark.parametrize("length", [1, 2, 7, 60])
 
@@ -22,7 +38,9 @@ every_length = pytest.mark.parametrize("length", [1, 2, 7, 60])
 def make(kind: str, **fields: object) -> Backbone:
     """A small backbone of `kind` with visible mixing: the default scale is near zero."""
     torch.manual_seed(0)
-    config = BackboneConfig.registry[kind](**{"width": WIDTH, "layers": 2, "dropout": 0.0} | fields)  # type: ignore[arg-type]
+    kind, variant = VARIANTS.get(kind, (kind, {}))
+    fields = {"width": WIDTH, "layers": 2, "dropout": 0.0} | variant | fields
+    config = BackboneConfig.registry[kind](**fields)  # type: ignore[arg-type]
     backbone = config.build(Layout(context_length=3, tokens_per_step=3)).eval()
     with torch.no_grad():
         for block in backbone.blocks:

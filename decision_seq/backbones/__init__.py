@@ -1,6 +1,6 @@
 """Backbones: what mixes information along time. One file each; importing it registers it."""
 
-from decision_seq.backbones import attention, conv, hybrid, lstm, mamba, none
+from decision_seq.backbones import attention, conv, hybrid, imixer, lstm, mamba, mixer, none
 from decision_seq.backbones.base import Backbone, BackboneConfig, Layout, Mixer, State
 
 __all__ = [
@@ -12,7 +12,9 @@ __all__ = [
     "attention",
     "conv",
     "hybrid",
+    "imixer",
     "lstm",
     "mamba",
+    "mixer",
     "none",
 ]
