@@ -53,6 +53,7 @@ class TrainConfig:
     log_interval: int = 100  # steps between rows of metrics.jsonl
     checkpoint_interval: int = 1000  # steps between checkpoints and validation losses
     skip_nonfinite: int = 0  # batches with a loss or gradient that is not finite, before it stops
+    skip_nonfinite: int = 0  # batches with a loss or gradient that is not finite, before it stops
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "log_interval", "checkpoint_interval"):
@@ -68,6 +69,8 @@ class TrainConfig:
             )
         if self.ema is not None and not 0 < self.ema < 1:
             raise UserError(f"ema is {self.ema}; it must be between 0 and 1, or left out")
+        if self.skip_nonfinite < 0:
+            raise UserError(f"skip_nonfinite is {self.skip_nonfinite}; it must be at least 0")
         if self.skip_nonfinite < 0:
             raise UserError(f"skip_nonfinite is {self.skip_nonfinite}; it must be at least 0")
 

@@ -50,6 +50,7 @@ class WindowSampler:
         device: torch.device | str = "cpu",
     ) -> None:
         self.length, self.seed, self.device = length, seed, torch.device(device)
+        self._offsets = store.offsets
         starts, stops = store.offsets[episodes], store.offsets[episodes + 1]
         lengths = stops - starts
         self.steps = int(lengths.sum())
@@ -69,8 +70,17 @@ class WindowSampler:
 
     def batch(self, index: int, size: int) -> Batch:
         """Batch number `index`: `size` random windows."""
+        return self.windows(self._draw(index, size))
+
+    def places(self, index: int, size: int) -> list[tuple[int, int]]:
+        """(episode, step within it) where each window of batch number `index` starts."""
+        rows = self._starts[self._draw(index, size)].numpy()
+        episodes = np.searchsorted(self._offsets, rows, side="right") - 1
+        return list(zip(episodes.tolist(), (rows - self._offsets[episodes]).tolist(), strict=True))
+
+    def _draw(self, index: int, size: int) -> Tensor:
         generator = np.random.Generator(np.random.Philox(key=self.seed, counter=index << 64))
-        return self.windows(torch.from_numpy(generator.integers(self.steps, size=size)))
+        return torch.from_numpy(generator.integers(self.steps, size=size))
 
     def windows(self, which: Tensor) -> Batch:
         """The windows that start at eligible steps `which` [B], int64 in [0, steps)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +30,8 @@ class MetricsLog:
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=start_step + 1)
 
     def write(self, step: int, **scalars: float) -> None:
-        """One row."""
+        """One row. What is not finite is left out: JSON has no word for it."""
+        scalars = {name: value for name, value in scalars.items() if math.isfinite(value)}
         self._file.write(json.dumps({"step": step, **scalars}) + "\n")
         self._file.flush()
         for name, value in scalars.items():

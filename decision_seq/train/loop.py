@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from decision_seq.files import exclusive
 from decision_seq.progress import progress_bar
 from decision_seq.run_config import RunConfig, check_same_run, write_run_config
 from decision_seq.train.checkpoint import has_checkpoint, load_state, save_checkpoint
+from decision_seq.train.faults import FiniteGuard, stop_for_fault
 from decision_seq.train.log import MetricsLog, stop_on_signal
 from decision_seq.train.optim import learning_rate, make_optimizer
 
@@ -38,7 +38,9 @@ class Learner:
     agent: SequenceAgent
     averaged: SequenceAgent  # the moving average of the weights, or the agent itself
     optimizer: torch.optim.Optimizer
-    loss_sum: torch.Tensor  # since the last logged row
+    guard: FiniteGuard
+    loss_sum: torch.Tensor  # of the batches since the last logged row that were not skipped
+    loss_count: torch.Tensor  # of these
     step: int = 0
 
     def state(self) -> dict[str, Any]:
@@ -50,6 +52,8 @@ class Learner:
             "averaged": self.averaged.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "loss_sum": self.loss_sum,
+            "loss_count": self.loss_count,
+            "skipped": self.guard.skipped,
             "torch_rng": torch.get_rng_state(),
             "cuda_rng": cuda,
         }
@@ -61,6 +65,8 @@ class Learner:
         self.averaged.load_state_dict(state["averaged"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.loss_sum.copy_(state["loss_sum"])
+        self.loss_count.copy_(state["loss_count"])
+        self.guard.skipped.copy_(state["skipped"])
         torch.set_rng_state(state["torch_rng"])
         if state["cuda_rng"] and torch.cuda.is_available():
             torch.cuda.set_rng_state_all(state["cuda_rng"])
@@ -95,7 +101,9 @@ def train(
     samplers = make_samplers(config, store, device)
     averaged = agent if config.train.ema is None else copy.deepcopy(agent).eval()
     optimizer = make_optimizer(agent, config.train)
-    learner = Learner(agent, averaged, optimizer, torch.zeros((), device=device))
+    guard = FiniteGuard(config.train.skip_nonfinite, device)
+    loss_sum, loss_count = torch.zeros(2, device=device)
+    learner = Learner(agent, averaged, optimizer, guard, loss_sum, loss_count)
     with exclusive(out / ".train.lock", wait=False):
         if has_checkpoint(out):
             restore_run(config, out, store, learner)
@@ -131,14 +139,18 @@ def _loop(
         while learner.step < settings.steps and not stop.requested:
             norm = gradient_step(learner, training, config)
             step = learner.step
+            intervals = (settings.log_interval, settings.checkpoint_interval)
+            if learner.loss_sum.device.type == "cpu" or not all(step % i for i in intervals):
+                check_finite(learner, training, config, out)
             if step % settings.log_interval == 0:
-                loss = _mean_loss(learner, config)
+                loss = _mean_loss(learner)
                 log.write(
                     step,
                     loss=loss,
                     learning_rate=learning_rate(step - 1, settings),
                     gradient_norm=float(norm),
                     steps_per_second=clock.rate(step),
+                    **learner.guard.scalars(),
                 )
                 bar.update(task, note=f"loss {loss:.4f}")
             if step % settings.checkpoint_interval == 0:
@@ -148,6 +160,7 @@ def _loop(
                 clock.rate(step)
             bar.update(task, completed=step)
         if learner.step > saved:
+            check_finite(learner, training, config, out)
             save()
 
 
@@ -163,13 +176,16 @@ def gradient_step(learner: Learner, sampler: WindowSampler, config: RunConfig) -
     learner.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(agent.parameters(), settings.gradient_clip)
+    skip = learner.guard.judge(learner.step, loss, norm)
+    learner.optimizer.found_inf = skip  # type: ignore[attr-defined]  # read by fused AdamW
     learner.optimizer.step()
     if settings.ema is not None:
         averages: list[torch.Tensor] = list(learner.averaged.parameters())
         weights: list[torch.Tensor] = list(agent.parameters())
         with torch.no_grad():
             torch._foreach_lerp_(averages, weights, 1 - settings.ema)
-    learner.loss_sum += loss.detach()
+    learner.loss_sum += loss.detach().masked_fill(skip.bool(), 0)
+    learner.loss_count += 1 - skip
     learner.step += 1
     return norm
 
@@ -186,6 +202,13 @@ def validation_loss(
         size = config.train.batch_size
         losses = [agent.loss(sampler.batch(i, size)) for i in range(VALIDATION_BATCHES)]
     return float(torch.stack(losses).mean())
+
+
+def check_finite(learner: Learner, sampler: WindowSampler, config: RunConfig, out: Path) -> None:
+    """Raise UserError, after saving what shows it again, if too many batches were not finite."""
+    fatal = learner.guard.tripped()
+    if fatal is not None:
+        stop_for_fault(fatal, learner.agent, sampler, config, out, config.train.skip_nonfinite)
 
 
 def make_samplers(
@@ -228,7 +251,14 @@ def restore_run(config: RunConfig, out: Path, store: EpisodeStore, learner: Lear
             f"{out}: was trained on other episodes (hash {before}) than {store.name} holds now "
             f"({store.hash}); restore the data, or choose another --out"
         )
-    learner.restore(load_state(out))
+    state = load_state(out)
+    try:
+        learner.restore(state)
+    except (KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{out}: its training state does not fit ({type(error).__name__}), it is damaged or "
+            "from another version of decision-seq; train the run again in another folder"
+        ) from None
     if learner.step > config.train.steps:
         raise UserError(
             f"{out}: is at step {learner.step} already, beyond train.steps {config.train.steps}; "
@@ -236,14 +266,10 @@ def restore_run(config: RunConfig, out: Path, store: EpisodeStore, learner: Lear
         )
 
 
-def _mean_loss(learner: Learner, config: RunConfig) -> float:
-    loss = float(learner.loss_sum) / config.train.log_interval
+def _mean_loss(learner: Learner) -> float:
+    loss = float(learner.loss_sum / learner.loss_count)  # NaN if all were skipped
     learner.loss_sum.zero_()
-    if not math.isfinite(loss):
-        raise UserError(
-            f"the loss is {loss} at step {learner.step}; lower train.learning_rate (now "
-            f"{config.train.learning_rate}), or check the data with `decision-seq data check`"
-        )
+    learner.loss_count.zero_()
     return loss
 
 
