@@ -129,7 +129,8 @@ def train(
 
 def evaluate(
     run: Positional[Path],
-    targets: tuple[float, ...] | None = None,
+    targets: tuple[float, ...] | Literal["auto"] | None = None,
+    target_quantile: float | None = None,
     episodes: int | None = None,
     context: Literal["window", "stream"] | None = None,
     checkpoint: Literal["last", "best"] = "last",
@@ -143,7 +144,9 @@ def evaluate(
 
     Args:
         run: run folder.
-        targets: returns to ask for, in the environment's units.
+        targets: returns to ask for, in the environment's units; or auto: each episode is asked for
+            what the data make probable from its first observation.
+        target_quantile: of the data's returns from there, for auto.
         episodes: episodes a target.
         context: window recomputes the last K steps (as the papers do); stream carries state.
         checkpoint: the last one, or the one with the lowest validation loss.
@@ -169,6 +172,7 @@ def evaluate(
             env,
             seed,
             lambda done, lanes: bar.update(task, completed=done, total=lanes),
+            target_quantile,
         )
     summary_table(rows)
 

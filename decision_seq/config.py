@@ -138,10 +138,13 @@ def _variant(cls: Any, values: dict[str, Any], source: str, prefix: str) -> Any:
 
 def _convert(hint: Any, value: Any, source: str, key: str) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):  # only `X | None` is used
-        if value is None:
+    if origin in (typing.Union, types.UnionType):  # `X | None`, or `X | Literal[...]`
+        if value is None and type(None) in args:
             return None
-        (hint,) = [a for a in args if a is not type(None)]
+        literals = [a for a in args if typing.get_origin(a) is typing.Literal]
+        if literals and isinstance(value, str):
+            return _convert(literals[0], value, source, key)
+        (hint,) = [a for a in args if a is not type(None) and a not in literals]
         return _convert(hint, value, source, key)
     if origin is typing.Literal:
         if value not in args:

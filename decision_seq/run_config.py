@@ -79,7 +79,10 @@ class TrainConfig:
 class EvalConfig:
     """Rollouts of the trained agent."""
 
-    targets: tuple[float, ...] = ()  # returns to ask for; an agent without return tokens needs none
+    # returns to ask for (an agent without return tokens needs none), or auto: each episode is asked
+    # for what the data make probable from its first observation, at `target_quantile`
+    targets: tuple[float, ...] | Literal["auto"] = ()
+    target_quantile: float = 0.9
     episodes: int = 100  # a target
     context: Context = "window"  # the papers' evaluation; stream carries state at O(1) a step
     seed: int = 0  # of the environments: episode i starts from seed + i, whatever the target
@@ -88,8 +91,12 @@ class EvalConfig:
     def __post_init__(self) -> None:
         if self.episodes < 1 or self.interval < 0:
             raise UserError("episodes must be at least 1 and interval at least 0")
-        if not all(math.isfinite(target) for target in self.targets):
+        if self.targets != "auto" and not all(math.isfinite(target) for target in self.targets):
             raise UserError(f"targets is {list(self.targets)}; they must be finite numbers")
+        if not 0 < self.target_quantile < 1:
+            raise UserError(
+                f"target_quantile is {self.target_quantile}; it must be above 0 and below 1"
+            )
         check_seed(self.seed)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from decision_seq.config import build, load_yaml, merge, parse_overrides
 from decision_seq.envs.registry import env_id
 from decision_seq.errors import UserError
-from decision_seq.eval.results import read_rows
+from decision_seq.eval.results import asked, read_rows, target_name
 from decision_seq.files import write_text
 from decision_seq.run_config import RunConfig, check_same_run, run_config, write_run_config
 
@@ -114,9 +114,14 @@ def _finished(run: Path, config: RunConfig) -> bool:
     rows = [r for r in read_rows(run) if r["step"] == config.train.steps]
     rows = [r for r in rows if r["context"] == config.eval.context and r["checkpoint"] == "last"]
     rows = [r for r in rows if r["env"] == env_id(config.env)]
-    wanted = config.eval.targets if config.agent.follows_target else (None,)
+    if not config.agent.follows_target:
+        wanted = [target_name(None)]
+    elif config.eval.targets == "auto":
+        wanted = [target_name(None, config.eval.target_quantile)]
+    else:
+        wanted = [target_name(target) for target in config.eval.targets]
     seeds = range(config.eval.seed, config.eval.seed + config.eval.episodes)
-    done = {(r["target"], r["env_seed"]) for r in rows}
+    done = {(asked(r), r["env_seed"]) for r in rows}
     return all((target, seed) in done for target in wanted for seed in seeds)
 
 

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,9 +16,10 @@ from rich.table import Table
 from decision_seq import __version__
 from decision_seq.agents import SequenceAgent, load_agent
 from decision_seq.agents.base import Context
+from decision_seq.agents.return_prior import load_prior
 from decision_seq.data.inspect import read_summary
 from decision_seq.envs.registry import env_id, versions
-from decision_seq.eval.results import Row, add_rows
+from decision_seq.eval.results import Row, add_rows, asked
 from decision_seq.eval.rollout import rollout
 from decision_seq.run_config import RunConfig, load_run_config
 
@@ -29,12 +30,13 @@ def evaluate_run(
     step: int,
     checkpoint: str,
     device: torch.device,
-    targets: Sequence[float] | None,
+    targets: Sequence[float] | Literal["auto"] | None,
     episodes: int | None,
     context: Context | None,
     env: str | None,
     seed: int | None,
     on_step: Callable[[int, int], None],
+    target_quantile: float | None = None,
 ) -> list[Row]:
     """Roll out the agent in `agent_file`; what is None comes from the run's config.
 
@@ -43,6 +45,7 @@ def evaluate_run(
     config = load_run_config(run / "config.yaml")
     asked: dict[str, Any] = {
         "targets": targets,
+        "target_quantile": target_quantile,
         "episodes": episodes,
         "context": context,
         "seed": seed,
@@ -72,6 +75,8 @@ def evaluate_agent(
         protocol.seed,
         protocol.context,
         on_step,
+        load_prior(run),
+        protocol.target_quantile,
     )
     return add_rows(
         run,
@@ -97,21 +102,26 @@ def summary_table(rows: list[Row]) -> None:
         title=f"{first['run']}: {first['env']}, {first['checkpoint']} checkpoint (step "
         f"{first['step']}), context {first['context']}"
     )
-    columns = ("target", "episodes", "return", "normalized score", "length", "ms a step")
+    columns = ("target", "episodes", "return", "normalized score", "length", "ms a step", "OOD")
     for column in columns:
         table.add_column(column, justify="right")
-    for target, group in groupby(rows, key=lambda row: row["target"]):
+    for target, group in groupby(rows, key=asked):
         part = list(group)
         scores = [row["normalized_score"] for row in part]
+        distances = [row["ood_mean"] for row in part]
+        if part[0]["target_rule"] == "auto":
+            target += f": {_mean_std([row['target'] for row in part])}"
         table.add_row(
-            "-" if target is None else f"{target:g}",
+            target,
             str(len(part)),
             _mean_std([row["episode_return"] for row in part]),
             "-" if None in scores else _mean_std(scores),
             f"{np.mean([row['length'] for row in part]):.0f}",
             f"{np.mean([row['milliseconds_per_step'] for row in part]):.2f}",
+            "-" if None in distances else f"{np.mean(distances):.2f}",
         )
     Console().print(table)
+    print("OOD: how far visited states lie from the data's (mean 0), in their standard deviations")
     if first["env"].startswith("Walker2d-v5"):
         print("Walker2d-v5 has other foot friction than v2 to v4: these are not D4RL-v2 scores.")
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from decision_seq.eval.results import asked
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -85,18 +87,19 @@ def influence(runs: list[Run]) -> str:
 
 def _achieved(ax: Axes, runs: list[Run], agent: str, colour: str, top: float) -> None:
     """Mean of every seed as a dot, mean over seeds as a line (level if no target is asked)."""
-    by_target: dict[float | None, list[float]] = {}
-    for run in runs:
-        for target in {row["target"] for row in run.rows}:
-            rows = [r["episode_return"] for r in run.rows if r["target"] == target]
-            by_target.setdefault(target, []).append(float(np.mean(rows)))
-    if None in by_target:
-        ax.axhline(float(np.mean(by_target[None])), color=colour, label=agent)
+    untargeted = [r["episode_return"] for run in runs for r in run.rows if r["target"] is None]
+    if untargeted:
+        ax.axhline(float(np.mean(untargeted)), color=colour, label=agent)
         return
-    targets = sorted(t for t in by_target if t is not None)
-    ax.plot(targets, [np.mean(by_target[t]) for t in targets], color=colour, label=agent)
-    for target in targets:
-        ax.plot([target] * len(by_target[target]), by_target[target], "o", color=colour)
+    dots: dict[str, list[tuple[float, float]]] = {}  # (mean target, mean return) of every run
+    for run in runs:
+        for target in {asked(row) for row in run.rows}:
+            pairs = [(r["target"], r["episode_return"]) for r in run.rows if asked(r) == target]
+            dots.setdefault(target, []).append(tuple(np.mean(pairs, axis=0)))
+    means = sorted(tuple(np.mean(group, axis=0)) for group in dots.values())
+    ax.plot(*zip(*means, strict=True), color=colour, label=agent)
+    for target in sorted(dots):
+        ax.plot(*zip(*dots[target], strict=True), "o", color=colour)
 
 
 def _by_agent(runs: list[Run], dataset: str) -> list[tuple[str, str, list[Run]]]:

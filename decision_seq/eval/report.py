@@ -16,7 +16,7 @@ from decision_seq.data.inspect import read_summary
 from decision_seq.errors import UserError
 from decision_seq.eval import figures
 from decision_seq.eval.inspect_run import read_inspection
-from decision_seq.eval.results import Row, read_rows
+from decision_seq.eval.results import Row, asked, read_rows
 from decision_seq.files import read_jsonl, write_text
 from decision_seq.run_config import RunConfig, load_run_config
 
@@ -52,7 +52,8 @@ class Score:
 
     dataset: str
     env: str
-    target: float | None
+    target: str  # as `results.asked` names it
+    mean_target: float | None
     context: str
     agent: str
     seeds: list[tuple[int, float]]  # (training seed, mean over its episodes)
@@ -111,7 +112,7 @@ def score_table(runs: list[Run]) -> list[Score]:
     groups: dict[tuple[Any, ...], dict[int, list[Row]]] = {}
     for run in runs:
         for row in run.rows:
-            key = (run.dataset["name"], row["env"], row["target"], row["context"], run.agent)
+            key = (run.dataset["name"], row["env"], asked(row), row["context"], run.agent)
             groups.setdefault(key, {}).setdefault(row["train_seed"], []).append(row)
     lines = []
     for (dataset, env, target, context, agent), by_seed in groups.items():
@@ -120,11 +121,13 @@ def score_table(runs: list[Run]) -> list[Score]:
         field = "normalized_score" if normalized else "episode_return"
         seeds = [(s, float(np.mean([r[field] for r in g]))) for s, g in sorted(by_seed.items())]
         means = [mean for _, mean in seeds]
+        targets = [row["target"] for row in rows]
         lines.append(
             Score(
                 dataset=dataset,
                 env=env,
                 target=target,
+                mean_target=None if None in targets else float(np.mean(targets)),
                 context=context,
                 agent=agent,
                 seeds=seeds,
@@ -136,7 +139,7 @@ def score_table(runs: list[Run]) -> list[Score]:
                 unit="normalized" if normalized else "return",
             )
         )
-    lines.sort(key=lambda s: (s.dataset, s.env, s.context, -(s.target or 0), s.agent))
+    lines.sort(key=lambda s: (s.dataset, s.env, s.context, -(s.mean_target or 0), s.agent))
     return [_marked(line, lines) for line in lines]
 
 
@@ -146,10 +149,10 @@ def summary(scores: list[Score], runs: list[Run]) -> list[str]:
     for dataset in sorted({s.dataset for s in scores}):
         own = [s for s in scores if s.dataset == dataset]
         top = max(own, key=lambda s: s.mean)
-        asked = "" if top.target is None else f" when asked for a return of {top.target:g}"
+        goal = "" if top.mean_target is None else f" when asked for {top.mean_target:.0f}"
         data = next(r.dataset for r in runs if r.dataset["name"] == dataset)
         sentences.append(
-            f"On {dataset}, the highest mean is {top.agent}'s: return {top.mean_return:.0f}{asked} "
+            f"On {dataset}, the highest mean is {top.agent}'s: return {top.mean_return:.0f}{goal} "
             f"({top.mean:.1f} {top.unit}); the data's mean return is {data['return_mean']:.0f}."
         )
     fewest = min(len(s.seeds) for s in scores)
@@ -233,7 +236,7 @@ def protocol(runs: list[Run]) -> list[tuple[str, str]]:
     return [
         ("datasets (hash of the episodes)", ", ".join(datasets)),
         ("environment", every(row["env"] for row in rows)),
-        ("targets", "named in the config by hand"),
+        ("targets", every(map(_who_chose, rows))),
         ("checkpoint", f"last (gradient step {every(row['step'] for row in rows)})"),
         ("context", every(f"{row['context']}, K = {row['context_length']}" for row in rows)),
         ("training seeds", every(run.config.seed for run in runs)),
@@ -253,6 +256,18 @@ def _marked(line: Score, lines: list[Score]) -> Score:
         == (line.dataset, line.env, line.target, line.context)
     ]
     return Score(**{**vars(line), "best": len(rivals) > 1 and line.mean == max(rivals)})
+
+
+def _who_chose(row: Row) -> str:
+    """How the row's target came about."""
+    if row["target"] is None:
+        return "none asked for"
+    if row["target_rule"] == "given":
+        return "named by hand"
+    return (
+        f"auto: quantile {row['target_quantile']:g} of the data's returns given an episode's first "
+        "observation"
+    )
 
 
 def _span(seeds: list[int]) -> str:

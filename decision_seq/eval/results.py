@@ -43,6 +43,19 @@ def add_rows(run: Path, episodes: list[Episode], **protocol: Any) -> list[Row]:
     return new
 
 
+def asked(row: Row) -> str:
+    """What an episode was asked for, in words; rows that agree in it are reported together. A
+    target that the return prior proposes is the episode's own, so those count as one."""
+    return target_name(row["target"], row["target_quantile"])
+
+
+def target_name(target: float | None, quantile: float | None = None) -> str:
+    """In words: a target return, none, or the quantile at which targets are proposed."""
+    if quantile is not None:
+        return f"auto (quantile {quantile:g})"
+    return "none" if target is None else f"{target:.10g}"
+
+
 def read_rows(run: Path) -> list[Row]:
     """All episode rows of a run. Raises UserError if one is not such a row."""
     path = run / "episodes.jsonl"
@@ -50,9 +63,10 @@ def read_rows(run: Path) -> list[Row]:
     for number, row in enumerate(rows, 1):
         if missing := FIELDS - row.keys():
             raise UserError(f"{path}: row {number} lacks `{min(missing)}`; evaluate the run again")
-    return rows
+    # rows from before targets could be proposed
+    return [{"target_rule": "given", "target_quantile": None} | row for row in rows]
 
 
 def _key(row: Row) -> tuple[Any, ...]:
-    keys = ("env", "checkpoint", "step", "context", "target", "env_seed")
-    return tuple(row.get(key) for key in keys)
+    keys = ("env", "checkpoint", "step", "context", "env_seed")
+    return (asked(row), *(row.get(key) for key in keys))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from gymnasium import spaces
 from decision_seq.agents import SequenceAgent
 from decision_seq.agents.base import Context
 from decision_seq.agents.fit import check_fit
+from decision_seq.agents.return_prior import ReturnPrior
 from decision_seq.envs.reference_scores import normalized_score
 from decision_seq.envs.registry import Lanes
 from decision_seq.errors import UserError
@@ -23,21 +25,41 @@ class Episode:
     """What one lane did."""
 
     target: float | None  # return asked for, None for an agent that takes none
+    target_rule: Literal["given", "auto"] | None  # who chose it: a person, or the return prior
+    target_quantile: float | None  # of the return given the first observation, if auto
     env_seed: int
     episode_return: float
     length: int
     normalized_score: float | None
     milliseconds_per_step: float  # wall time of one step of all lanes, agent and environments
+    # how far the states it acted in lie from the data, in standard deviations of the data's own
+    # (see ReturnPrior.novelty): mean and largest over the steps; None without a prior
+    ood_mean: float | None
+    ood_max: float | None
+
+
+@dataclass(frozen=True)
+class _Records:
+    """What `_run` measured, each [lanes]."""
+
+    targets: np.ndarray
+    returns: np.ndarray
+    lengths: np.ndarray
+    milliseconds: np.ndarray
+    novelty_sum: np.ndarray
+    novelty_max: np.ndarray
 
 
 def rollout(
     agent: SequenceAgent,
     env: str,
-    targets: Sequence[float],
+    targets: Sequence[float] | Literal["auto"],
     episodes: int,
     seed: int,
     context: Context,
     on_step: Callable[[int, int], None] = lambda done, lanes: None,
+    prior: ReturnPrior | None = None,
+    target_quantile: float = 0.9,
 ) -> list[Episode]:
     """Run `episodes` whole episodes for each target return, side by side.
 
@@ -47,61 +69,103 @@ def rollout(
     Args:
         agent: in eval mode.
         env: environment name or gymnasium id.
-        targets: returns to ask for; ignored by an agent that takes none.
+        targets: returns to ask for, or "auto": `prior` proposes one for each episode, from its own
+            first observation and nothing else; ignored by an agent that takes none.
         episodes: number for each target.
         seed: of the first episode.
         context: "window" or "stream".
         on_step: called after every step with (finished lanes, lanes).
+        prior: proposes targets, and says how far the visited states lie from the data.
+        target_quantile: of the return given the first observation, for "auto".
 
     Raises:
         UserError: the agent does not fit the environment, or has no target to follow.
     """
-    conditioned = agent.config.follows_target
-    if conditioned and not targets:
-        raise UserError("this agent follows a target return; name at least one with --targets")
-    wanted = [float(t) for t in targets] if conditioned else [None]
+    rule = _target_rule(agent, targets, prior)
+    wanted = [float(t) for t in targets] if rule == "given" else [None]
     lane_targets = [t for t in wanted for _ in range(episodes)]
     lane_seeds = [seed + i for _ in wanted for i in range(episodes)]
+
+    def choose(observations: torch.Tensor) -> torch.Tensor | None:
+        """Targets [lanes] once the first observations [lanes, S] are known."""
+        if rule == "auto":
+            assert prior is not None
+            return prior.propose(observations, target_quantile)
+        return torch.tensor(lane_targets) if rule == "given" else None
+
     lanes = Lanes(env, len(lane_seeds))
     try:
         check_fit(agent.spec, lanes.envs[0])
-        returns, lengths, milliseconds = _run(
-            agent, lanes, lane_targets, lane_seeds, context, on_step
-        )
+        records = _run(agent, lanes, choose, lane_seeds, context, on_step, prior)
     finally:
         lanes.close()
     return [
         Episode(
-            target=lane_targets[i],
+            target=None if rule is None else float(records.targets[i]),
+            target_rule=rule,
+            target_quantile=target_quantile if rule == "auto" else None,
             env_seed=lane_seeds[i],
-            episode_return=float(returns[i]),
-            length=int(lengths[i]),
-            normalized_score=normalized_score(lanes.id, float(returns[i])),
-            milliseconds_per_step=round(float(milliseconds[i] / lengths[i]), 4),
+            episode_return=float(records.returns[i]),
+            length=int(records.lengths[i]),
+            normalized_score=normalized_score(lanes.id, float(records.returns[i])),
+            milliseconds_per_step=round(float(records.milliseconds[i] / records.lengths[i]), 4),
+            ood_mean=float(records.novelty_sum[i] / records.lengths[i]) if prior else None,
+            ood_max=float(records.novelty_max[i]) if prior else None,
         )
         for i in range(len(lane_seeds))
     ]
 
 
+def _target_rule(
+    agent: SequenceAgent, targets: Sequence[float] | Literal["auto"], prior: ReturnPrior | None
+) -> Literal["given", "auto"] | None:
+    """Who chooses the targets; None for an agent that takes none."""
+    if not agent.config.follows_target:
+        return None
+    if not targets:
+        raise UserError(
+            "this agent follows a target return; name at least one with --targets, or auto"
+        )
+    if targets != "auto":
+        return "given"
+    if prior is None:
+        raise UserError(
+            "targets are auto, but the run has no return prior; run its training command again "
+            "with --resume, which fits one, or name targets with --targets"
+        )
+    return "auto"
+
+
 def _run(
     agent: SequenceAgent,
     lanes: Lanes,
-    targets: list[float | None],
+    choose: Callable[[torch.Tensor], torch.Tensor | None],
     seeds: list[int],
     context: Context,
     on_step: Callable[[int, int], None],
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns, lengths and milliseconds of every lane's episode, each [lanes]."""
+    prior: ReturnPrior | None,
+) -> _Records:
+    """One episode in every lane."""
     count = len(seeds)
-    target = None if targets[0] is None else torch.tensor(targets, dtype=torch.float32)
+    observations = lanes.reset(seeds)
+    target = choose(torch.from_numpy(observations))
     state = agent.init_state(count, context, target, torch.tensor(seeds))
     shape = (count,) if agent.spec.discrete else (count, agent.spec.action_dim)
     action = torch.zeros(shape, dtype=torch.int64 if agent.spec.discrete else torch.float32)
-    rewards = np.zeros(count)
-    returns, lengths, milliseconds = np.zeros(count), np.zeros(count, np.int64), np.zeros(count)
-    active = np.ones(count, bool)
-    observations = lanes.reset(seeds)
+    rewards, active = np.zeros(count), np.ones(count, bool)
+    records = _Records(
+        targets=np.zeros(count) if target is None else target.numpy(),
+        returns=np.zeros(count),
+        lengths=np.zeros(count, np.int64),
+        milliseconds=np.zeros(count),
+        novelty_sum=np.zeros(count),
+        novelty_max=np.full(count, -np.inf),
+    )
     while active.any():
+        if prior is not None:
+            novelty = prior.novelty(torch.from_numpy(observations[active])).numpy()
+            records.novelty_sum[active] += novelty
+            records.novelty_max[active] = np.maximum(records.novelty_max[active], novelty)
         start = time.perf_counter()
         action, state = agent.act(
             torch.from_numpy(observations),
@@ -112,12 +176,12 @@ def _run(
         observations, rewards, terminated, truncated = lanes.step(
             _to_environment(action, lanes.action_space), active
         )
-        milliseconds[active] += 1e3 * (time.perf_counter() - start)
-        returns[active] += rewards[active]
-        lengths[active] += 1
+        records.milliseconds[active] += 1e3 * (time.perf_counter() - start)
+        records.returns[active] += rewards[active]
+        records.lengths[active] += 1
         active &= ~(terminated | truncated)
         on_step(count - int(active.sum()), count)
-    return returns, lengths, milliseconds
+    return records
 
 
 def _to_environment(action: torch.Tensor, space: spaces.Space) -> np.ndarray:

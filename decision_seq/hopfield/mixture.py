@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 LOG_2PI = math.log(2 * math.pi)
-CHUNK = 8192  # points that are looked at together: bounds the memory of [points, components]
+CHUNK = 1024  # points looked at together: [points, components] stays in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -99,11 +99,13 @@ def _em_step(fit: Fit, points: Tensor, narrowest: float) -> Fit:
     for chunk in points.split(CHUNK):
         scaled = chunk / fit.widths
         logits = torch.addmm(offset, scaled, centres.T)  # [n, M]
-        evidence = torch.logsumexp(logits, dim=-1, keepdim=True)
-        share = logits.sub_(evidence).exp_()
+        top = logits.amax(-1, keepdim=True)
+        share = logits.sub_(top).exp_()
+        evidence = share.sum(-1, keepdim=True)
+        share.div_(evidence)
         mass += share.sum(0)
         sums += share.T @ chunk
-        total += float(evidence.sum() - scaled.square().sum() / 2)
+        total += float((top + evidence.log()).sum() - scaled.square().sum() / 2)
     # a component that nothing belongs to stays where it is, with next to no weight
     empty = mass < 1e-8
     means = torch.where(empty[:, None], fit.means, sums / mass.clamp(min=1e-8)[:, None])

@@ -14,6 +14,7 @@ import torch
 
 from decision_seq.agents import SequenceAgent
 from decision_seq.agents.fit import check_fit
+from decision_seq.agents.return_prior import ensure_prior
 from decision_seq.data.inspect import read_summary, write_summary
 from decision_seq.data.store import EpisodeStore, open_store
 from decision_seq.data.transforms import delay_rewards, hold_out, top_fraction
@@ -109,6 +110,7 @@ def train(
             restore_run(config, out, store, learner)
         write_run_config(config, out / "config.yaml")
         write_summary(out / "dataset.json", store, config.env)
+        ensure_prior(out, store, config.data.top_fraction, config.seed)
         with MetricsLog(out, learner.step) as log:
             _loop(config, out, learner, samplers, log, on_interval)
     return learner.step >= config.train.steps
