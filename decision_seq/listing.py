@@ -22,7 +22,7 @@ def agents() -> Iterator[str]:
     for kind, config in sorted(AgentConfig.registry.items()):
         yield f"{kind:22} {config.summary}"
     for preset, fields in PRESETS.items():
-        yield f"{preset:22} preset: {fields['kind']} with {fields['backbone']['kind']}"
+        yield f"{preset:22} preset: {fields['kind']} with {' '.join(fields['backbone'].values())}"
 
 
 def envs() -> Iterator[str]:

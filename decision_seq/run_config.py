@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from decision_seq.agents import PRESETS
 from decision_seq.agents.base import AgentConfig, Context
+from decision_seq.agents.presets import preset_of
 from decision_seq.agents.return_conditioned import ReturnConditionedConfig
 from decision_seq.backbones import BackboneConfig
 from decision_seq.config import build, dump_yaml, load_yaml, merge, parse_overrides, to_plain
@@ -110,7 +111,7 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     seed: int = 0  # of data order, initialisation and dropout
-    name: str = ""  # what reports call this agent; by default its backbone
+    name: str = ""  # what reports call this agent; by default its preset, else its backbone
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
@@ -130,7 +131,8 @@ def run_config(base: Mapping[str, Any], override: Mapping[str, Any], source: str
     agent = _expand_preset(base.get("agent", {}), source)
     change = _expand_preset(override.get("agent", {}), source)
     if change.get("kind", agent.get("kind")) != agent.get("kind"):
-        agent.pop("tokens", None)  # each kind of agent has its own
+        kept = {f.name for f in fields(AgentConfig)} - {"tokens"}  # each kind has its own tokens
+        agent = {k: v for k, v in agent.items() if k in kept}
     backbone = _mapping(change.get("backbone", {}), "agent.backbone", source)
     old = _mapping(agent.get("backbone", {}), "agent.backbone", source)
     if backbone.get("kind", old.get("kind")) != old.get("kind"):
@@ -139,7 +141,8 @@ def run_config(base: Mapping[str, Any], override: Mapping[str, Any], source: str
     merged = merge(base | {"agent": agent}, override | {"agent": change})
     config = build(RunConfig, merged, source)
     sources = tuple(absolute(s) for s in config.data.sources)
-    return build(RunConfig, merge(merged, {"data": {"sources": sources}}), source)
+    name = config.name or preset_of(config.agent) or config.agent.backbone.kind
+    return replace(config, name=name, data=replace(config.data, sources=sources))
 
 
 def write_run_config(config: RunConfig, path: Path) -> None:

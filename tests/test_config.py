@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from decision_seq.agents import SequenceAgent
+from decision_seq.agents import PRESETS, SequenceAgent
 from decision_seq.agents.base import AgentSpec
-from decision_seq.config import dump_yaml, parse_overrides
+from decision_seq.agents.presets import preset_of
+from decision_seq.config import dump_yaml, parse_overrides, to_plain
 from decision_seq.errors import UserError
 from decision_seq.eval.compare import load_matrix
-from decision_seq.run_config import RunConfig, load_run_config, write_run_config
+from decision_seq.run_config import RunConfig, load_run_config, run_config, write_run_config
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RUNS = sorted(p for p in CONFIGS.glob("*.yaml") if not p.name.startswith("compare"))
@@ -25,7 +26,28 @@ def test_every_config_builds_its_agent(path: Path) -> None:
     agent = config.agent.agent(config.agent, AgentSpec(11, 3, False, 999))
     assert isinstance(agent, SequenceAgent)
     env = path.stem.partition("-")[0]
-    assert config.name in path.stem and config.env.lower().startswith(env)
+    assert config.env.lower().startswith(env) and config.name in PRESETS
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("env", ["hopper", "halfcheetah", "walker2d"])
+def test_every_preset_on_every_environment(env: str, preset: str, tmp_path: Path) -> None:
+    config = load_run_config(CONFIGS / f"{env}.yaml", [f"agent.preset={preset}"])
+    assert config.env.lower().startswith(env)
+    assert config.name == preset == preset_of(config.agent)
+    agent = config.agent.agent(config.agent, AgentSpec(17, 6, False, 999))
+    assert agent.embedding.kinds == config.agent.tokens
+    write_run_config(config, tmp_path / "config.yaml")
+    assert load_run_config(tmp_path / "config.yaml") == config
+
+
+def test_an_agent_is_named_after_what_it_is() -> None:
+    other = load_run_config(CONFIGS / "hopper.yaml", ["agent.backbone.kind=attention"])
+    assert other.name == "decision-transformer"
+    plain = load_run_config(CONFIGS / "hopper.yaml", ["agent.backbone.kind=none"])
+    assert plain.name == "none"  # no preset has it
+    named = load_run_config(CONFIGS / "hopper.yaml", ["name=mine"])
+    assert named.name == "mine"
 
 
 @pytest.mark.parametrize("path", COMPARES, ids=lambda p: p.stem)
@@ -71,6 +93,14 @@ def test_another_preset_keeps_what_the_file_said_of_every_backbone() -> None:
     assert config.agent.backbone.kind == "attention" and config.agent.backbone.width == 256
 
 
+def test_another_kind_of_agent_drops_the_options_of_the_first() -> None:
+    files = ["agent.preset=reinformer", "agent.expectile=0.9", "agent.context_length=7"]
+    first = to_plain(load_run_config(HOPPER, files))
+    second = run_config(first, {"agent": {"preset": "decision-mamba"}}, "a.yaml").agent
+    assert second.kind == "return_conditioned" and second.context_length == 7
+    assert second.tokens == ("return_to_go", "observation", "action")
+
+
 def test_another_preset_replaces_the_agent() -> None:
     config = load_run_config(HOPPER, ["agent.preset=bc"])
     assert config.agent.kind == "behaviour_cloning" and config.agent.tokens == ("observation",)
@@ -90,6 +120,8 @@ def test_another_preset_replaces_the_agent() -> None:
         ("agent.backbone.dropout=1.5", ["agent.backbone.dropout is 1.5"]),
         ("agent.preset=decision-tree", ["decision-tree", "decision-mamba"]),
         ("agent.tokens=action", ["`agent.tokens`", "list"]),
+        ("agent.tokens=[observation]", ["agent.tokens is [observation]", "[return_to_go, obs"]),
+        ("agent.temperature=-1", ["agent.temperature is -1"]),
         ("eval.context=widow", ["`eval.context`", "widow", "window, stream"]),
         ("data=3", ["`data`", "mapping"]),
         ("agent=3", ["`agent`", "mapping"]),

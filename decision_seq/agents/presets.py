@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
+
+from decision_seq.agents.base import AgentConfig
+from decision_seq.config import to_plain
 
 PRESETS: dict[str, dict[str, Any]] = {
     "decision-transformer": {"kind": "return_conditioned", "backbone": {"kind": "attention"}},
     "decision-mamba": {"kind": "return_conditioned", "backbone": {"kind": "mamba"}},
+    "decision-mixer": {
+        "kind": "return_conditioned",
+        "backbone": {"kind": "mixer", "mixing": "vanilla", "block": "serial"},
+    },
+    # the mixer that descends an energy: one step of an associative memory a block
+    "decision-hopfield": {
+        "kind": "return_conditioned",
+        "backbone": {"kind": "mixer", "mixing": "symmetric", "block": "parallel"},
+    },
+    "decision-imixer": {"kind": "return_conditioned", "backbone": {"kind": "imixer"}},
+    "decision-convformer": {"kind": "return_conditioned", "backbone": {"kind": "conv"}},
+    "decision-hybrid": {"kind": "return_conditioned", "backbone": {"kind": "hybrid"}},
+    "decision-lstm": {"kind": "return_conditioned", "backbone": {"kind": "lstm"}},
+    "reinformer": {"kind": "max_return", "backbone": {"kind": "attention"}},
     # one step of context and no mixing: the usual residual MLP from observation to action
     "bc": {
         "kind": "behaviour_cloning",
@@ -15,3 +33,15 @@ PRESETS: dict[str, dict[str, Any]] = {
         "backbone": {"kind": "none"},
     },
 }
+
+
+def preset_of(config: AgentConfig) -> str | None:
+    """The preset whose fields `config` has, or None if it has none's."""
+    plain = to_plain(config)
+    return next((name for name, fields in PRESETS.items() if _within(fields, plain)), None)
+
+
+def _within(part: Any, whole: Any) -> bool:
+    if not isinstance(part, Mapping):
+        return bool(part == whole)
+    return all(_within(value, whole.get(key)) for key, value in part.items())

@@ -24,11 +24,13 @@ class Batch:
 
 
 class WindowSampler:
-    """Windows whose start is uniform over all steps, the distribution of the papers' code.
+    """Windows whose start is uniform over all eligible steps.
 
-    (They draw an episode by length, then a start within it.) Every step is reachable, an episode's
-    last one included. `batch(i)` is a pure function of the seed and `i`: resuming or prefetching
-    cannot change what is drawn.
+    By default these are all steps, the distribution of Decision Transformer's code (which draws an
+    episode by length, then a start within it). With `full`, as in Reinformer's, they are the steps
+    with K - 1 more to come, and the first of an episode shorter than that: no window is cut off by
+    an episode's end that need not be. Either way every step is in some window. `batch(i)` is a pure
+    function of the seed and `i`: resuming or prefetching cannot change what is drawn.
 
     Args:
         store: the dataset.
@@ -36,6 +38,7 @@ class WindowSampler:
         length: K, steps a window.
         returns: scale of the return-to-go.
         seed: of the draws.
+        full: only full windows, where there are.
         device: where batches are delivered; on a GPU the tables are moved there once if they fit
             into half of its free memory.
     """
@@ -48,18 +51,21 @@ class WindowSampler:
         returns: ReturnSpec,
         seed: int,
         device: torch.device | str = "cpu",
+        full: bool = False,
     ) -> None:
         self.length, self.seed, self.device = length, seed, torch.device(device)
         self._offsets = store.offsets
         starts, stops = store.offsets[episodes], store.offsets[episodes + 1]
-        lengths = stops - starts
-        self.steps = int(lengths.sum())
+        eligible = stops - starts  # steps an episode, from its first on
+        if full:
+            eligible = np.maximum(eligible - length + 1, 1)
+        self.steps = int(eligible.sum())
         # row of each eligible start, and where its episode stops
-        before = np.cumsum(lengths) - lengths
+        before = np.cumsum(eligible) - eligible
         self._starts = torch.from_numpy(
-            np.arange(self.steps) - np.repeat(before - starts, lengths)
+            np.arange(self.steps) - np.repeat(before - starts, eligible)
         )  # [steps]
-        self._stops = torch.from_numpy(np.repeat(stops, lengths))  # [steps]
+        self._stops = torch.from_numpy(np.repeat(stops, eligible))  # [steps]
         self._tables = {
             "observations": torch.from_numpy(store.observations),
             "actions": torch.from_numpy(store.actions),

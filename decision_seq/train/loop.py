@@ -225,7 +225,13 @@ def make_samplers(
 
     def sampler(episodes: np.ndarray) -> WindowSampler:
         return WindowSampler(
-            store, episodes, config.agent.context_length, returns, config.seed, device
+            store,
+            episodes,
+            config.agent.context_length,
+            returns,
+            config.seed,
+            device,
+            full=config.data.windows == "full",
         )
 
     return sampler(training), sampler(held_out) if len(held_out) else None
