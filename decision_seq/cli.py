@@ -11,6 +11,7 @@ import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 
 import decision_seq
+from decision_seq import cli_data
 from decision_seq.errors import UserError
 
 if TYPE_CHECKING:  # imported where used: `--help` must not wait for torch
@@ -79,27 +80,6 @@ def collect(
         f"{dataset_id}: {summary['episodes']} episodes, {summary['steps']} steps, "
         f"return {summary['return_mean']:.1f} ± {summary['return_std']:.1f}"
     )
-
-
-def data(what: Positional[Literal["info", "check"]], source: Positional[tuple[str, ...]]) -> None:
-    """Look at a dataset: `info` sums it up, `check` lists what may be wrong with it.
-
-    Args:
-        what: info or check.
-        source: .npz or .hdf5 files or Minari ids; several are one dataset.
-    """
-    from decision_seq.data.inspect import check, summarize
-    from decision_seq.data.store import open_store
-
-    store = open_store(source)
-    if what == "info":
-        for key, value in summarize(store).items():
-            print(f"{key:22} {value:.3f}" if isinstance(value, float) else f"{key:22} {value}")
-        return
-    findings = check(store)
-    for finding in findings:
-        print(f"{store.name}: {finding}")
-    print(f"{store.name}: {store.episodes} episodes, {store.steps} steps, {len(findings)} findings")
 
 
 def train(
@@ -262,7 +242,7 @@ def list_(what: Positional[Literal["backbones", "agents", "envs", "tiers", "kern
 COMMANDS: dict[str, Callable[..., Any]] = {
     "quickstart": quickstart,
     "collect": collect,
-    "data": data,
+    "data": cli_data.data,
     "train": train,
     "evaluate": evaluate,
     "inspect": inspect,
@@ -275,6 +255,9 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 def main() -> None:
     """Entry point. Bad input: one sentence on stderr and exit code 2."""
     try:
+        if sys.argv[1:2] == ["data"]:  # has commands of its own
+            cli_data.main(sys.argv[2:])
+            return
         tyro.extras.subcommand_cli_from_dict(
             COMMANDS, prog="decision-seq", description=decision_seq.__doc__
         )

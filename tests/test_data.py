@@ -123,7 +123,7 @@ def test_store_is_built_once_and_rebuilt_for_other_content(
     path = write_npz(tmp_path / "a.npz", random_episodes([3]))
     first = open_store([str(path)])
     assert isinstance(first.observations, np.memmap)
-    monkeypatch.setattr("decision_seq.data.store._write", lambda *_: pytest.fail("built again"))
+    monkeypatch.setattr("decision_seq.data.store.write_store", lambda *_: pytest.fail("built again"))
     assert open_store([str(path)]).hash == first.hash
     monkeypatch.undo()
     write_npz(path, random_episodes([3], seed=1))

@@ -24,6 +24,7 @@ ORDER = [
     {"run_config"},
     {"train", "eval"},
     {"quickstart", "listing"},
+    {"cli_data"},
     {"cli"},
     {"__main__"},
 ]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
-import uuid
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +15,7 @@ from decision_seq.data.sources import minari_dataset
 from decision_seq.envs import registry
 from decision_seq.envs.reference_scores import reference_returns
 from decision_seq.errors import UserError
+from decision_seq.files import workspace
 
 Act = Callable[[np.ndarray], np.ndarray]  # observation [S] -> action [A] or index
 
@@ -119,7 +118,7 @@ def _store(
     target = minari_dataset.folder(dataset_id)
     reference = reference_returns(env.spec.id)
     scores = dict(zip(("ref_min_score", "ref_max_score"), reference or (), strict=False))
-    with _temporary_storage(target) as temporary, warnings.catch_warnings():
+    with temporary_storage(target) as temporary, warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # about e-mail and permalink of an author
         dataset = minari.create_dataset_from_buffers(
             dataset_id,
@@ -136,18 +135,23 @@ def _store(
         dataset.storage.update_metadata({f"collect_{k}": v for k, v in provenance.items()})
         del dataset
         target.parent.mkdir(parents=True, exist_ok=True)
-        os.rename(temporary / dataset_id, target)
+        try:
+            os.rename(temporary / dataset_id, target)
+        except OSError:
+            if not target.exists():
+                raise
+            check_id(dataset_id)  # another process was faster, and its copy is kept
 
 
 @contextlib.contextmanager
-def _temporary_storage(target: Path) -> Iterator[Path]:
+def temporary_storage(target: Path) -> Iterator[Path]:
+    """Yields a storage root of Minari's, beside the one that `target` is to be renamed into."""
     root = minari_dataset.folder("").resolve()
-    temporary = root / f".collect-{uuid.uuid4().hex[:8]}.tmp"
     before = os.environ.get("MINARI_DATASETS_PATH")
     try:
-        temporary.mkdir(parents=True)
-        os.environ["MINARI_DATASETS_PATH"] = str(temporary)
-        yield temporary
+        with workspace(root / "collect") as temporary:
+            os.environ["MINARI_DATASETS_PATH"] = str(temporary)
+            yield temporary
     except OSError as error:
         raise UserError(
             f"{target}: cannot be written ({error.strerror or error}); set MINARI_DATASETS_PATH to "
@@ -158,4 +162,3 @@ def _temporary_storage(target: Path) -> Iterator[Path]:
             os.environ.pop("MINARI_DATASETS_PATH", None)
         else:
             os.environ["MINARI_DATASETS_PATH"] = before
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -120,12 +120,12 @@ def _observations(source: str, array: np.ndarray) -> np.ndarray:
             f"{source}: `observations` is {array.dtype} of shape {array.shape}; "
             "expected numbers of shape [steps, width]"
         )
-    return array if array.dtype == np.uint8 else array.astype(np.float32)
+    return array if array.dtype == np.uint8 else array.astype(np.float32, copy=False)
 
 
 def _actions(source: str, array: np.ndarray) -> np.ndarray:
     if array.ndim == 2 and array.dtype.kind == "f" and array.shape[1] > 0:
-        return array.astype(np.float32)
+        return array.astype(np.float32, copy=False)
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.ndim == 1 and array.dtype.kind in "iu":
@@ -148,10 +148,12 @@ def _column(source: str, name: str, array: np.ndarray) -> np.ndarray:
         raise UserError(
             f"{source}: `{name}` is {array.dtype} of shape {array.shape}; expected numbers [steps]"
         )
-    return array.astype(np.float32)
+    return array.astype(np.float32, copy=False)
 
 
 def _flags(source: str, name: str, array: np.ndarray) -> np.ndarray:
+    if array.dtype == bool and array.ndim == 1:
+        return array.copy()
     values = _column(source, name, array)
     if not np.isin(values, (0.0, 1.0)).all():
         raise UserError(f"{source}: `{name}` holds other values than 0 and 1 (false and true)")

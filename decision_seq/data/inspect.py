@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from decision_seq.data.store import EpisodeStore
-from decision_seq.envs.reference_scores import normalized_score
+from decision_seq.envs.reference_scores import reference_returns, scaled
 from decision_seq.errors import UserError
 from decision_seq.files import write_text
 
@@ -34,8 +34,16 @@ def summarize(store: EpisodeStore, env_id: str | None = None) -> dict[str, Any]:
         "length_mean": float(store.lengths.mean()),
         "terminated": int(store.terminated.sum()),
         "truncated": int(store.truncated.sum()),
-        "normalized_score_mean": normalized_score(env_id, mean) if env_id else None,
+        "normalized_score_mean": scaled(mean, reference_of(store, env_id)),
     }
+
+
+def reference_of(store: EpisodeStore, env_id: str | None) -> tuple[float, float] | None:
+    """(random, expert) return: the dataset's own, else those of the environment, else None."""
+    low, high = (store.info.get(key) for key in ("ref_min_score", "ref_max_score"))
+    if low is not None and high is not None:
+        return float(low), float(high)
+    return reference_returns(env_id) if env_id else None
 
 
 def write_summary(path: Path, store: EpisodeStore, env_id: str) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from decision_seq.data.mixture import Mixture
 from decision_seq.data.store import EpisodeStore
 from decision_seq.data.transforms import ReturnSpec
 
@@ -39,6 +41,8 @@ class WindowSampler:
         returns: scale of the return-to-go.
         seed: of the draws.
         full: only full windows, where there are.
+        weights: relative probability of each of the store's sources; by default every eligible
+            step is as likely as any other.
         device: where batches are delivered; on a GPU the tables are moved there once if they fit
             into half of its free memory.
     """
@@ -52,6 +56,7 @@ class WindowSampler:
         seed: int,
         device: torch.device | str = "cpu",
         full: bool = False,
+        weights: Sequence[float] = (),
     ) -> None:
         self.length, self.seed, self.device = length, seed, torch.device(device)
         self._offsets = store.offsets
@@ -60,6 +65,7 @@ class WindowSampler:
         if full:
             eligible = np.maximum(eligible - length + 1, 1)
         self.steps = int(eligible.sum())
+        self._mixture = Mixture.of(store, episodes, eligible, weights) if weights else None
         # row of each eligible start, and where its episode stops
         before = np.cumsum(eligible) - eligible
         self._starts = torch.from_numpy(
@@ -86,6 +92,8 @@ class WindowSampler:
 
     def _draw(self, index: int, size: int) -> Tensor:
         generator = np.random.Generator(np.random.Philox(key=self.seed, counter=index << 64))
+        if self._mixture is not None:
+            return torch.from_numpy(self._mixture.draw(generator, size))
         return torch.from_numpy(generator.integers(self.steps, size=size))
 
     def windows(self, which: Tensor) -> Batch:

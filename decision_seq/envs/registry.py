@@ -57,6 +57,13 @@ def env_id(name: str) -> str:
     return identifier
 
 
+def recorded_id(name: str) -> str:
+    """What a dataset records of its environment: the id, behind the module that registers it if
+    one was named. Raises UserError if there is none."""
+    identifier = env_id(name)
+    return name if ":" in name else identifier
+
+
 def make(name: str) -> gym.Env[Any, Any]:
     """One environment. Raises UserError for one that is unknown, gone, or not of vector form."""
     identifier = env_id(name)

@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from decision_seq.data.episodes import Episodes, concatenate
@@ -56,11 +57,11 @@ def resolve(source: str) -> Source:
         return _stored(source, folder)
     if os.path.isdir(path):
         return _stored(path.name, path) if stored.is_stored(path) else _folder(path)
-    if minari_dataset.is_id(source):
+    if dataset_id := minari_dataset.id_of(source):
         return Source(
-            source,
-            lambda: minari_dataset.read(source),
-            lambda: _hash(minari_dataset.files(source)),
+            dataset_id,
+            partial(minari_dataset.read, dataset_id),
+            lambda: _hash(minari_dataset.files(dataset_id, source)),
         )
     raise UserError(
         f"{source}: is not a dataset; give a {', '.join(FORMATS)} file, a folder of them, the name "

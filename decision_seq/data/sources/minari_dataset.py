@@ -1,4 +1,8 @@
-"""Minari datasets, local or fetched by Minari from its remote storage, by id."""
+"""Minari datasets, local or fetched by Minari from its remote storage, by id.
+
+`hf://OWNER/ID` and `gcp://BUCKET/ID` name the remote storage as well: Hugging Face or Google Cloud.
+A dataset that is in the local storage is never fetched again.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +17,19 @@ from decision_seq.data.episodes import Episodes, from_flat
 from decision_seq.errors import UserError
 
 ID = re.compile(r"([\w-]+/)*[\w-]+-v\d+")
+REMOTE = re.compile(r"(?:hf|gcp)://[^/]+/(.+)")
 
 
 def is_id(name: str) -> bool:
     """Whether `name` has the form namespace/dataset-v0."""
     return ID.fullmatch(name) is not None
+
+
+def id_of(source: str) -> str | None:
+    """The dataset's id in `namespace/dataset-v0` or `hf://owner/namespace/dataset-v0`, or None."""
+    remote = REMOTE.fullmatch(source)
+    name = remote[1] if remote else source
+    return name if is_id(name) else None
 
 
 def local_ids() -> list[str]:
@@ -42,14 +54,15 @@ def folder(dataset_id: str) -> Path:
     return Path(get_dataset_path(dataset_id))
 
 
-def files(dataset_id: str) -> list[Path]:
-    """The dataset's files, downloaded first if it is not local.
+def files(dataset_id: str, source: str | None = None) -> list[Path]:
+    """The dataset's files, downloaded first if it is not local. `source` is what to ask Minari
+    for, if that is more than the id.
 
     Raises UserError if the id is known neither here nor, as far as one can ask, remotely.
     """
     data = folder(dataset_id) / "data"
     if not data.is_dir():
-        _download(dataset_id)
+        _download(dataset_id, source or dataset_id)
     return sorted(path for path in data.rglob("*") if path.is_file())
 
 
@@ -107,16 +120,16 @@ def whole_numbers(seeds: list[Any]) -> tuple[int, ...]:
     return tuple(kept) if len(kept) == len(seeds) else ()
 
 
-def _download(dataset_id: str) -> None:
+def _download(dataset_id: str, source: str) -> None:
     import minari
 
     try:
-        minari.download_dataset(dataset_id)
+        minari.download_dataset(source)
     # Minari's remotes raise errors of several network libraries, which share no base class
     except Exception as error:
+        missing = f": {error}" if isinstance(error, ImportError) else ""
         raise UserError(
-            f"{dataset_id}: is not in Minari's local storage ({local_summary()}) and could not be "
-            f"downloaded ({type(error).__name__}); on a machine with a network run `minari "
-            f"download {dataset_id}`, then copy its folder to "
-            f"{folder(dataset_id)}"
+            f"{source}: is not in Minari's local storage ({local_summary()}) and could not be "
+            f"downloaded ({type(error).__name__}{missing}); on a machine with a network run "
+            f"`minari download {source}`, then copy its folder to {folder(dataset_id)}"
         ) from None

@@ -58,8 +58,11 @@ def _info(path: Path, meta: str) -> dict[str, Any]:
         info = {ours: data[theirs] for theirs, ours in names.items() if theirs in data}
         if not isinstance(info.get("env_id", ""), str):
             raise TypeError
-        return info
+        return info | {
+            key: float(info[key]) for key in ("ref_min_score", "ref_max_score") if key in info
+        }
     except (ValueError, TypeError):
         raise UserError(
-            f"{path}: `meta` is not a JSON object with a text `env_id`; write it with json.dumps"
+            f"{path}: `meta` is not a JSON object with a text `env_id` and numbers "
+            "`ref_min`, `ref_max`; write it with json.dumps"
         ) from None

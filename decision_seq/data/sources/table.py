@@ -15,6 +15,7 @@ import contextlib
 import csv
 import dataclasses
 import itertools
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,17 +63,19 @@ def read_csv(path: Path) -> Episodes:
     where = [header.index(name) for name in wanted]
     flags = [header.index(n) for n in (columns.terminated, columns.truncated) if n in header]
     try:
-        values = np.loadtxt(
-            path,
-            delimiter=",",
-            comments=None,
-            skiprows=1,
-            usecols=where,
-            converters=dict.fromkeys(flags, _flag),
-            quotechar='"',
-            encoding="utf-8-sig",
-            ndmin=2,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # about no rows, which we report
+            values = np.loadtxt(
+                path,
+                delimiter=",",
+                comments=None,
+                skiprows=1,
+                usecols=where,
+                converters=dict.fromkeys(flags, _flag),
+                quotechar='"',
+                encoding="utf-8-sig",
+                ndmin=2,
+            )
     except (ValueError, KeyError, OSError) as error:
         raise UserError(_first_bad_cell(path, wanted, where, flags, error)) from None
     table = {name: values[:, i] for i, name in enumerate(wanted)}
@@ -182,9 +185,15 @@ def _episodes(
         table[columns.reward],
         terminated,
         truncated,
-        {"env_id": columns.env} if columns.env else {},
+        _info(columns),
     )
     return dataclasses.replace(flat, unended=tuple(int(m) for m in unended))
+
+
+def _info(columns: Columns) -> dict[str, str]:
+    from decision_seq.envs.registry import recorded_id
+
+    return {"env_id": recorded_id(columns.env)} if columns.env else {}
 
 
 def _check_together(

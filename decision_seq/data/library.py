@@ -1,0 +1,130 @@
+"""Imported datasets: kept under a name in our own layout, which opens without reading anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from decision_seq.data.episodes import Episodes, check_finite, concatenate
+from decision_seq.data.sources import FORMATS, absolute, minari_dataset, resolve, stored
+from decision_seq.data.sources.episode_list import gather
+from decision_seq.data.store import EpisodeStore, checksum, open_folder, write_store
+from decision_seq.errors import UserError
+from decision_seq.files import exclusive
+
+
+def import_dataset(sources: Sequence[str], name: str, env: str | None = None) -> EpisodeStore:
+    """Keep the dataset made of `sources` under `name`.
+
+    Of processes that import the same at once, one writes and the others open what it wrote.
+
+    Args:
+        sources: files, folders, imported names or Minari ids.
+        name: letters, digits and . _ + -; then a source like any other.
+        env: environment it is from, where the sources do not say.
+
+    Raises:
+        UserError: bad name, another dataset has it, or a source is missing or malformed.
+    """
+    check_name(name)
+    if not sources:
+        raise UserError("import: name at least one file, folder or Minari id")
+    readers = [resolve(source) for source in sources]
+    fingerprints = [reader.fingerprint() for reader in readers]
+    came_from = {"sources": [absolute(s) for s in sources], "fingerprints": fingerprints}
+    folder = stored.library() / name
+    with exclusive(folder.with_name(f".{name}.lock"), wait=True):
+        if folder.exists():
+            if stored.read_meta(folder).get("fingerprints") != fingerprints:
+                raise _taken(folder)
+            return open_folder(folder, name)
+        parts = [reader.read() for reader in readers]
+        for source, part in zip(sources, parts, strict=True):
+            check_finite(source, part)
+        episodes = concatenate(parts, list(sources)) if len(parts) > 1 else parts[0]
+        _keep(folder, episodes, env, came_from)
+    return open_folder(folder, name)
+
+
+def from_episodes(
+    episodes: Iterable[Mapping[str, Any]], name: str, env: str | None = None
+) -> EpisodeStore:
+    """Keep episodes that Python code delivers one by one under `name`.
+
+    Args:
+        episodes: each a mapping with observations [T, S] (or [T + 1, S]), actions [T, A] or [T],
+            rewards [T], `terminated` and `truncated` (a bool, or [T] flags).
+        name: as for `import_dataset`.
+        env: environment they are from.
+
+    Raises:
+        UserError: bad name, another dataset has it, or an episode is malformed.
+    """
+    check_name(name)
+    gathered = gather(name, episodes, {})
+    check_finite(name, gathered)
+    folder = stored.library() / name
+    with exclusive(folder.with_name(f".{name}.lock"), wait=True):
+        if not folder.exists():
+            _keep(folder, gathered, env, {"sources": ["Python"]})
+            return open_folder(folder, name)
+    kept = stored.read(folder)
+    if any(
+        getattr(kept, key).tobytes() != getattr(gathered, key).tobytes() for key in stored.COLUMNS
+    ):
+        raise _taken(folder)
+    return open_folder(folder, name)
+
+
+def listing() -> list[str]:
+    """A line for each imported dataset."""
+    lines = []
+    for name in stored.names():
+        store = open_folder(stored.library() / name, name)
+        env = store.info.get("env_id") or "-"
+        lines.append(
+            f"{name:32} {store.episodes:>8} episodes {store.steps:>10} steps  {env:28} {store.hash}"
+        )
+    return lines or [f"no datasets in {stored.library()}; see `decision-seq data import --help`"]
+
+
+def verify(store: EpisodeStore) -> None:
+    """Raise UserError if the arrays are not those that were written: a damaged disk or copy."""
+    if checksum(vars(store)) != store.hash:
+        raise UserError(
+            f"{store.name}: its arrays do not have the checksum {store.hash} they were stored "
+            "with; delete its folder and import or collect it again"
+        )
+
+
+def check_name(name: str) -> None:
+    """Raise UserError unless a dataset can be called `name` without being taken for another."""
+    if stored.NAME.fullmatch(name) is None or len(name) > 100:
+        raise UserError(
+            f"dataset name {name!r}: use up to 100 letters, digits and . _ + -, first a letter or "
+            "digit"
+        )
+    if Path(name).suffix.lower() in FORMATS:
+        raise UserError(f"dataset name {name!r}: ends like a file; leave {Path(name).suffix} out")
+    if minari_dataset.is_id(name) and (minari_dataset.folder(name) / "data").is_dir():
+        raise UserError(f"dataset name {name!r}: is a local Minari dataset already; choose another")
+
+
+def _keep(folder: Path, episodes: Episodes, env: str | None, came_from: Mapping[str, Any]) -> None:
+    from decision_seq.envs.registry import recorded_id
+
+    if env is not None:
+        own = episodes.info.get("env_id")
+        env = recorded_id(env)
+        if own is not None and own.rpartition("-v")[0] != env.rpartition("-v")[0]:
+            raise UserError(f"{folder.name}: the data say that they are from {own}, not {env}")
+        episodes.info = {**episodes.info, "env_id": env}
+    write_store(folder, episodes, dict(came_from))
+
+
+def _taken(folder: Path) -> UserError:
+    return UserError(
+        f"{folder.name}: another dataset has this name; choose another with --as, or delete "
+        f"{folder}"
+    )
