@@ -10,6 +10,7 @@ from decision_seq.backbones import Backbone, BackboneConfig, Layout
 from decision_seq.backbones.conv import ConvConfig, KindConv
 from decision_seq.backbones.hybrid import HybridConfig
 from decision_seq.backbones.lstm import LSTM, LSTMConfig
+from decision_seq.backbones.mamba2 import CHUNK, DT_FLOOR, DT_MAX, Mamba2, Mamba2Config, ssd
 from decision_seq.errors import UserError
 
 WIDTH = 24
@@ -146,3 +147,89 @@ def test_hybrid_names_what_it_cannot_mix() -> None:
         HybridConfig(mixers=("hybrid",))
     with pytest.raises(UserError, match="mixers is empty"):
         HybridConfig(mixers=())
+
+
+# ---- mamba2 --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("length", [33, 2 * CHUNK + 5])
+def test_mamba2_equals_transformers_in_outputs_and_gradients(length: int) -> None:
+    from transformers import Mamba2Config as ReferenceConfig
+    from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
+
+    torch.manual_seed(0)
+    ours = Mamba2(Mamba2Config(width=32, d_state=16))
+    config = ReferenceConfig(
+        hidden_size=32, num_heads=4, head_dim=16, state_size=16, n_groups=1, chunk_size=32
+    )
+    reference = Mamba2Mixer(config, 0)
+    shapes = {name: tensor.shape for name, tensor in ours.state_dict().items()}
+    assert shapes == {name: tensor.shape for name, tensor in reference.state_dict().items()}
+    with torch.no_grad():  # away from the start, where D and the norm's weight are all ones
+        for parameter in (ours.D, ours.norm.weight):
+            parameter.uniform_(0.5, 1.5)
+        ours.dt_bias.uniform_(-4, 0)
+    reference.load_state_dict(ours.state_dict())
+    x, weight = tokens(2, length, 32), torch.randn(2, length, 32)
+    results = []
+    for mixer in (ours, reference):
+        inputs = x.clone().requires_grad_()
+        y = mixer(inputs)
+        (y * weight).sum().backward()
+        gradients = {name: p.grad for name, p in mixer.named_parameters()}
+        results.append({"y": y.detach(), "x": inputs.grad, **gradients})
+    for name, value in results[1].items():
+        scale = value.abs().max()
+        torch.testing.assert_close(results[0][name] / scale, value / scale, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [1, 5, CHUNK, CHUNK + 1, 3 * CHUNK - 7])
+def test_ssd_equals_its_recurrence(length: int) -> None:
+    torch.manual_seed(0)
+    u = torch.randn(2, length, 3, 4, dtype=torch.float64)
+    dt = torch.rand(2, length, 3, dtype=torch.float64)
+    A = -torch.rand(3, dtype=torch.float64)
+    B, C = torch.randn(2, 2, length, 5, dtype=torch.float64)
+    h = torch.randn(2, 3, 4, 5, dtype=torch.float64)
+    y, state = ssd(u, dt, A, B, C, h)
+    for t in range(length):
+        decay = (dt[:, t] * A).exp()[..., None, None]
+        h = decay * h + torch.einsum("bh,bhp,bn->bhpn", dt[:, t], u[:, t], B[:, t])
+        torch.testing.assert_close(y[:, t], torch.einsum("bhpn,bn->bhp", h, C[:, t]))
+    torch.testing.assert_close(state, h)
+
+
+def test_ssd_stays_finite_where_the_state_forgets_at_once() -> None:
+    """Differences of the running sum reach -1e4 here; above the diagonal their exp overflows."""
+    u = torch.randn(1, 60, 2, 4).requires_grad_()
+    dt = torch.full((1, 60, 2), 10.0).requires_grad_()
+    B, C = torch.randn(2, 1, 60, 5)
+    y, _ = ssd(u, dt, torch.tensor([-16.0, -1.0]), B, C, None)
+    y.sum().backward()
+    for tensor in (y, u.grad, dt.grad):
+        assert tensor is not None and tensor.isfinite().all()
+
+
+def test_mamba2_starts_as_mamba_ssm_does() -> None:
+    for seed in range(5):
+        torch.manual_seed(seed)
+        mixer = Mamba2(Mamba2Config(heads=64))
+        dt = nn.functional.softplus(mixer.dt_bias)
+        assert dt.min() >= DT_FLOOR and dt.max() <= DT_MAX * 1.001 and dt.max() / dt.min() > 10
+        assert mixer.A_log.exp().min() >= 1 and mixer.A_log.exp().max() <= 16
+    mixer = Mamba2(Mamba2Config(width=128))
+    assert {n: tuple(p.shape) for n, p in mixer.named_parameters()} == {
+        "dt_bias": (4,),
+        "A_log": (4,),
+        "D": (4,),
+        "in_proj.weight": (2 * 256 + 2 * 64 + 4, 128),
+        "conv1d.weight": (256 + 2 * 64, 1, 4),
+        "conv1d.bias": (256 + 2 * 64,),
+        "norm.weight": (256,),
+        "out_proj.weight": (128, 256),
+    }
+
+
+def test_mamba2_heads_must_divide_its_channels() -> None:
+    with pytest.raises(UserError, match=r"heads is 5; it must divide expand \* width = 256"):
+        Mamba2Config(heads=5)

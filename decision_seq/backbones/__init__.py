@@ -1,6 +1,6 @@
 """Backbones: what mixes information along time. One file each; importing it registers it."""
 
-from decision_seq.backbones import attention, conv, hybrid, imixer, lstm, mamba, mixer, none
+from decision_seq.backbones import attention, conv, hybrid, imixer, lstm, mamba, mamba2, mixer, none
 from decision_seq.backbones.base import Backbone, BackboneConfig, Layout, Mixer, State
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "imixer",
     "lstm",
     "mamba",
+    "mamba2",
     "mixer",
     "none",
 ]

@@ -13,13 +13,10 @@ from decision_seq.run_config import TrainConfig
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """AdamW over two groups: matrices decay; biases, norms, embeddings, A_log and D do not."""
     undecayed = {
-        name
+        f"{path}.{name}" if path else name
         for path, module in model.named_modules()
-        for name in (
-            f"{path}.{n}" if path else n for n, _ in module.named_parameters(recurse=False)
-        )
-        if isinstance(module, nn.Embedding | nn.LayerNorm)
-        or name.rsplit(".", 1)[-1] in ("bias", "A_log", "D")
+        for name, parameter in module.named_parameters(recurse=False)
+        if isinstance(module, nn.Embedding) or parameter.ndim < 2 or name in ("bias", "A_log")
     }
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for name, parameter in model.named_parameters():

@@ -1,0 +1,205 @@
+"""Mamba-2: a selective state space whose scan is a masked matrix product (arXiv:2405.21060).
+
+Parameter names, shapes and initialisation are those of `mamba_ssm.Mamba2` with one group, so
+weights move between that package, transformers' Mamba2Model and this one.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from decision_seq.backbones.base import BackboneConfig, LayerState, Layout, Mixer, register
+from decision_seq.errors import UserError
+from decision_seq.ops import causal_conv_silu, causal_conv_silu_step
+
+DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4  # of softplus(dt_bias) at initialisation
+A_MIN, A_MAX = 1.0, 16.0  # of -A at initialisation
+CHUNK = 64  # tokens whose mutual influence is one matrix; a window of 20 steps is a single chunk
+
+
+@register(
+    "mamba2", "selective state space by matrix products; cost L; streams with a constant-size state"
+)
+@dataclass(frozen=True)
+class Mamba2Config(BackboneConfig):
+    """E = expand * width channels in H heads of P = E / H, each channel with d_state variables."""
+
+    d_state: int = 64  # N; mamba_ssm has 128, and with 64 a layer is as large as one of Mamba
+    d_conv: int = 4  # k, taps of the causal convolution
+    expand: int = 2
+    heads: int = 4  # H; mamba_ssm fixes P = 64 instead, which is this at width 128
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if min(self.d_state, self.d_conv, self.expand) < 1:
+            raise UserError("d_state, d_conv and expand must be at least 1")
+        if self.heads < 1 or self.expand * self.width % self.heads:
+            channels = self.expand * self.width
+            raise UserError(f"heads is {self.heads}; it must divide expand * width = {channels}")
+
+    def make_mixer(self, layout: Layout) -> Mixer:
+        return Mamba2(self)
+
+
+class Mamba2(Mixer):
+    """h_t = exp(dt_t A) h_{t-1} + dt_t u_t B_t^T,  y_t = norm((h_t C_t + D u_t) * silu(z_t)).
+
+    As in Mamba, but dt and A are one number a head, and B and C come from the tokens directly. So
+    each head's output is y = M u, where M[l, s] = C_l . B_s exp(A (dt_{s+1} + ... + dt_l)) dt_s.
+    """
+
+    def __init__(self, config: Mamba2Config) -> None:
+        super().__init__()
+        self.heads, self.d_state = config.heads, config.d_state
+        self.channels = config.expand * config.width  # E
+        mixed = self.channels + 2 * config.d_state  # u, B and C pass through the convolution
+        self.in_proj = nn.Linear(config.width, self.channels + mixed + config.heads, bias=False)
+        self.conv1d = nn.Conv1d(
+            mixed, mixed, config.d_conv, groups=mixed, padding=config.d_conv - 1
+        )
+        low, high = math.log(DT_MIN), math.log(DT_MAX)
+        dt = torch.empty(config.heads).uniform_(low, high).exp().clamp(min=DT_FLOOR)
+        self.dt_bias = nn.Parameter(dt + torch.log(-torch.expm1(-dt)))  # inverse of softplus
+        self.A_log = nn.Parameter(torch.empty(config.heads).uniform_(A_MIN, A_MAX).log())
+        self.D = nn.Parameter(torch.ones(config.heads))
+        self.norm = GatedRMSNorm(self.channels, eps=1e-5)
+        self.out_proj = nn.Linear(self.channels, config.width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, L, D] -> [B, L, D]"""
+        z, mixed, dt = self._project(x)
+        u, B, C = self._split(causal_conv_silu(mixed, self.conv1d.weight, self._conv_bias))
+        y, _ = ssd(u, dt, self._A(), B, C, None)
+        return self._output(y, u, z)
+
+    def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> LayerState:
+        """Last k - 1 inputs of the convolution and the state h, always float32."""
+        mixed, _, taps = self.conv1d.weight.shape
+        per_head = self.channels // self.heads
+        return {
+            "conv": torch.zeros(batch_size, taps - 1, mixed, device=device, dtype=dtype),
+            "h": torch.zeros(batch_size, self.heads, per_head, self.d_state, device=device),
+        }
+
+    def step(self, x: Tensor, state: LayerState) -> tuple[Tensor, LayerState]:
+        """[B, n, D], state -> [B, n, D], state"""
+        z, mixed, dt = self._project(x)
+        mixed, conv = causal_conv_silu_step(
+            mixed, self.conv1d.weight, self._conv_bias, state["conv"]
+        )
+        u, B, C = self._split(mixed)
+        y, h = ssd(u, dt, self._A(), B, C, state["h"])
+        assert h is not None
+        return self._output(y, u, z), {"conv": conv, "h": h}
+
+    @torch.no_grad()
+    def token_map(self, x: Tensor) -> Tensor:
+        """[B, L, D] -> [B, H, L, L] float32: |M|, what each head's output at token l takes from the
+        input u of token s, before skip, gate and norm. (u itself is a convolution of the last k
+        tokens; that reach is not in M.)"""
+        _, mixed, dt = self._project(x)
+        _, B, C = self._split(causal_conv_silu(mixed, self.conv1d.weight, self._conv_bias))
+        with torch.autocast(x.device.type, enabled=False):
+            return influence(dt, self._A(), B, C).abs()
+
+    @torch.no_grad()
+    def memory_length(self, x: Tensor) -> Tensor:
+        """[B, L, D] -> [B, L, H] float32: tokens until a head's state has decayed to 1/e, were
+        every following token as this one: 1 / (dt |A|)."""
+        _, _, dt = self._project(x)
+        return -1 / (dt * self._A())
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Gate z [B, L, E], input of the convolution [B, L, E + 2N], step size dt [B, L, H] > 0."""
+        z, mixed, dt = self.in_proj(x).split(
+            [self.channels, self.channels + 2 * self.d_state, self.heads], dim=-1
+        )
+        return z, mixed, F.softplus(dt.float() + self.dt_bias.float())
+
+    def _split(self, mixed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """u [B, L, H, P], B [B, L, N], C [B, L, N]."""
+        u, B, C = mixed.split([self.channels, self.d_state, self.d_state], dim=-1)
+        return u.unflatten(-1, (self.heads, -1)), B, C
+
+    def _output(self, y: Tensor, u: Tensor, z: Tensor) -> Tensor:
+        y = torch.addcmul(y, u, self.D.float().unsqueeze(-1)).flatten(2)  # [B, L, E]
+        return self.out_proj(self.norm(y, z))
+
+    @property
+    def _conv_bias(self) -> Tensor:
+        assert self.conv1d.bias is not None
+        return self.conv1d.bias
+
+    def _A(self) -> Tensor:
+        return -torch.exp(self.A_log.float())  # [H]
+
+
+class GatedRMSNorm(nn.RMSNorm):
+    """weight * v / rms(v) of the gated v = y * silu(z), in float32."""
+
+    def forward(self, y: Tensor, z: Tensor) -> Tensor:  # type: ignore[override]
+        """[B, L, E], [B, L, E] -> [B, L, E]"""
+        return super().forward(y * F.silu(z.float()))
+
+
+def ssd(
+    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """The state space dual (arXiv:2405.21060, section 6): quadratic within chunks of CHUNK tokens,
+    a state between them, so that cost is linear in L. All in float32, also under autocast.
+
+    Args:
+        u: input, [B, L, H, P].
+        dt: step sizes, positive, [B, L, H].
+        A: decay rates, negative, [H].
+        B, C: input and output projections, [B, L, N].
+        state: h before the first token, [B, H, P, N]; None is zeros, and says that the state after
+            the last token is not wanted.
+
+    Returns:
+        y without skip, [B, L, H, P], and the state after the last token or None.
+    """
+    length, outputs, keep = u.shape[1], [], state is not None
+    with torch.autocast(u.device.type, enabled=False):
+        for first in range(0, length, CHUNK):
+            last = first + CHUNK >= length
+            part = slice(first, first + CHUNK)
+            chunk = (u[:, part], dt[:, part], A, B[:, part], C[:, part])
+            y, state = _chunk(*chunk, state, keep or not last)
+            outputs.append(y)
+    return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)), state
+
+
+def influence(dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
+    """M [B, H, L, L] of L tokens among themselves, zero above the diagonal; shapes as in `ssd`."""
+    seen = torch.ones(dt.shape[1], dt.shape[1], device=dt.device, dtype=dt.dtype).tril()
+    # A dt summed over the tokens in (s, l]. Differences of a running sum would be the same, but
+    # lose three digits of the gradients of dt and A. Above the diagonal the sum is empty: exp(0).
+    log_decay = seen @ ((dt * A).transpose(1, 2).unsqueeze(-1) * seen.tril(-1))  # [B, H, L, L]
+    products = (C @ B.transpose(1, 2)).tril().unsqueeze(1)  # [B, 1, L, L]
+    return log_decay.exp() * products * dt.transpose(1, 2).unsqueeze(-2)
+
+
+def _chunk(
+    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor | None, keep: bool
+) -> tuple[Tensor, Tensor | None]:
+    """`ssd` of a few tokens; the state after them only if `keep`."""
+    u = u.transpose(1, 2)  # [B, H, L, P]
+    y = influence(dt, A, B, C) @ u
+    rate = (dt * A).transpose(1, 2)  # [B, H, L]
+    if state is not None:
+        since = rate.cumsum(-1).exp().unsqueeze(-1)  # decay since before the first token
+        y = y + since * (C.unsqueeze(1) @ state.transpose(-1, -2))
+    if not keep:
+        return y.transpose(1, 2), None
+    to_end = rate.flip(-1).cumsum(-1).flip(-1) - rate  # over (s, L]
+    weight = (to_end.exp() * dt.transpose(1, 2)).unsqueeze(-1)  # [B, H, L, 1]
+    new_state = (u * weight).transpose(-1, -2) @ B.unsqueeze(1)  # [B, H, P, N]
+    if state is not None:
+        new_state = new_state + rate.sum(-1).exp()[..., None, None] * state
+    return y.transpose(1, 2), new_state
