@@ -23,12 +23,20 @@ from decision_seq.files import write_text
 class DataConfig:
     """Which episodes to learn from."""
 
-    sources: tuple[str, ...]  # .npz and .hdf5 files or Minari ids, together one dataset
+    sources: tuple[str, ...]  # files, folders, imported names or Minari ids: together one dataset
+    weights: tuple[float, ...] = ()  # how often to draw from each source; by default by its steps
     top_fraction: float = 1.0  # learn from the best episodes with this share of the steps (%BC)
     validation_fraction: float = 0.05  # share of those episodes held out for the validation loss
     windows: Literal["any", "full"] = "any"  # begin at any step, or only where K steps remain
 
     def __post_init__(self) -> None:
+        if len(self.weights) not in (0, len(self.sources)):
+            raise UserError(
+                f"weights has {len(self.weights)} numbers for {len(self.sources)} sources; give "
+                "one a source, or none"
+            )
+        if not all(math.isfinite(weight) and weight > 0 for weight in self.weights):
+            raise UserError(f"weights is {list(self.weights)}; they must be above 0")
         if not 0 < self.top_fraction <= 1:
             raise UserError(f"top_fraction is {self.top_fraction}; it must be above 0, at most 1")
         if not 0 <= self.validation_fraction < 1:
@@ -54,7 +62,6 @@ class TrainConfig:
     log_interval: int = 100  # steps between rows of metrics.jsonl
     checkpoint_interval: int = 1000  # steps between checkpoints and validation losses
     skip_nonfinite: int = 0  # batches with a loss or gradient that is not finite, before it stops
-    skip_nonfinite: int = 0  # batches with a loss or gradient that is not finite, before it stops
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "log_interval", "checkpoint_interval"):
@@ -70,8 +77,6 @@ class TrainConfig:
             )
         if self.ema is not None and not 0 < self.ema < 1:
             raise UserError(f"ema is {self.ema}; it must be between 0 and 1, or left out")
-        if self.skip_nonfinite < 0:
-            raise UserError(f"skip_nonfinite is {self.skip_nonfinite}; it must be at least 0")
         if self.skip_nonfinite < 0:
             raise UserError(f"skip_nonfinite is {self.skip_nonfinite}; it must be at least 0")
 

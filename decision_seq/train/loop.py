@@ -232,6 +232,7 @@ def make_samplers(
             config.seed,
             device,
             full=config.data.windows == "full",
+            weights=config.data.weights,
         )
 
     return sampler(training), sampler(held_out) if len(held_out) else None
