@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ class LagMixer(Mixer):
         return torch.stack(parts).sum(0).expand(len(x), 1, -1, -1)
 
     def memory_length(self, x: Tensor) -> Tensor:
-        return torch.arange(1.0, 102.0).expand(len(x), -1)
+        return torch.tensor([*range(1, 101), math.inf]).expand(len(x), -1)
 
     def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> LayerState:
         raise AssertionError("is not asked for")
@@ -198,6 +199,8 @@ def test_maps_and_memory_of_the_window_asked_for(toy_store: EpisodeStore) -> Non
     # row 16 (the last observation) of weights 1, 0, 1/2, 1/4, 0, 1/4 by lag
     assert layer["mean_lag"] == pytest.approx([(2 * 0.5 + 3 * 0.25 + 5 * 0.25) / 2])
     assert layer["memory_tokens"] == pytest.approx({"10%": 11, "50%": 51, "90%": 91})
+    assert inspection.layers[0].memory is not None
+    assert inspection.layers[0].memory.max() == 1e9  # JSON has no infinity
     early = inspect_agent(subject(toy_store, agent), episode=3, step=2, context_length=None)
     assert (early.first_step, early.last_step) == (0, 2)
 

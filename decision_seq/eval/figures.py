@@ -80,6 +80,7 @@ def influence(runs: list[Run]) -> str:
                 label = agent if i == 0 else None
                 ax.plot(steps, means / (means[0] or 1), ".-", color=colour, label=label)
         ax.set_yscale("log", nonpositive="mask")
+        ax.locator_params(axis="x", integer=True)
         ax.set_xlabel("steps back")
     axes[0][0].set_ylabel("influence on the action (now: 1)")
     return to_svg(figure, [ax for ax, _ in axes])

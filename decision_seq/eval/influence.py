@@ -19,6 +19,7 @@ from decision_seq.data.store import EpisodeStore
 from decision_seq.data.windows import Batch, WindowSampler
 from decision_seq.errors import UserError
 
+FOREVER = 1e9  # tokens; what hardly decays remembers no longer than this
 CHUNK_TOKENS = 4096  # tokens differentiated at once; bounds the memory that long windows take
 
 
@@ -153,15 +154,9 @@ def full_windows(
             f"{store.name}: its longest episode has {store.lengths.max()} steps, fewer than "
             f"the {length} of a window; choose a smaller --context-length"
         )
-    lengths = store.lengths[episodes]
-    first = np.cumsum(lengths) - lengths  # eligible step at which each episode begins
-    begins = np.concatenate(
-        [f + np.arange(n - length + 1) for f, n in zip(first, lengths, strict=True)]
-    )
-    which = np.random.default_rng(seed).choice(begins, count)
     returns = agent.config.returns
-    sampler = WindowSampler(store, episodes, length, returns, seed, agent.device)
-    return sampler.windows(torch.from_numpy(which))
+    sampler = WindowSampler(store, episodes, length, returns, seed, agent.device, full=True)
+    return sampler.batch(0, count)
 
 
 def _forward(agent: SequenceAgent, batch: Batch) -> Tensor:
@@ -180,5 +175,5 @@ def _view(layer: int, mixer: Mixer, x: Tensor) -> LayerView:
         layer=layer,
         mixer=type(mixer).__name__,
         token_map=None if token_map is None else token_map[0].float().cpu().numpy(),
-        memory=None if memory is None else memory[0].float().cpu().numpy(),
+        memory=None if memory is None else memory[0].float().clamp(max=FOREVER).cpu().numpy(),
     )

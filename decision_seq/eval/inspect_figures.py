@@ -34,6 +34,7 @@ def influence_by_lag(influence: Influence) -> str:
         label = kind.replace("_", "-")
         ax.plot(influence.steps[own], influence.by_lag[own], ".-", color=colour, label=label)
     ax.set_yscale("log", nonpositive="mask")
+    ax.locator_params(axis="x", integer=True)
     ax.set_xlabel("steps back")
     ax.set_ylabel("norm of the derivative")
     return to_svg(figure, [ax])
