@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from decision_seq.backbones import Layout
+from decision_seq.backbones.mixer import MixerConfig, ParallelBlock
 from decision_seq.errors import UserError
 from decision_seq.hopfield.energies import (
     causal_mixer_memory,
     largest_mixer_step,
     mixer_memory,
-    symmetry_breaking,
 )
 from decision_seq.hopfield.lagrangians import (
     Gelu,
@@ -312,8 +313,62 @@ def test_energy_rises_where_the_way_back_is_not_the_transpose() -> None:
     assert risen >= 5
 
 
-def test_symmetry_breaking_is_zero_when_symmetric_and_one_when_independent() -> None:
-    inward, outward = normal(200, 300, seed=1), normal(300, 200, seed=2)
-    assert symmetry_breaking(inward, inward.mT) == 0
-    assert symmetry_breaking(inward, outward) == pytest.approx(1, abs=0.02)
-    assert symmetry_breaking(inward, -inward.mT) == pytest.approx(2)
+# ---- the causal block that is trained ------------------------------------------------------
+
+
+def trained_block(positions: str) -> ParallelBlock:
+    """A parallel symmetric block whose weights, as after training, are nothing special."""
+    torch.manual_seed(0)
+    config = MixerConfig(
+        width=10,
+        layers=1,
+        dropout=0.0,
+        mixing="symmetric",
+        block="parallel",
+        positions=positions,  # type: ignore[arg-type]
+        hidden=3,
+    )
+    block = config.build(Layout(context_length=3, tokens_per_step=2)).blocks[0].double()
+    assert isinstance(block, ParallelBlock)
+    with torch.no_grad():
+        for parameter in (block.mixer.W.weight, block.mlp.W):
+            parameter.copy_(torch.randn_like(parameter) * (parameter != 0) * 0.4)
+    return block
+
+
+def memory_of(block: ParallelBlock, g: Tensor, t: int) -> AssociativeMemory:
+    """Token t of `block`, with the tokens before it as in g [B, L, D]."""
+    rows = slice(3 * t, 3 * t + 3)
+    matrix = block.mixer.W.matrix(g.shape[1]).detach()  # [L m, L]
+    past = matrix[rows, :t] @ g[:, :t]
+    return causal_mixer_memory(matrix[rows, t], block.mlp.W.detach(), past, eps=1e-5)
+
+
+@pytest.mark.parametrize("positions", ["absolute", "toeplitz"])
+def test_the_trained_block_is_one_descent_step_without_the_decay(positions: str) -> None:
+    block, x = trained_block(positions), normal(2, 6, 10, seed=7)
+    with torch.no_grad():
+        block.norm_mixer.weight.normal_(mean=1.0, std=0.2)  # holds for any g, also a weighted norm
+        block.norm_mixer.bias.normal_()
+    update, g = (block(x) - x).detach(), block.norm_mixer(x).detach()
+    for t in range(6):
+        memory, own = memory_of(block, g, t), g[:, t].clone().requires_grad_()
+        energy = memory.energy({"x": x[:, t]}, {"x": own})
+        (gradient,) = torch.autograd.grad(energy.sum(), own)
+        torch.testing.assert_close(update[:, t], -gradient + x[:, t], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("positions", ["absolute", "toeplitz"])
+def test_the_trained_block_lowers_the_energy_of_its_tokens(positions: str) -> None:
+    block, x, dt = trained_block(positions), normal(2, 6, 10, seed=7), 0.01
+    g = block.norm_mixer(x).detach()
+    for t in range(6):
+        memory, moved = memory_of(block, g, t), x.clone()
+        energies = [memory.energy({"x": moved[:, t]})]
+        for _ in range(100):
+            with torch.no_grad():
+                force = block(moved)[:, t] - moved[:, t]
+            moved[:, t] += dt * (force - moved[:, t])
+            energies.append(memory.energy({"x": moved[:, t]}))
+        path = torch.stack(energies)
+        assert (path.diff(dim=0) < 1e-12).all() and (path[-1] < path[0] - 0.05).all()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 from decision_seq.hopfield.lagrangians import GELU_SLOPES, Gelu, LayerNorm
@@ -89,11 +88,3 @@ def largest_mixer_step(memory: AssociativeMemory, x: Tensor) -> Tensor:
     outward = (force * g).sum(-1) / radius
     falls = -GELU_SLOPES[0] * sum(synapse.norm() ** 2 for synapse in memory.synapses)
     return spread / (spread + outward.neg().clamp(min=0) + falls * radius / 2)
-
-
-def symmetry_breaking(inward: Tensor, outward: Tensor) -> float:
-    """eta = |W2 - W1^T|^2 / (|W1|^2 + |W2|^2) of a mixing module's W1 [m, n] and W2 [n, m]:
-    0 when symmetric, about 1 for independent weights."""
-    with torch.no_grad():
-        difference = (outward - inward.mT).square().sum()
-        return float(difference / (inward.square().sum() + outward.square().sum()))

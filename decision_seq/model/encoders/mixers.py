@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from decision_seq.backbones.mixer import symmetry_breaking
 from decision_seq.errors import UserError
-from decision_seq.hopfield.energies import symmetry_breaking
 from decision_seq.model.encoders.base import (
     ImageEncoder,
     ImageEncoderConfig,
@@ -287,7 +287,8 @@ class PatchMixer(ImageEncoder):
         for block in self.blocks:
             for name, module in block.named_children():
                 if isinstance(module, MixingModule):
-                    found.setdefault(name, []).append(symmetry_breaking(*module.matrices()))
+                    there, back = module.matrices()
+                    found.setdefault(name, []).append(float(symmetry_breaking(there.mT, back)))
         return {name: sum(values) / len(values) for name, values in found.items()}
 
     def _mixing(self) -> list[MixingModule]:
