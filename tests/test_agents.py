@@ -267,6 +267,43 @@ def test_discrete_actions_are_indices_and_learned() -> None:
     torch.testing.assert_close(agent.loss(batch), wanted)
 
 
+def drawn(seeds: list[int], context: Context = "stream", steps: int = 60) -> Tensor:
+    """Actions [steps, lanes] at temperature 2, every lane meeting the same."""
+    agent = make("mamba", BehaviourCloningConfig, discrete=True, temperature=2.0)
+    generator = torch.Generator().manual_seed(6)
+    observations = torch.randn(steps, S, generator=generator)
+    lanes = len(seeds)
+    state = agent.init_state(lanes, context, seed=torch.tensor(seeds))
+    action, actions = torch.zeros(lanes, dtype=torch.int64), []
+    for t in range(steps):
+        action, state = agent.act(
+            observations[t].expand(lanes, S), action, torch.zeros(lanes), state
+        )
+        actions.append(action)
+    return torch.stack(actions)
+
+
+def test_sampled_actions_depend_on_their_lane_alone() -> None:
+    actions = drawn([3, 8, 3, 5])
+    assert torch.equal(actions, drawn([3, 8, 3, 5]))
+    assert torch.equal(actions[:, 0], actions[:, 2])
+    assert torch.equal(actions[:, 1:2], drawn([8]))
+    assert (actions[:, 0] != actions[:, 1]).any() and (actions[:, 1] != actions[:, 3]).any()
+    assert torch.equal(drawn([3], "window", K), actions[:K, :1])
+
+
+def test_sampling_follows_the_softmax() -> None:
+    agent = make("mamba", discrete=True, temperature=0.5)
+    lanes = 4000
+    logits = torch.tensor([0.3, -0.2, 0.6])
+    state = agent.init_state(lanes, "stream", torch.zeros(lanes))
+    counts = agent.choose(logits.expand(lanes, A), state).bincount(minlength=A)
+    expected = lanes * (logits / 0.5).softmax(0)
+    assert ((counts - expected).abs() < 4 * expected.sqrt()).all()
+    greedy = make("mamba", discrete=True)
+    assert (greedy.choose(logits.expand(lanes, A), state) == 2).all()
+
+
 def test_statistics_come_from_the_data(tmp_path: Path) -> None:
     episodes = random_episodes([30, 20], width=S, action_dim=A)
     episodes.actions[:, 1] *= 4.0
@@ -307,5 +344,23 @@ def test_misuse_is_one_sentence() -> None:
         agent.init_state(2, "window")
     with pytest.raises(UserError, match="widow"):
         agent.init_state(2, "widow", torch.ones(2))  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="tokens"):
-        make("mamba", tokens=("observation", "reward"))
+    with pytest.raises(UserError, match=r"temperature is 1\.0, but the data's actions are"):
+        make("mamba", temperature=1.0)
+
+
+@pytest.mark.parametrize(
+    ("config", "tokens", "words"),
+    [
+        (ReturnConditionedConfig, ("observation", "action"), r"takes \[return_to_go, observation"),
+        (ReturnConditionedConfig, ("action", "return_to_go", "observation"), "return_conditioned"),
+        (BehaviourCloningConfig, ("return_to_go", "observation"), r"\[observation, action\] or"),
+        (BehaviourCloningConfig, ("observation", "reward"), r"\[observation, reward\]; behav"),
+        (MaxReturnConfig, ("observation",), "max_return takes"),
+    ],
+)
+def test_a_layout_the_agent_cannot_use_is_one_sentence(
+    config: type[AgentConfig], tokens: tuple[str, ...], words: str
+) -> None:
+    with pytest.raises(UserError, match=words) as error:
+        make("mamba", config, tokens=tokens)
+    assert "\n" not in str(error.value)

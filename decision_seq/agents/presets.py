@@ -11,6 +11,7 @@ from decision_seq.config import to_plain
 PRESETS: dict[str, dict[str, Any]] = {
     "decision-transformer": {"kind": "return_conditioned", "backbone": {"kind": "attention"}},
     "decision-mamba": {"kind": "return_conditioned", "backbone": {"kind": "mamba"}},
+    "decision-mamba2": {"kind": "return_conditioned", "backbone": {"kind": "mamba2"}},
     "decision-mixer": {
         "kind": "return_conditioned",
         "backbone": {"kind": "mixer", "mixing": "vanilla", "block": "serial"},

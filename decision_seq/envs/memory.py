@@ -12,6 +12,7 @@ from gymnasium import spaces
 from decision_seq.errors import UserError
 
 LAGS = (8, 16, 32, 64, 128)  # those with a name, memory-8 and so on
+RIGHT = 0.75  # share of the behaviour policy's answers
 
 
 class Memory(gym.Env[np.ndarray, np.ndarray]):
@@ -57,15 +58,19 @@ class Memory(gym.Env[np.ndarray, np.ndarray]):
         return np.array([cue, self.np_random.uniform(-1, 1), question], np.float32)
 
 
-def coin_flipper(rng: np.random.Generator) -> Callable[[np.ndarray], np.ndarray]:
-    """Behaviour policy of Memory: 0 until the question, then -1 or 1 by the toss of a coin.
+def often_right(rng: np.random.Generator) -> Callable[[np.ndarray], np.ndarray]:
+    """Behaviour policy of Memory: 0 until the question, then right three times of four.
 
-    Half of its answers are right, so returns tell right from wrong, and neither its actions nor
-    its returns tell the cue.
+    Neither its returns nor its actions before the answer tell the cue. (Were it right half of the
+    time, the answer would be independent of cue and of return alone: an exclusive or, which takes
+    gradient descent several times as long to find, and has nothing to do with memory.)
     """
+    cue = 0.0
 
     def act(observation: np.ndarray) -> np.ndarray:
-        asked = observation[2] > 0
-        return np.array([rng.choice((-1.0, 1.0)) if asked else 0.0], np.float32)  # [A]
+        nonlocal cue
+        cue = float(observation[0]) or cue
+        answer = cue if rng.random() < RIGHT else -cue
+        return np.array([answer if observation[2] > 0 else 0.0], np.float32)  # [A]
 
     return act

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from decision_seq.envs.behaviour import MLPPolicy, embedded_policy, embedded_tiers
-from decision_seq.envs.memory import coin_flipper
+from decision_seq.envs.memory import often_right
 from decision_seq.envs.registry import MEMORY_IDS, NAMES, env_id, make
 from decision_seq.envs.sb3_library import library_behaviour
 from decision_seq.envs.sb3_policy import ForeignLayout, load_sb3
@@ -20,7 +20,7 @@ Behaviour = Callable[[np.random.Generator], Callable[[np.ndarray], np.ndarray]]
 # (gymnasium id, tier) -> policy of a toy environment, and what it does
 TOYS: dict[tuple[str, str], tuple[Behaviour, str]] = {
     (NAMES["point-run"], "mixed"): (steady_runner, "one constant speed an episode"),
-    **{(i, "medium"): (coin_flipper, "right half of the time") for i in MEMORY_IDS.values()},
+    **{(i, "medium"): (often_right, "right three times of four") for i in MEMORY_IDS.values()},
 }
 
 
