@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from decision_seq.backbones import Backbone, BackboneConfig, Layout
-from decision_seq.backbones.conv import ConvConfig, KindConv
+from decision_seq.backbones.conv import ConvConfig, KindConv, _Filter
 from decision_seq.backbones.hybrid import HybridConfig
 from decision_seq.backbones.lstm import LSTM, LSTMConfig
 from decision_seq.backbones.mamba2 import CHUNK, DT_FLOOR, DT_MAX, Mamba2, Mamba2Config, ssd
@@ -42,6 +42,15 @@ def test_conv_equals_a_loop(taps: int, tokens_per_step: int) -> None:
     torch.testing.assert_close(mixer(x), expected)
 
 
+@pytest.mark.parametrize("shape", [(7, 4, 3), (2, 7, 4, 3)])  # shared weights, or one's own
+def test_conv_gradients_equal_differences(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    seen = torch.randn(2, 7 + 3, 3, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(*shape[:-2], 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(_Filter.apply, (seen, weight, bias))
+
+
 def test_conv_equals_a_strided_convolution_of_each_kind() -> None:
     """Three depthwise nn.Conv1d over everything before, each read where its kind of token is."""
     mixer, x = conv(), tokens(2, 17)
@@ -74,8 +83,9 @@ def test_conv_lanes_that_began_at_different_times_keep_their_kinds() -> None:
 def test_conv_token_map_is_what_a_token_takes_from_another() -> None:
     mixer, x = conv(), tokens(2, 17)
     position = 13
-    jacobian = torch.func.jacrev(lambda row: mixer(row[None])[0, position])(x[0])  # [D, L, D]
-    per_channel = jacobian.diagonal(dim1=0, dim2=2)  # [L, D]
+    row = x[:1].requires_grad_()
+    gradient = torch.autograd.grad(mixer(row)[0, position].sum(), row)[0]
+    per_channel = gradient[0]  # [L, D]: a channel sees no other
     token_map = mixer.token_map(x)
     assert token_map.shape == (2, 1, 17, 17)
     torch.testing.assert_close(token_map[1, 0, position], per_channel.abs().mean(-1))
