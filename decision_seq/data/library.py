@@ -17,7 +17,8 @@ from decision_seq.files import exclusive
 def import_dataset(sources: Sequence[str], name: str, env: str | None = None) -> EpisodeStore:
     """Keep the dataset made of `sources` under `name`.
 
-    Of processes that import the same at once, one writes and the others open what it wrote.
+    Of processes that import the same at once, one writes and the others open what it wrote; to
+    import the same again changes nothing.
 
     Args:
         sources: files, folders, imported names or Minari ids.
@@ -30,21 +31,11 @@ def import_dataset(sources: Sequence[str], name: str, env: str | None = None) ->
     check_name(name)
     if not sources:
         raise UserError("import: name at least one file, folder or Minari id")
-    readers = [resolve(source) for source in sources]
-    fingerprints = [reader.fingerprint() for reader in readers]
-    came_from = {"sources": [absolute(s) for s in sources], "fingerprints": fingerprints}
-    folder = stored.library() / name
-    with exclusive(folder.with_name(f".{name}.lock"), wait=True):
-        if folder.exists():
-            if stored.read_meta(folder).get("fingerprints") != fingerprints:
-                raise _taken(folder)
-            return open_folder(folder, name)
-        parts = [reader.read() for reader in readers]
-        for source, part in zip(sources, parts, strict=True):
-            check_finite(source, part)
-        episodes = concatenate(parts, list(sources)) if len(parts) > 1 else parts[0]
-        _keep(folder, episodes, env, came_from)
-    return open_folder(folder, name)
+    parts = [resolve(source).read() for source in sources]
+    for source, part in zip(sources, parts, strict=True):
+        check_finite(source, part)
+    episodes = concatenate(parts, list(sources)) if len(parts) > 1 else parts[0]
+    return _keep(name, episodes, env, [absolute(source) for source in sources])
 
 
 def from_episodes(
@@ -64,17 +55,7 @@ def from_episodes(
     check_name(name)
     gathered = gather(name, episodes, {})
     check_finite(name, gathered)
-    folder = stored.library() / name
-    with exclusive(folder.with_name(f".{name}.lock"), wait=True):
-        if not folder.exists():
-            _keep(folder, gathered, env, {"sources": ["Python"]})
-            return open_folder(folder, name)
-    kept = stored.read(folder)
-    if any(
-        getattr(kept, key).tobytes() != getattr(gathered, key).tobytes() for key in stored.COLUMNS
-    ):
-        raise _taken(folder)
-    return open_folder(folder, name)
+    return _keep(name, gathered, env, ["Python"])
 
 
 def listing() -> list[str]:
@@ -111,20 +92,25 @@ def check_name(name: str) -> None:
         raise UserError(f"dataset name {name!r}: is a local Minari dataset already; choose another")
 
 
-def _keep(folder: Path, episodes: Episodes, env: str | None, came_from: Mapping[str, Any]) -> None:
+def _keep(name: str, episodes: Episodes, env: str | None, sources: list[str]) -> EpisodeStore:
+    """Write the dataset unless it is there; of processes that do so at once, one writes."""
     from decision_seq.envs.registry import recorded_id
 
     if env is not None:
         own = episodes.info.get("env_id")
         env = recorded_id(env)
         if own is not None and own.rpartition("-v")[0] != env.rpartition("-v")[0]:
-            raise UserError(f"{folder.name}: the data say that they are from {own}, not {env}")
+            raise UserError(f"{name}: the data say that they are from {own}, not {env}")
         episodes.info = {**episodes.info, "env_id": env}
-    write_store(folder, episodes, dict(came_from))
-
-
-def _taken(folder: Path) -> UserError:
-    return UserError(
-        f"{folder.name}: another dataset has this name; choose another with --as, or delete "
-        f"{folder}"
-    )
+    folder = stored.library() / name
+    with exclusive(folder.with_name(f".{name}.lock"), wait=True):
+        if not folder.exists():
+            write_store(folder, episodes, {"sources": sources})
+            return open_folder(folder, name)
+    kept = stored.read(folder)
+    arrays = ((getattr(kept, key), getattr(episodes, key)) for key in stored.COLUMNS)
+    if any(a.dtype != b.dtype or a.tobytes() != b.tobytes() for a, b in arrays):
+        raise UserError(
+            f"{name}: another dataset has this name; choose another with --as, or delete {folder}"
+        )
+    return open_folder(folder, name)
