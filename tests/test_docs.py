@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import re
+import runpy
+import shlex
+import sys
 from pathlib import Path
 
 import pytest
+
+from decision_seq.cli import main
+from decision_seq.data.store import open_store
+from decision_seq.eval.results import read_rows
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -22,3 +29,28 @@ def test_relative_links_resolve(path: Path) -> None:
 def test_named_configs_exist(path: Path) -> None:
     for name in re.findall(r"configs/[\w.-]+\.yaml", path.read_text()):
         assert (ROOT / name).exists(), f"{path.name} names {name}"
+
+
+def test_own_data_from_log_to_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/own-data.md as typed by a new user, with fewer steps: its files, then its commands."""
+    text = (ROOT / "docs" / "own-data.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))  # what its PYTHONPATH does for a new process
+    for name, content in re.findall(r"```\w+ (\S+)\n(.*?)```", text, re.DOTALL):
+        content = content.replace("steps: 1500", "steps: 20").replace("episodes: 20", "episodes: 2")
+        Path(name).write_text(content.replace("range(300)", "range(30)"))
+    done = []
+    for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL):
+        for command in map(shlex.split, block.splitlines()):
+            if command[0] == "python":
+                runpy.run_path(command[1])
+            elif command[0] == "decision-seq":
+                monkeypatch.setattr(sys, "argv", command)
+                main()
+                done.append(command[1])
+    assert done == ["data"] * 3 + ["train", "evaluate", "report"] + ["data"] * 3
+    rows = read_rows(Path("run"))
+    assert [row["target"] for row in rows] == [40, 40, 20, 20]
+    assert rows[0]["env"] == "Room-v0" and rows[0]["dataset"]["name"] == "room"
+    assert "<svg" in Path("report.html").read_text() and Path("room.png").stat().st_size > 0
+    assert open_store(["mine/room-v0"]).hash == open_store(["room.npz"]).hash

@@ -698,6 +698,25 @@ def test_exports_are_not_overwritten(tmp_path: Path) -> None:
         EXPORTERS["minari"](store, "test/same-v0")
 
 
+def test_an_environment_that_minari_cannot_record_is_left_out(tmp_path: Path) -> None:
+    """gymnasium takes a class as entry point, and cannot write it down."""
+    import gymnasium as gym
+    import minari
+
+    from decision_seq.envs.toy import PointRun
+
+    gym.register("Classy-v0", PointRun)
+    try:
+        width = PointRun().observation_space.shape[0]
+        path = by_csv(tmp_path, random_episodes([4, 3], width=width, action_dim=1))
+        store = import_dataset([path], "classy", env="Classy-v0")
+        EXPORTERS["minari"](store, "mine/classy-v0")
+        assert minari.load_dataset("mine/classy-v0").env_spec is None
+        assert open_store(["mine/classy-v0"]).hash == store.hash
+    finally:
+        del gym.registry["Classy-v0"]
+
+
 def test_histogram_counts_every_episode() -> None:
     values = np.array([0.0, 0.1, 5.0, 10.0])
     lines = histogram(values)

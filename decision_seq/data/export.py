@@ -79,10 +79,11 @@ def _environment(store: EpisodeStore) -> dict[str, Any]:
         warnings.simplefilter("ignore")
         try:
             env = registry.make(store.info["env_id"])
-            if env.observation_space.shape == store.observations.shape[1:]:
-                found = {"env": env.spec}
             env.close()
-        except (UserError, KeyError):
+            if env.observation_space.shape == store.observations.shape[1:] and env.spec:
+                env.spec.to_json()  # Minari writes it so; a class as entry point cannot be written
+                found = {"env": env.spec}
+        except (UserError, KeyError, ValueError):
             pass
     dtype = store.observations.dtype.type
     low, high = (0, 255) if dtype is np.uint8 else (-np.inf, np.inf)
