@@ -88,7 +88,7 @@ class EvalConfig:
     # returns to ask for (an agent without return tokens needs none), or auto: each episode is asked
     # for what the data make probable from its first observation, at `target_quantile`
     targets: tuple[float, ...] | Literal["auto"] = ()
-    target_quantile: float = 0.9
+    target_quantile: float = 0.9  # one in ten of the data's episodes from there returned more
     episodes: int = 100  # a target
     context: Context = "window"  # the papers' evaluation; stream carries state at O(1) a step
     seed: int = 0  # of the environments: episode i starts from seed + i, whatever the target

@@ -177,7 +177,7 @@ def test_em_finds_the_mixture_and_never_lowers_the_likelihood() -> None:
     assert torch.allclose(fit.widths, true, rtol=0.05)
     machine = AttnBM.from_mixture(fit.log_weights, fit.means / fit.widths)
     ours = machine.log_prob(x / fit.widths).mean() - fit.widths.log().sum()
-    assert float(ours) == pytest.approx(fit.log_likelihood, abs=1e-6)
+    assert ours.item() == pytest.approx(fit.log_likelihood, abs=1e-6)
     drift = machine.gradient(x / fit.widths)  # maximum likelihood: nothing is left to learn
     assert max(float(d.abs().max()) for d in drift.values()) < 1e-4
 

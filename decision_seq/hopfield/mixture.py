@@ -60,7 +60,7 @@ def fit_mixture(
     points: Tensor,
     components: int,
     generator: torch.Generator,
-    steps: int = 30,
+    steps: int = 20,
     narrowest: float = 0.05,
 ) -> Fit:
     """Maximum likelihood by expectation-maximisation, started from points drawn at random.
