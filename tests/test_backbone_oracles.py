@@ -6,12 +6,26 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from decision_seq.agents import AgentSpec, SequenceAgent
+from decision_seq.agents.return_conditioned import ReturnConditionedConfig
 from decision_seq.backbones import Backbone, BackboneConfig, Layout
+from decision_seq.backbones.attention import Attention, AttentionConfig
 from decision_seq.backbones.conv import ConvConfig, KindConv, _Filter
 from decision_seq.backbones.hybrid import HybridConfig
 from decision_seq.backbones.lstm import LSTM, LSTMConfig
-from decision_seq.backbones.mamba2 import CHUNK, DT_FLOOR, DT_MAX, Mamba2, Mamba2Config, ssd
+from decision_seq.backbones.mamba import Mamba, MambaConfig, hidden_attention
+from decision_seq.backbones.mamba2 import (
+    CHUNK,
+    DT_FLOOR,
+    DT_MAX,
+    Mamba2,
+    Mamba2Config,
+    influence,
+    ssd,
+)
+from decision_seq.data.transforms import ReturnSpec
 from decision_seq.errors import UserError
+from decision_seq.ops import causal_conv_silu
 
 WIDTH = 24
 LAYOUT = Layout(context_length=3, tokens_per_step=3)
@@ -243,3 +257,138 @@ def test_mamba2_starts_as_mamba_ssm_does() -> None:
 def test_mamba2_heads_must_divide_its_channels() -> None:
     with pytest.raises(UserError, match=r"heads is 5; it must divide expand \* width = 256"):
         Mamba2Config(heads=5)
+
+
+# ---- token maps and memory lengths ---------------------------------------------------------
+
+
+def test_attention_token_map_weighs_the_values() -> None:
+    torch.manual_seed(0)
+    mixer = Attention(AttentionConfig(width=WIDTH, heads=3, dropout=0.0), window=9)
+    nn.init.normal_(mixer.qkv.weight, std=0.3)
+    x = tokens(2, 20)
+    token_map = mixer.token_map(x)
+    values = mixer.qkv(x)[..., 2 * WIDTH :].unflatten(-1, (3, 8))  # [B, L, H, d]
+    y = torch.einsum("bhls,bshd->blhd", token_map, values).flatten(2)
+    torch.testing.assert_close(mixer.out(y), mixer(x), rtol=1e-5, atol=1e-5)
+    assert token_map.shape == (2, 3, 20, 20) and token_map[:, :, 15, :7].abs().max() == 0
+
+
+def test_hidden_attention_reproduces_mamba() -> None:
+    torch.manual_seed(0)
+    mixer, x = Mamba(MambaConfig(width=WIDTH)), tokens(2, 20)
+    nn.init.normal_(mixer.x_proj.weight, std=0.3)
+    u, z, dt, B, C = mixer._scan_inputs(x)
+    alpha = hidden_attention(dt, B, C, -mixer.A_log.exp())
+    y = torch.einsum("blse,bse->ble", alpha, u) + mixer.D * u
+    y = mixer.out_proj(y * nn.functional.silu(z))
+    torch.testing.assert_close(y, mixer(x), rtol=1e-4, atol=1e-4)
+    assert alpha[:, 0, 1:].abs().max() == 0 and alpha[:, 19, 0].abs().max() > 1e-3
+    torch.testing.assert_close(mixer.token_map(x)[:, 0], alpha.abs().mean(-1))
+
+
+def test_mamba2_token_map_reproduces_its_output() -> None:
+    torch.manual_seed(0)
+    mixer, x = Mamba2(Mamba2Config(width=WIDTH, d_state=8)), tokens(2, CHUNK + 9)
+    z, mixed, dt = mixer._project(x)
+    assert mixer.conv1d.bias is not None
+    mixed = causal_conv_silu(mixed, mixer.conv1d.weight, mixer.conv1d.bias)
+    u, B, C = mixer._split(mixed)
+    M = influence(dt, -mixer.A_log.exp(), B, C)  # over more than a chunk
+    y = torch.einsum("bhls,bshp->blhp", M, u)
+    torch.testing.assert_close(mixer._output(y, u, z), mixer(x), rtol=1e-4, atol=1e-5)
+    assert torch.equal(mixer.token_map(x), M.abs())
+
+
+def test_memory_lengths_are_those_of_the_slowest_state() -> None:
+    """With dt the same for every token, so that a state falls by exp(dt A) at each."""
+    mamba, mamba2 = Mamba(MambaConfig(width=WIDTH)), Mamba2(Mamba2Config(width=WIDTH))
+    x = tokens(2, 5)
+    with torch.no_grad():
+        mamba.dt_proj.weight.zero_()
+        mamba.A_log.add_(0.7)
+        mamba2.in_proj.weight[-4:] = 0  # the rows of dt
+    dt = nn.functional.softplus(mamba.dt_proj.bias)
+    slowest = 1 / (dt * mamba.A_log.exp().amin(-1))
+    torch.testing.assert_close(mamba.memory_length(x), slowest.expand(2, 5, -1))
+    dt = nn.functional.softplus(mamba2.dt_bias)
+    torch.testing.assert_close(
+        mamba2.memory_length(x), (1 / (dt * mamba2.A_log.exp())).expand(2, 5, -1)
+    )
+
+
+# ---- the whole attention agent against transformers' Decision Transformer -------------------
+
+
+def test_attention_agent_equals_transformers_decision_transformer() -> None:
+    from transformers import DecisionTransformerConfig, DecisionTransformerModel
+
+    steps, observation_dim, action_dim, width, heads = 6, 5, 3, WIDTH, 2
+    torch.manual_seed(0)
+    config = ReturnConditionedConfig(
+        context_length=steps,
+        returns=ReturnSpec(scale=1.0),
+        backbone=AttentionConfig(width=width, layers=3, heads=heads),
+    )
+    ours = SequenceAgent(config, AgentSpec(observation_dim, action_dim, False, max_timestep=29))
+    reference = DecisionTransformerModel(
+        DecisionTransformerConfig(
+            state_dim=observation_dim,
+            act_dim=action_dim,
+            hidden_size=width,
+            max_ep_len=30,
+            n_layer=3,
+            n_head=heads,
+            activation_function="gelu",
+        )
+    )
+    with torch.no_grad():  # no weight at zero or one, or an exchange of two would not show
+        for parameter in ours.parameters():
+            parameter.normal_(mean=0.1, std=0.3)
+    reference.load_state_dict(decision_transformer_weights(ours, reference), strict=True)
+    ours.eval(), reference.eval()
+
+    states, actions = torch.randn(2, steps, observation_dim), torch.rand(2, steps, action_dim)
+    returns, timesteps = torch.rand(2, steps), torch.tensor([[4], [20]]) + torch.arange(steps)
+    with torch.no_grad():
+        predicted = ours(ours.values(states, actions, returns), timesteps)
+        expected = reference(
+            states=states, actions=actions, returns_to_go=returns[..., None], timesteps=timesteps
+        )
+    torch.testing.assert_close(predicted, expected.action_preds, rtol=1e-5, atol=1e-5)
+    assert predicted.abs().max() < 0.99 and predicted.std(dim=1).min() > 0.01  # not saturated
+
+
+def decision_transformer_weights(ours: SequenceAgent, reference: nn.Module) -> dict[str, Tensor]:
+    """Our weights by transformers' names. What it has besides (heads for state and return, GPT-2's
+    positions, which are all position 0) is kept or zero."""
+    source = ours.state_dict()
+    prefixes = {
+        "embed_timestep": "embedding.timestep",
+        "embed_return": "embedding.embed.return_to_go",
+        "embed_state": "embedding.embed.observation",
+        "embed_action": "embedding.embed.action",
+        "embed_ln": "embedding.norm",
+        "encoder.ln_f": "backbone.norm",
+        "predict_action.0": "action_head",
+    }
+    for layer in range(3):
+        theirs, mine = f"encoder.h.{layer}", f"backbone.blocks.{layer}"
+        prefixes |= {
+            f"{theirs}.ln_1": f"{mine}.norm_mixer",
+            f"{theirs}.attn.c_attn": f"{mine}.mixer.qkv",
+            f"{theirs}.attn.c_proj": f"{mine}.mixer.out",
+            f"{theirs}.ln_2": f"{mine}.norm_mlp",
+            f"{theirs}.mlp.c_fc": f"{mine}.mlp.0",
+            f"{theirs}.mlp.c_proj": f"{mine}.mlp.2",
+        }
+    weights = {}
+    for name, tensor in reference.state_dict().items():
+        module, leaf = name.rsplit(".", 1)
+        if module in prefixes:
+            value = source.pop(f"{prefixes[module]}.{leaf}")
+            tensor = value.t() if ".c_" in name and leaf == "weight" else value  # GPT-2's Conv1D
+        weights[name] = torch.zeros_like(tensor) if module == "encoder.wpe" else tensor
+    left = set(source) - {"observation_mean", "observation_std", "action_scale"}
+    assert not left, left
+    return weights

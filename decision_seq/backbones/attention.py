@@ -85,6 +85,12 @@ class Attention(Mixer):
         cache = {"keys": keys[:, keep], "values": values[:, keep], "valid": valid[:, keep]}
         return self.out(self._join(y)), cache
 
+    @torch.no_grad()
+    def token_map(self, x: Tensor) -> Tensor:
+        """[B, L, D] -> [B, H, L, L]: the softmax weights of each head; every row sums to one."""
+        q, k, _ = self.qkv(x).chunk(3, dim=-1)
+        return self._weights(self._split(q), self._split(k))
+
     def _weights(self, q: Tensor, k: Tensor) -> Tensor:
         """Queries and keys [B, H, L, d] -> softmax over the tokens seen [B, H, L, L]"""
         length = q.shape[2]

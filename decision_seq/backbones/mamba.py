@@ -72,9 +72,7 @@ class Mamba(Mixer):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, L, D] -> [B, L, D]"""
-        u, z = self.in_proj(x).chunk(2, dim=-1)  # [B, L, E]
-        u = causal_conv_silu(u, self.conv1d.weight, self._conv_bias)
-        dt, B, C = self._select(u)
+        u, z, dt, B, C = self._scan_inputs(x)
         y = selective_scan(u, dt, self._A(), B, C, self.D, z)
         return self.out_proj(y)
 
@@ -93,6 +91,29 @@ class Mamba(Mixer):
         dt, B, C = self._select(u)
         y, h = selective_scan_step(u, dt, self._A(), B, C, self.D, z, state["h"])
         return self.out_proj(y), {"conv": conv, "h": h}
+
+    @torch.no_grad()
+    def token_map(self, x: Tensor) -> Tensor:
+        """[B, L, D] -> [B, 1, L, L] float32: the mean over channels of |alpha[l, s]|, what the
+        state's output at token l takes from the input u of token s (`hidden_attention`), before
+        skip and gate. (u itself is a convolution of the last k tokens; that reach is not in it.)"""
+        _, _, dt, B, C = self._scan_inputs(x)
+        rows = zip(dt.split(1), B.split(1), C.split(1), strict=True)  # [1, L, L, E] at a time
+        sizes = [hidden_attention(*row, self._A()).abs().mean(-1) for row in rows]
+        return torch.stack(sizes)
+
+    @torch.no_grad()
+    def memory_length(self, x: Tensor) -> Tensor:
+        """[B, L, D] -> [B, L, E] float32: tokens until the slowest of a channel's N states has
+        decayed to 1/e, were every following token as this one: 1 / (dt * min over n of |A|)."""
+        _, _, dt, _, _ = self._scan_inputs(x)
+        return 1 / (dt * self._A().abs().amin(-1))
+
+    def _scan_inputs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """[B, L, D] -> u and its gate z [B, L, E], and what `_select` makes of u."""
+        u, z = self.in_proj(x).chunk(2, dim=-1)
+        u = causal_conv_silu(u, self.conv1d.weight, self._conv_bias)
+        return u, z, *self._select(u)
 
     def _select(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What the input chooses: step size dt [B, L, E] > 0, B [B, L, N], C [B, L, N]."""
@@ -123,3 +144,28 @@ class Mamba(Mixer):
                 nn.init.normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+
+
+def hidden_attention(dt: Tensor, B: Tensor, C: Tensor, A: Tensor) -> Tensor:
+    """The attention that a selective state space amounts to (arXiv:2403.01590), for every channel.
+
+        alpha[l, s] = sum over n of C_{l,n} exp(A_n (dt_{s+1} + ... + dt_l)) dt_s B_{s,n}
+
+    so that the scan's output is sum over s <= l of alpha[l, s] u_s + D u_l.
+
+    Args:
+        dt: step sizes, [B, L, E].
+        B, C: input and output projections, [B, L, N].
+        A: decay rates, negative, [E, N].
+
+    Returns:
+        alpha, [B, L, L, E], zero where s > l.
+    """
+    total = dt.double().cumsum(1)  # differences of it are exact enough in double
+    passed = (total.unsqueeze(2) - total.unsqueeze(1)).clamp(min=0).to(dt.dtype)  # [B, L, L, E]
+    products = (C.unsqueeze(2) * B.unsqueeze(1)).to(dt.dtype)  # [B, L, L, N]
+    alpha = torch.zeros_like(passed)
+    for n in range(A.shape[1]):  # N tensors of [B, L, L, E] at once would not fit
+        alpha += (passed * A[:, n]).exp_() * products[..., n, None]
+    seen = torch.ones(dt.shape[1], dt.shape[1], device=dt.device, dtype=torch.bool).tril()
+    return alpha * dt.unsqueeze(1) * seen.unsqueeze(-1)
