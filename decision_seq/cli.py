@@ -179,14 +179,20 @@ def inspect(
     """
     from decision_seq.eval.inspect_run import (
         inspect_agent,
-        load_subject,
+        load_trained,
+        load_untrained,
         print_tables,
         write_inspection,
     )
+    from decision_seq.train.checkpoint import agent_path, read_index
 
-    if out is None and run.is_file():
-        raise UserError(f"{run}: is a config file; name a folder for the figures with --out")
-    subject = load_subject(run, checkpoint, assignments, _device(device))
+    if run.is_file():
+        if out is None:
+            raise UserError(f"{run}: is a config file; name a folder for the figures with --out")
+        subject = load_untrained(run, assignments, _device(device))
+    else:
+        step_trained, file = read_index(run)[checkpoint]["step"], agent_path(run, checkpoint)
+        subject = load_trained(run, file, step_trained, checkpoint, assignments, _device(device))
     inspection = inspect_agent(subject, episode, step, context_length)
     files = write_inspection(inspection, out or run)
     print_tables(inspection)

@@ -30,7 +30,6 @@ from decision_seq.eval.influence import (
 )
 from decision_seq.files import atomic_file, write_text
 from decision_seq.run_config import RunConfig, load_run_config
-from decision_seq.train.checkpoint import Which, agent_path, read_index
 
 WINDOWS = 64  # over which the influence is averaged
 SEED = 0  # of their choice: the same windows for every agent on the same data
@@ -62,31 +61,37 @@ class Inspection:
     layers: list[LayerView]
 
 
-def load_subject(
-    path: Path, checkpoint: Which, overrides: Sequence[str], device: torch.device
+def load_trained(
+    run: Path,
+    agent_file: Path,
+    step: int,
+    checkpoint: str,
+    overrides: Sequence[str],
+    device: torch.device,
 ) -> Subject:
-    """The agent of a run folder, or an untrained one if `path` is a config file.
+    """The agent in `agent_file`, a checkpoint of the run folder `run`, and the run's data.
 
-    Raises:
-        UserError: there is no such run, or the data does not fit the agent.
+    Raises UserError if `overrides` change the agent, or if the data does not fit it.
     """
-    if path.is_file():
-        config = load_run_config(path, overrides)
-        store = open_store(config.data.sources)
-        torch.manual_seed(config.seed)  # as in training: the weights a run starts from
-        agent = SequenceAgent.for_dataset(config.agent, store).to(device).eval()
-        return Subject(config, agent, _as_trained(store, config), "untrained", 0)
-    chosen = read_index(path)[checkpoint]
-    config = load_run_config(path / "config.yaml", overrides)
-    if config.agent != load_run_config(path / "config.yaml").agent:
+    config = load_run_config(run / "config.yaml", overrides)
+    if config.agent != load_run_config(run / "config.yaml").agent:
         raise UserError(
-            f"{path}: holds a trained agent, which --set cannot change; give a config file to "
+            f"{run}: holds a trained agent, which --set cannot change; give a config file to "
             "inspect another agent, untrained"
         )
-    agent = load_agent(agent_path(path, checkpoint), device)
+    agent = load_agent(agent_file, device)
     store = open_store(config.data.sources)
     _check_data(agent, store)
-    return Subject(config, agent, _as_trained(store, config), checkpoint, chosen["step"])
+    return Subject(config, agent, _as_trained(store, config), checkpoint, step)
+
+
+def load_untrained(path: Path, overrides: Sequence[str], device: torch.device) -> Subject:
+    """The agent that training the config file `path` starts from."""
+    config = load_run_config(path, overrides)
+    store = open_store(config.data.sources)
+    torch.manual_seed(config.seed)
+    agent = SequenceAgent.for_dataset(config.agent, store).to(device).eval()
+    return Subject(config, agent, _as_trained(store, config), "untrained", 0)
 
 
 def inspect_agent(
