@@ -358,19 +358,19 @@ def test_sigma_follows_the_weights_in_training_and_only_there() -> None:
     mixer, x = imixer(n_iter=1), randn(1, P, D)
     layer = mixer.S1
     truth = torch.linalg.svdvals(dense(layer.weight, P))[0]
-    start = (layer.u @ dense(layer.weight, P)).norm()
+    start = (layer.spectral.u @ dense(layer.weight, P)).norm()
     assert abs(start / truth - 1) < 0.05  # already near before training
     grow(mixer)
-    before = layer.u.clone()
+    before = layer.spectral.u.clone()
     mixer(x)
     mixer.step(x, mixer.init_state(1, x.device, x.dtype))
-    assert torch.equal(layer.u, before)
+    assert torch.equal(layer.spectral.u, before)
     converge(mixer)
-    assert not torch.equal(layer.u, before)
+    assert not torch.equal(layer.spectral.u, before)
     for inner in (mixer.S1, mixer.S2):
         same(torch.linalg.svdvals(inner.matrix(P))[0], torch.tensor(0.85, dtype=torch.float64))
         assert torch.linalg.svdvals(inner.matrix(2))[0] <= 0.85
-    assert "S1.u" in mixer.state_dict()
+    assert "S1.spectral.u" in mixer.state_dict()
     assert not [name for name in mixer.state_dict() if "index" in name]
 
 

@@ -15,8 +15,7 @@ from torch import Tensor
 from decision_seq.backbones.base import BackboneConfig, LayerState, Layout, Mixer, register
 from decision_seq.backbones.lags import LagLinear, TimeMixer, append, positions_of
 from decision_seq.errors import UserError
-
-WARM_UP = 20  # power iterations before training
+from decision_seq.ops.spectral import SpectralScale
 
 
 @register("imixer", "iterative mixer along time, causal; cost L^2; streams by the last K steps")
@@ -118,39 +117,18 @@ class IMixer(TimeMixer):
 class ContractiveLagLinear(LagLinear):
     """m numbers a position to m, divided by max(1, sigma / c): spectral norm c at most.
 
-    sigma = ||W^T u|| for the matrix W of a whole window. u follows its leading left singular
-    vector by one power iteration a call in training; it is part of the state_dict.
+    sigma is that of the matrix of a whole window, after the mask.
     """
 
     def __init__(self, window: int, hidden: int, contraction: float) -> None:
         super().__init__(window, hidden, hidden, bias=True)
-        self.contraction = contraction
-        self.register_buffer("u", F.normalize(torch.randn(window * hidden), dim=0))
-        self.u: Tensor
-        matrix = super().matrix(window).detach()
-        for _ in range(WARM_UP):
-            self._iterate(matrix)
+        self.spectral = SpectralScale(super().matrix(window), contraction, iterations=1)
 
     def matrix(self, length: int) -> Tensor:
         """[L m, L m], scaled."""
-        whole = super().matrix(self.window)
-        if self.training:
-            self._iterate(whole.detach())
         size = length * self.weight.shape[-1]
-        return whole[:size, :size] / self._scale(whole)
+        return self.spectral(super().matrix(self.window))[:size, :size]
 
     def step(self, x: Tensor, position: Tensor) -> Tensor:
         """As LagLinear's, scaled."""
-        return super().step(x, position) / self._scale(super().matrix(self.window))
-
-    def _scale(self, matrix: Tensor) -> Tensor:
-        """max(1, sigma / c); its gradient is the exact one for the given u."""
-        with torch.autocast(matrix.device.type, enabled=False):
-            sigma = (self.u.clone() @ matrix).norm()  # a copy: training overwrites u
-        return (sigma / self.contraction).clamp(min=1)
-
-    @torch.no_grad()
-    def _iterate(self, matrix: Tensor) -> None:
-        with torch.autocast(matrix.device.type, enabled=False):
-            v = F.normalize(self.u @ matrix, dim=0)
-            self.u.copy_(F.normalize(matrix @ v, dim=0))
+        return super().step(x, position) / self.spectral.scale(super().matrix(self.window))

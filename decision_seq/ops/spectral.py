@@ -28,11 +28,15 @@ class SpectralScale(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """[M, N] -> [M, N]"""
+        return weight / self.scale(weight)
+
+    def scale(self, weight: Tensor) -> Tensor:
+        """max(1, sigma / limit) of `weight` [M, N]; its gradient is exact given u."""
         with torch.autocast(weight.device.type, enabled=False):  # u would lose its direction
             if self.training:
                 self._iterate(weight.detach())
             sigma = (self.u.clone() @ weight).norm()  # a copy: later calls overwrite u
-            return weight / (sigma / self.limit).clamp(min=1.0)
+            return (sigma / self.limit).clamp(min=1.0)
 
     @torch.no_grad()
     def _iterate(self, weight: Tensor) -> None:

@@ -186,6 +186,8 @@ def gradient_step(learner: Learner, sampler: WindowSampler, config: RunConfig) -
         weights: list[torch.Tensor] = list(agent.parameters())
         with torch.no_grad():
             torch._foreach_lerp_(averages, weights, 1 - settings.ema)
+            for old, new in zip(learner.averaged.buffers(), agent.buffers(), strict=True):
+                old.copy_(new)  # not weights: what a mixer knows about its present ones
     learner.loss_sum += loss.detach().masked_fill(skip.bool(), 0)
     learner.loss_count += 1 - skip
     learner.step += 1
