@@ -64,7 +64,6 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(agent_path(run))
 
 
-@pytest.mark.parametrize("kind", sorted(BackboneConfig.registry))
 def test_the_average_has_the_present_buffers(toy_file: Path, tmp_path: Path) -> None:
     """An iMixer's spectral norms would otherwise be those of the weights it began with."""
     train(config_for(toy_file, "imixer", steps=10, ema=0.9), tmp_path / "run", CPU)
@@ -75,6 +74,7 @@ def test_the_average_has_the_present_buffers(toy_file: Path, tmp_path: Path) -> 
         assert torch.equal(state["averaged"][name], state["agent"][name])
 
 
+@pytest.mark.parametrize("kind", sorted(BackboneConfig.registry))
 @pytest.mark.parametrize("ema", [None, 0.9])
 def test_resuming_continues_bit_for_bit(
     kind: str, ema: float | None, toy_file: Path, tmp_path: Path
