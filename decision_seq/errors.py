@@ -2,4 +2,11 @@
 
 
 class UserError(ValueError):
-    """Bad input. The command line prints the sentence without a traceback and exits with code 2."""
+    """Bad input. The command line prints the sentence without a traceback and exits with code 2.
+
+    It may quote a damaged file: what cannot be printed is escaped, so that it stays one line and
+    no terminal obeys it.
+    """
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in sentence))

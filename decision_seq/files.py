@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 import shutil
@@ -16,45 +17,108 @@ from decision_seq.errors import UserError
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; on success it is synced and takes `path`'s place.
+    """Yields a temporary path; on success it is synced and takes `path`'s place.
 
     Raises UserError where the folder cannot be written or the disk is full.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    with _writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            yield temporary
-            _sync(temporary)
-            os.replace(temporary, path)
-            _sync(path.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with writing(path), workspace(path) as folder:
+        temporary = folder / path.name
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, path)
+        _sync(path.parent)
 
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yields a temporary folder beside `path`; on success it is synced and renamed to `path`.
+    """Yields a temporary folder; on success it is synced and renamed to `path`.
 
     If `path` exists by then (another process was faster), the existing one is kept.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    with _writing(path):
-        temporary.mkdir(parents=True)
+    with writing(path), workspace(path) as folder:
+        temporary = folder / path.name
+        temporary.mkdir()
+        yield temporary
+        for file in (temporary, *temporary.rglob("*")):
+            _sync(file)
         try:
-            yield temporary
-            for file in temporary.rglob("*"):
-                _sync(file)
-            try:
-                os.rename(temporary, path)
-            except OSError:
-                if not path.is_dir():  # else another process was faster, and its copy is kept
-                    raise
-            _sync(path.parent)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            os.rename(temporary, path)
+        except OSError:
+            if not path.is_dir():  # else another process was faster, and its copy is kept
+                raise
+        _sync(path.parent)
+
+
+@contextlib.contextmanager
+def workspace(path: Path) -> Iterator[Path]:
+    """Yields an empty folder beside `path`, hidden and locked while in use; it is removed at the
+    end. Those that killed processes left behind for the same `path` are removed first: a lock goes
+    with its process, so what nobody holds is left over.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for old in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        with _locked(old) as free:
+            if free:
+                shutil.rmtree(old, ignore_errors=True)
+    folder, lock = _new_workspace(path)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def _new_workspace(path: Path) -> tuple[Path, int]:
+    """A new folder and the descriptor that locks it."""
+    import fcntl
+
+    while True:
+        folder = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+        folder.mkdir()
+        try:
+            lock = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:  # taken for a leftover before it was locked
+            continue
+        with contextlib.suppress(OSError):  # where folders cannot be locked, none is removed either
+            fcntl.flock(lock, fcntl.LOCK_SH)
+        if folder.exists():
+            return folder, lock
+        os.close(lock)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[bool]:
+    """Whether the lock of `folder` could be had; it is held inside."""
+    import fcntl
+
+    try:
+        lock = os.open(folder, os.O_RDONLY)
+    except OSError:
+        yield False
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        free = True
+    except OSError:
+        free = False
+    try:
+        yield free
+    finally:
+        os.close(lock)
+
+
+def check_space(path: Path, needed: int) -> None:
+    """Raise UserError where fewer than `needed` bytes are free for `path`: for libraries that do
+    not survive a disk that fills while they write."""
+    folder = next(parent for parent in path.resolve().parents if parent.exists())
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"{path}: needs about {needed / 1e6:.1f} MB, but {free / 1e6:.1f} MB are free there; "
+            "free space or choose another folder"
+        )
 
 
 def write_text(path: Path, text: str) -> None:
@@ -91,7 +155,7 @@ def exclusive(path: Path, wait: bool) -> Iterator[None]:
     """Hold the lock file `path`. Raises UserError if another process does and `wait` is False."""
     import fcntl
 
-    with _writing(path):
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("w")
     with file:
@@ -122,7 +186,8 @@ def _sync(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
+    """Turns what the system says against writing `path` into a UserError."""
     try:
         yield
     except OSError as error:

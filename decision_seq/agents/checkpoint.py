@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from decision_seq.agents.base import AgentConfig, AgentSpec, SequenceAgent
 from decision_seq.config import build, to_plain
@@ -26,7 +26,8 @@ def save_agent(agent: SequenceAgent, path: Path) -> None:
     }
     tensors = agent.state_dict()
     with atomic_file(path) as temporary:
-        save_file({n: t.contiguous().cpu() for n, t in tensors.items()}, temporary, header)
+        data = save({n: t.contiguous().cpu() for n, t in tensors.items()}, header)
+        temporary.write_bytes(data)  # unlike safetensors' own writing, a full disk is an OSError
 
 
 def load_agent(path: Path, device: torch.device | str = "cpu") -> SequenceAgent:

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from decision_seq.data.store import EpisodeStore
@@ -181,7 +181,7 @@ def ensure_prior(run: Path, store: EpisodeStore, fraction: float, seed: int) -> 
         return
     prior = ReturnPrior.fit(store, top_fraction(store, fraction), seed)
     with atomic_file(run / FILE) as temporary:
-        save_file(prior.state_dict(), temporary, header)
+        temporary.write_bytes(save(prior.state_dict(), header))
 
 
 def load_prior(run: Path) -> ReturnPrior | None:

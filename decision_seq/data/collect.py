@@ -15,7 +15,7 @@ from decision_seq.data.sources import minari_dataset
 from decision_seq.envs import registry
 from decision_seq.envs.reference_scores import reference_returns
 from decision_seq.errors import UserError
-from decision_seq.files import workspace
+from decision_seq.files import check_space, workspace
 
 Act = Callable[[np.ndarray], np.ndarray]  # observation [S] -> action [A] or index
 
@@ -116,6 +116,8 @@ def _store(
     from minari.data_collector.episode_buffer import EpisodeBuffer
 
     target = minari_dataset.folder(dataset_id)
+    columns = [np.asarray(column) for buffer in buffers for column in buffer.values()]
+    check_space(target, 2 * sum(column.nbytes for column in columns) + 1_000_000)
     reference = reference_returns(env.spec.id)
     scores = dict(zip(("ref_min_score", "ref_max_score"), reference or (), strict=False))
     with temporary_storage(target) as temporary, warnings.catch_warnings():

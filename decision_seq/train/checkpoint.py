@@ -6,6 +6,7 @@ checkpoints/step-00000300/       agent.safetensors (acts by itself), state.pt (t
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 import shutil
@@ -34,7 +35,9 @@ def save_checkpoint(
         shutil.rmtree(folder)
     with atomic_folder(folder) as temporary:
         save_agent(agent, temporary / "agent.safetensors")
-        torch.save(state, temporary / "state.pt")
+        data = io.BytesIO()  # torch's own writing says RuntimeError where the disk is full
+        torch.save(state, data)
+        (temporary / "state.pt").write_bytes(data.getbuffer())
     entry = {"step": step, "validation_loss": validation_loss}
     index = read_index(run) if has_checkpoint(run) else {}
     best = index.get("best", entry)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType, TracebackType
 
-from decision_seq.files import read_jsonl, write_text
+from decision_seq.files import read_jsonl, write_text, writing
 
 
 class MetricsLog:
@@ -26,16 +26,18 @@ class MetricsLog:
         self.path = run / "metrics.jsonl"
         kept = [row for row in read_jsonl(self.path) if row["step"] <= start_step]
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
-        self._file = self.path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=start_step + 1)
+        with writing(self.path):
+            self._file = self.path.open("a", encoding="utf-8")
+            self._board = SummaryWriter(str(run / "tensorboard"), purge_step=start_step + 1)
 
     def write(self, step: int, **scalars: float) -> None:
         """One row. What is not finite is left out: JSON has no word for it."""
         scalars = {name: value for name, value in scalars.items() if math.isfinite(value)}
-        self._file.write(json.dumps({"step": step, **scalars}) + "\n")
-        self._file.flush()
-        for name, value in scalars.items():
-            self._board.add_scalar(name, value, step)
+        with writing(self.path):
+            self._file.write(json.dumps({"step": step, **scalars}) + "\n")
+            self._file.flush()
+            for name, value in scalars.items():
+                self._board.add_scalar(name, value, step)
 
     def __enter__(self) -> MetricsLog:
         return self
@@ -46,8 +48,9 @@ class MetricsLog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._file.close()
-        self._board.close()
+        with contextlib.suppress(OSError) if error else writing(self.path):
+            self._file.close()
+            self._board.close()
 
 
 class StopRequest:
