@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import random_episodes, write_npz
 
+from decision_seq.agents import load_agent
 from decision_seq.data.collect import collect
 from decision_seq.data.store import EpisodeStore, open_store
 from decision_seq.data.transforms import ReturnSpec
@@ -18,6 +19,10 @@ from decision_seq.envs.memory import LAGS, RIGHT, Memory
 from decision_seq.envs.registry import make
 from decision_seq.envs.tiers import TOYS, behaviour_for
 from decision_seq.errors import UserError
+from decision_seq.eval.rollout import rollout
+from decision_seq.run_config import load_run_config
+from decision_seq.train.checkpoint import agent_path
+from decision_seq.train.loop import train
 
 CONFIG = Path(__file__).parents[1] / "configs" / "memory.yaml"
 
@@ -66,6 +71,20 @@ def test_remembering_solves_it_and_cues_are_fair() -> None:
     assert 160 < sum(cue > 0 for cue in cues) < 240
     for seed, cue in enumerate(cues[:20]):
         assert play(env, seed, cue)[1].sum() == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "steps"), [("attention", 300), ("mamba", 1000), ("none", 200)])
+def test_the_config_separates_memory_from_none(kind: str, steps: int, tmp_path: Path) -> None:
+    behaviour, provenance = behaviour_for("memory-32", "medium", None)
+    collect("memory-32", behaviour, 33_000, "decision-seq/memory-32/medium-v0", 0, provenance)
+    config = load_run_config(CONFIG, [f"agent.backbone.kind={kind}", f"train.steps={steps}"])
+    train(config, tmp_path / "run", torch.device("cpu"))
+    agent = load_agent(agent_path(tmp_path / "run", "last"))
+    for context in ("window", "stream"):
+        rows = rollout(agent, "memory-32", [1.0], 200, 0, context)
+        mean = np.mean([row.episode_return for row in rows])
+        assert 0.35 < mean < 0.65 if kind == "none" else mean > 0.95, (context, mean)
 
 
 @pytest.fixture
