@@ -164,13 +164,14 @@ def ssd(
     Returns:
         y without skip, [B, L, H, P], and the state after the last token or None.
     """
-    length, outputs, keep = u.shape[1], [], state is not None
+    outputs, keep = [], state is not None
     with torch.autocast(u.device.type, enabled=False):
-        for first in range(0, length, CHUNK):
-            last = first + CHUNK >= length
-            part = slice(first, first + CHUNK)
-            chunk = (u[:, part], dt[:, part], A, B[:, part], C[:, part])
-            y, state = _chunk(*chunk, state, keep or not last)
+        # one split each: slices in the loop would each cost a gradient of the whole sequence
+        chunks = zip(*(t.split(CHUNK, dim=1) for t in (u, dt, B, C)), strict=True)
+        remaining = u.shape[1]
+        for u_, dt_, B_, C_ in chunks:
+            remaining -= u_.shape[1]
+            y, state = _chunk(u_, dt_, A, B_, C_, state, keep or remaining > 0)
             outputs.append(y)
     return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)), state
 
