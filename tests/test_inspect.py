@@ -55,7 +55,7 @@ class LagMixer(Mixer):
         return torch.stack(parts).sum(0).expand(len(x), 1, -1, -1)
 
     def memory_length(self, x: Tensor) -> Tensor:
-        return torch.tensor([*range(1, 101), math.inf]).expand(len(x), -1)
+        return torch.tensor([*range(1, 101), math.inf]).expand(*x.shape[:2], -1)
 
     def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> LayerState:
         raise AssertionError("is not asked for")

@@ -57,7 +57,7 @@ class Remembers(Protocol):
     """A mixer whose state decays at rates that can be read off."""
 
     def memory_length(self, x: Tensor) -> Tensor:
-        """[B, L, D] -> tokens until a state variable has decayed to 1/e, B first."""
+        """[B, L, D] -> [B, L, channels]: tokens until a channel's state has decayed to 1/e."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class LayerView:
     layer: int  # index of its block
     mixer: str  # class name
     token_map: np.ndarray | None  # [H, L, L], row: the token that looks, column: looked at
-    memory: np.ndarray | None  # tokens until a state variable has decayed to 1/e, any shape
+    memory: np.ndarray | None  # [L, channels] tokens until a state has decayed to 1/e
 
 
 def measure_influence(agent: SequenceAgent, batch: Batch) -> Influence:

@@ -66,7 +66,7 @@ def token_maps(layers: list[LayerView]) -> str:
 
 
 def memory_lengths(layers: list[LayerView]) -> str:
-    """Share of state variables that remember for at most so many tokens, a curve a layer."""
+    """Share of channels whose state remembers for at most so many tokens, a curve a layer."""
     figure, ((ax, _),) = panels(["memory of the state"])
     shares = np.linspace(0, 1, 201)
     memories = [(view.layer, view.memory) for view in layers if view.memory is not None]
@@ -74,8 +74,8 @@ def memory_lengths(layers: list[LayerView]) -> str:
         lengths = np.quantile(memory, shares)
         ax.plot(lengths, shares, color=COLOURS[i % len(COLOURS)], label=f"layer {layer + 1}")
     ax.set_xscale("log")
-    ax.set_xlabel("tokens until a state variable has decayed to 1/e")
-    ax.set_ylabel("share of state variables")
+    ax.set_xlabel("tokens until the state has decayed to 1/e")
+    ax.set_ylabel("share of channels, over all tokens")
     return to_svg(figure, [ax])
 
 
