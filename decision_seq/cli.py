@@ -46,6 +46,7 @@ def collect(
     policy: Path | None = None,
     out: str | None = None,
     seed: int = 0,
+    trust_policy: FlagCreatePairsOff[bool] = False,
 ) -> None:
     """Roll a behaviour policy out and store the episodes as a Minari dataset.
 
@@ -57,6 +58,8 @@ def collect(
             are read from NAME.vecnormalize.pkl or vecnormalize.pkl beside it.
         out: Minari dataset id; by default decision-seq/ENV/TIER-v0.
         seed: of environment and policy.
+        trust_policy: let Stable-Baselines3 load a --policy of a kind that is not read here; it runs
+            code that the file may hold.
     """
     from decision_seq.data.collect import check_id, collect
     from decision_seq.envs.tiers import behaviour_for
@@ -64,7 +67,7 @@ def collect(
 
     dataset_id = out or f"decision-seq/{env.lower().replace('/', '-')}/{tier}-v0"
     check_id(dataset_id)
-    behaviour, provenance = behaviour_for(env, tier, policy)
+    behaviour, provenance = behaviour_for(env, tier, policy, trust_policy)
     with progress_bar() as bar:
         task = bar.add_task("collecting", total=steps, note="")
         summary = collect(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -40,11 +41,11 @@ def info(source: Sources, png: Path | None = None) -> None:
 
 
 def check(source: Sources, env: str | None = None, drop_bad: Path | None = None) -> None:
-    """List what may be wrong with a dataset.
+    """List what may be wrong with a dataset. Errors among it: exit code 1.
 
     Args:
         env: environment it is from, where it does not say so itself.
-        drop_bad: write a copy without the bad episodes to this .npz file.
+        drop_bad: write a copy without the bad episodes to this .npz file; the source is only read.
     """
     from decision_seq.data.check import check_sources
     from decision_seq.data.check import drop_bad as drop
@@ -53,10 +54,13 @@ def check(source: Sources, env: str | None = None, drop_bad: Path | None = None)
     findings = check_sources(source, env)
     for finding in findings:
         print(f"{label}: {finding}")
-    print(f"{label}: {len(findings)} findings")
+    errors = sum(finding.severity == "error" for finding in findings)
+    print(f"{label}: {errors} errors, {len(findings) - errors} warnings")
     if drop_bad is not None:
         dropped = drop(source, drop_bad, env)
         print(f"{drop_bad}: written without {len(dropped)} episodes; {drop_bad}.dropped.json lists")
+    if errors:
+        sys.exit(1)
 
 
 def import_(source: Sources, name: Annotated[str, arg(name="as")], env: str | None = None) -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from minari.data_collector.episode_buffer import EpisodeBuffer
 
 from decision_seq.data.episodes import Episodes
-from decision_seq.data.inspect import check, summarize
+from decision_seq.data.inspect import summarize
 from decision_seq.data.store import ARRAYS, EpisodeStore, open_store, returns_to_go
 from decision_seq.data.transforms import (
     ObservationNorm,
@@ -377,20 +377,6 @@ def test_hold_out_splits_whole_episodes() -> None:
     assert hold_out(np.arange(2), 0.05, seed=0)[1].size == 0  # not half of the data
     assert hold_out(np.arange(1), 0.5, seed=0)[1].size == 0
     assert hold_out(np.arange(9), 0.0, seed=0)[1].size == 0
-
-
-def test_check_finds_what_misleads(tmp_path: Path) -> None:
-    episodes = random_episodes([5, 5, 7])
-    assert check(open_store([str(write_npz(tmp_path / "fine.npz", episodes))])) == []
-    for array in (episodes.observations, episodes.actions):
-        array[5:10] = array[:5]
-    episodes.actions[12] = 3.0
-    episodes.truncated[4] = True
-    findings = check(open_store([str(write_npz(tmp_path / "bad.npz", episodes))]))
-    assert len(findings) == 3
-    assert any("episode 1 repeats episode 0" in f for f in findings)
-    assert any("outside [-1, 1] (first at step 12)" in f for f in findings)
-    assert any("both terminated and truncated" in f for f in findings)
 
 
 def test_summary_counts(toy_store: EpisodeStore) -> None:

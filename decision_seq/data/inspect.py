@@ -1,4 +1,4 @@
-"""Looking at a dataset: its summary, and what may be wrong with it."""
+"""Looking at a dataset: its summary."""
 
 from __future__ import annotations
 
@@ -61,41 +61,3 @@ def read_summary(path: Path) -> dict[str, Any]:
         return summary
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{path}: is missing or damaged; train the run again") from None
-
-
-def check(store: EpisodeStore) -> list[str]:
-    """Findings, a sentence each; none if all is well.
-
-    What makes a dataset unreadable (NaN, missing keys, wrong widths, no steps) is an error on
-    opening already; these are the things that load and still mislead.
-    """
-    findings = []
-    last = store.offsets[1:] - 1
-    both = int((store.terminated & store.truncated).sum())
-    if both:
-        findings.append(
-            f"{both} episodes are both terminated and truncated at their last step; they count as "
-            "terminated"
-        )
-    if not store.discrete:
-        beyond = np.abs(store.actions).max(axis=1) > 1 + 1e-4
-        if beyond.any():
-            findings.append(
-                f"{int(beyond.sum())} actions lie outside [-1, 1] (first at step "
-                f"{int(beyond.argmax())}); they are scaled into the range for training"
-            )
-    lengths = store.lengths
-    longest = int(lengths.max())
-    at_limit = lengths == longest
-    if at_limit.sum() > 1 and longest >= 100 and store.terminated[last[at_limit]].all():
-        findings.append(
-            f"all {int(at_limit.sum())} episodes of the greatest length, {longest}, end as "
-            "terminated; if that is the time limit, record them as truncated"
-        )
-    digests: dict[bytes, int] = {}
-    for m, (start, stop) in enumerate(zip(store.offsets[:-1], store.offsets[1:], strict=True)):
-        key = store.actions[start:stop].tobytes() + store.observations[start].tobytes()
-        first = digests.setdefault(key, m)
-        if first != m:
-            findings.append(f"episode {m} repeats episode {first}, step by step")
-    return findings

@@ -24,8 +24,17 @@ TOYS: dict[tuple[str, str], tuple[Behaviour, str]] = {
 }
 
 
-def behaviour_for(env: str, tier: str, policy: Path | None) -> tuple[Behaviour, dict[str, str]]:
+def behaviour_for(
+    env: str, tier: str, policy: Path | None, trust: bool = False
+) -> tuple[Behaviour, dict[str, str]]:
     """The policy to roll out, and what to record about it.
+
+    Args:
+        env: environment name or gymnasium id.
+        tier: which embedded policy, or what to call the data of `policy`.
+        policy: Stable-Baselines3 or sb3-contrib .zip.
+        trust: whether a policy we do not read ourselves may be loaded by these libraries, which
+            run code that such a file holds.
 
     Raises UserError if there is no such tier, or the policy does not fit the environment.
     """
@@ -35,6 +44,11 @@ def behaviour_for(env: str, tier: str, policy: Path | None) -> tuple[Behaviour, 
         try:
             return _checked(load_sb3(policy), str(policy), identifier), provenance
         except ForeignLayout as reason:
+            if not trust:
+                raise UserError(
+                    f"{reason}; Stable-Baselines3 can roll it out, but runs code that the file may "
+                    "hold: if you trust where it is from, add --trust-policy"
+                ) from None
             return library_behaviour(policy, make(identifier), str(reason)), provenance
     if toy := {t: policy for (e, t), (policy, _) in TOYS.items() if e == identifier}:
         if tier not in toy:

@@ -132,7 +132,7 @@ def panels(
         if not title:
             ax.set_axis_off()
             continue
-        ax.set_title(title, color=INK, fontsize=10)
+        ax.set_title(title, color=INK, fontsize=10, parse_math=False)
         ax.tick_params(which="both", colors=INK, labelsize=8)
         for spine in ax.spines.values():
             spine.set_color(INK)
@@ -149,7 +149,9 @@ def to_svg(figure: Figure, axes: Sequence[Axes]) -> str:
         ax.xaxis.label.set_color(INK)
         ax.yaxis.label.set_color(INK)
         if ax.get_legend_handles_labels()[0]:
-            ax.legend(frameon=False, labelcolor=INK, fontsize=8)
+            legend = ax.legend(frameon=False, labelcolor=INK, fontsize=8)
+            for entry in legend.get_texts():
+                entry.set_parse_math(False)  # a name is no formula
     text = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "decision-seq", "svg.fonttype": "none"}):
         figure.savefig(text, format="svg", transparent=True, metadata=NO_METADATA)
