@@ -79,7 +79,8 @@ def rollout(
         target_quantile: of the return given the first observation, for "auto".
 
     Raises:
-        UserError: the agent does not fit the environment, or has no target to follow.
+        UserError: the agent does not fit the environment, or has no target to follow, or an
+            episode's return is not finite.
     """
     rule = _target_rule(agent, targets, prior)
     wanted = [float(t) for t in targets] if rule == "given" else [None]
@@ -91,12 +92,13 @@ def rollout(
         if rule == "auto":
             assert prior is not None
             return prior.propose(observations, target_quantile)
-        return torch.tensor(lane_targets) if rule == "given" else None
+        return torch.tensor(lane_targets, dtype=torch.float64) if rule == "given" else None
 
     lanes = Lanes(env, len(lane_seeds))
     try:
         check_fit(agent.spec, lanes.envs[0])
         records = _run(agent, lanes, choose, lane_seeds, context, on_step, prior)
+        _check_finite(records, lanes.id, lane_seeds)
     finally:
         lanes.close()
     return [
@@ -182,6 +184,17 @@ def _run(
         active &= ~(terminated | truncated)
         on_step(count - int(active.sum()), count)
     return records
+
+
+def _check_finite(records: _Records, env: str, seeds: list[int]) -> None:
+    """Raise UserError where a return or a state was not finite: such a row could not be kept."""
+    bad = np.flatnonzero(~np.isfinite(records.returns + records.novelty_sum))
+    if len(bad):
+        raise UserError(
+            f"{env}: {len(bad)} of {len(seeds)} episodes met NaN or infinity, first that of seed "
+            f"{seeds[bad[0]]}; ask for targets near the data's returns, or look for the fault in "
+            "the environment's rewards and observations"
+        )
 
 
 def _to_environment(action: torch.Tensor, space: spaces.Space) -> np.ndarray:
