@@ -52,15 +52,15 @@ def target_return(runs: list[Run]) -> str:
         returns = np.asarray(group[0].dataset["returns"])
         achieved = [row["episode_return"] for run in group for row in run.rows]
         targets = [row["target"] for run in group for row in run.rows if row["target"] is not None]
-        top = 1.05 * max([*achieved, *targets, returns.max()])
+        low, top = limits([*achieved, *targets, *returns])
         counts, edges = np.histogram(returns, bins=30)
-        widths = counts / counts.max() * 0.25 * top
-        ax.barh(edges[:-1], widths, np.diff(edges), align="edge", color=INK, alpha=0.25)
-        ax.plot([0, top], [0, top], "--", color=INK, linewidth=1)
+        widths = counts / counts.max() * 0.25 * (top - low)
+        ax.barh(edges[:-1], widths, np.diff(edges), left=low, align="edge", color=INK, alpha=0.25)
+        ax.plot([low, top], [low, top], "--", color=INK, linewidth=1)
         for colour, agent, members in _by_agent(runs, dataset):
-            _achieved(ax, members, agent, colour, top)
-        ax.set_xlim(0, top)
-        ax.set_ylim(min(0, returns.min()), top)
+            _achieved(ax, members, agent, colour)
+        ax.set_xlim(low, top)
+        ax.set_ylim(low, top)
         ax.set_xlabel("target return")
     axes[0][0].set_ylabel(f"achieved return ({context})")
     return to_svg(figure, [ax for ax, _ in axes])
@@ -86,7 +86,14 @@ def influence(runs: list[Run]) -> str:
     return to_svg(figure, [ax for ax, _ in axes])
 
 
-def _achieved(ax: Axes, runs: list[Run], agent: str, colour: str, top: float) -> None:
+def limits(values: Sequence[float]) -> tuple[float, float]:
+    """Ends of an axis that shows `values` and zero, with a margin where they are not zero."""
+    low, high = min(0.0, *values), max(0.0, *values)
+    margin = 0.05 * (high - low) or 1.0
+    return low - margin * (low < 0), high + margin * (high > 0 or low == high)
+
+
+def _achieved(ax: Axes, runs: list[Run], agent: str, colour: str) -> None:
     """Mean of every seed as a dot, mean over seeds as a line (level if no target is asked)."""
     untargeted = [r["episode_return"] for run in runs for r in run.rows if r["target"] is None]
     if untargeted:
