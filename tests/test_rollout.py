@@ -68,6 +68,16 @@ def test_repeating_a_rollout_gives_the_same_rows() -> None:
     ]
 
 
+def test_rows_have_the_target_that_was_named() -> None:
+    (row,) = rollout(agent_for(2, 1), "point-run", [0.1], 1, 0, "window")
+    assert row.target == 0.1  # or `compare` would take the episode for another's and run it again
+
+
+def test_what_is_not_finite_is_one_sentence() -> None:
+    with pytest.raises(UserError, match=r"1 of 1 episodes met NaN.*seed 3"):
+        rollout(agent_for(2, 1), "point-run", [1e39], 1, 3, "window")  # beyond float32
+
+
 def test_an_agent_without_return_tokens_needs_no_target() -> None:
     rows = rollout(agent_for(2, 1, bc=True), "point-run", [5.0, 7.0], 3, 0, "stream")
     assert [r.target for r in rows] == [None] * 3
@@ -109,7 +119,13 @@ def test_reference_scores() -> None:
 
 @pytest.mark.parametrize(
     ("name", "word"),
-    [("Hoper-v5", "Hopper-v5"), ("walker", "walker2d"), ("Hopper-v3", "Hopper-v5")],
+    [
+        ("Hoper-v5", "Hopper-v5"),
+        ("walker", "walker2d"),
+        ("Hopper-v3", "Hopper-v5"),
+        (":Hopper-v5", "cannot be imported"),
+        (".package:Hopper-v5", "cannot be imported"),
+    ],
 )
 def test_unknown_environments_are_one_sentence(name: str, word: str) -> None:
     with pytest.raises(UserError, match=word) as error:

@@ -44,9 +44,9 @@ def env_id(name: str) -> str:
     if colon:  # a user's own package, which registers its environments when it is imported
         try:
             importlib.import_module(module)
-        except ImportError as error:
+        except (ImportError, TypeError, ValueError) as error:  # the latter: no module's name
             raise UserError(
-                f"environment {name!r}: {module} cannot be imported ({error})"
+                f"environment {name!r}: {module!r} cannot be imported ({error})"
             ) from None
     identifier = NAMES.get(identifier.lower(), identifier)
     if identifier not in gym.registry:
