@@ -104,6 +104,11 @@ def test_ends_that_are_double_or_missing(tmp_path: Path) -> None:
     episodes.terminated[-1] = False  # the recording stops there
     (finding,) = check_sources([str(write_npz(tmp_path / "a.npz", episodes, meta=None))])
     assert finding.rule == "without-end" and "first episode 2 after 7 steps" in finding.message
+    write_npz(tmp_path / "b.npz", random_episodes([3, 4], seed=1), meta=None)
+    (finding,) = check_sources([str(tmp_path)])  # both files, a first
+    assert finding.rule == "without-end" and "first episode 2 after 7 steps" in finding.message
+    with pytest.raises(UserError, match="no data are named"):
+        check_sources([])
 
 
 def time_limited(lengths: list[int], **flags: bool) -> Episodes:

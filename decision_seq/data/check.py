@@ -71,18 +71,8 @@ def check_sources(sources: Sequence[str], env: str | None = None) -> list[Findin
 
 
 def read(sources: Sequence[str]) -> Episodes:
-    """The episodes of all sources as they are: NaN included, `unended` and `seeds` over all."""
-    parts = [resolve(source).read() for source in sources]
-    unended: list[int] = []
-    before = 0
-    for part in parts:
-        unended += [before + m for m in part.unended]
-        before += len(part.lengths)
-    episodes = concatenate(parts, list(sources))
-    episodes.unended = tuple(unended)
-    if all(part.seeds for part in parts):
-        episodes.seeds = tuple(seed for part in parts for seed in part.seeds)
-    return episodes
+    """The episodes of all sources as they are, NaN included."""
+    return concatenate([resolve(source).read() for source in sources], list(sources))
 
 
 def environment_of(episodes: Episodes, name: str | None) -> Env | None:

@@ -87,7 +87,12 @@ def from_flat(
 
 
 def concatenate(parts: list[Episodes], names: list[str]) -> Episodes:
-    """Several sources as one dataset. Raises UserError where widths or kinds differ."""
+    """Several sources as one dataset, `unended` and `seeds` over all.
+
+    Raises UserError where widths or kinds differ, or nothing is named.
+    """
+    if not parts:
+        raise UserError("no data are named; give at least one file, folder, name or Minari id")
     first = parts[0]
     for part, name in zip(parts[1:], names[1:], strict=True):
         for key in ("observations", "actions"):
@@ -102,7 +107,14 @@ def concatenate(parts: list[Episodes], names: list[str]) -> Episodes:
     lengths = np.concatenate([p.lengths for p in parts])
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     shared = {k: v for k, v in first.info.items() if all(p.info.get(k) == v for p in parts)}
-    return Episodes(**arrays, offsets=offsets, info=shared)
+    unended: list[int] = []
+    before = 0  # episodes of the parts before
+    for part in parts:
+        unended += [before + m for m in part.unended]
+        before += len(part.lengths)
+    known = all(part.seeds for part in parts)
+    seeds = [seed for part in parts for seed in part.seeds] if known else []
+    return Episodes(**arrays, offsets=offsets, info=shared, unended=(*unended,), seeds=(*seeds,))
 
 
 def describe(array: np.ndarray) -> str:
