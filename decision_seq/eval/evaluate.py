@@ -43,14 +43,14 @@ def evaluate_run(
     Returns the rows, which are added to the run folder as well.
     """
     config = load_run_config(run / "config.yaml")
-    asked: dict[str, Any] = {
+    given: dict[str, Any] = {
         "targets": targets,
         "target_quantile": target_quantile,
         "episodes": episodes,
         "context": context,
         "seed": seed,
     }
-    protocol = dataclasses.replace(config.eval, **{k: v for k, v in asked.items() if v is not None})
+    protocol = dataclasses.replace(config.eval, **{k: v for k, v in given.items() if v is not None})
     config = dataclasses.replace(config, eval=protocol, env=env or config.env)
     agent = load_agent(agent_file, device)
     return evaluate_agent(agent, config, run, step, checkpoint, on_step)
@@ -121,7 +121,8 @@ def summary_table(rows: list[Row]) -> None:
             "-" if None in distances else f"{np.mean(distances):.2f}",
         )
     Console().print(table)
-    print("OOD: how far visited states lie from the data's (mean 0), in their standard deviations")
+    if first["ood_mean"] is not None:
+        print("OOD: how far visited states lie from the data's (mean 0), in standard deviations")
     if first["env"].startswith("Walker2d-v5"):
         print("Walker2d-v5 has other foot friction than v2 to v4: these are not D4RL-v2 scores.")
 
