@@ -13,7 +13,7 @@ from conftest import random_episodes, write_npz
 from torch import Tensor
 
 from decision_seq.agents import AgentConfig, AgentSpec, SequenceAgent, load_agent, save_agent
-from decision_seq.agents.base import Context
+from decision_seq.agents.base import Context, gumbel_noise
 from decision_seq.agents.behaviour_cloning import BehaviourCloningConfig
 from decision_seq.agents.max_return import MaxReturnConfig
 from decision_seq.agents.return_conditioned import ReturnConditionedConfig
@@ -290,6 +290,9 @@ def test_sampled_actions_depend_on_their_lane_alone() -> None:
     assert torch.equal(actions[:, 1:2], drawn([8]))
     assert (actions[:, 0] != actions[:, 1]).any() and (actions[:, 1] != actions[:, 3]).any()
     assert torch.equal(drawn([3], "window", K), actions[:K, :1])
+
+    seeds, timesteps = torch.cartesian_prod(torch.arange(6), torch.arange(6)).T
+    assert len(gumbel_noise(seeds, timesteps, A).unique(dim=0)) == 36  # nor shifted in time
 
 
 def test_sampling_follows_the_softmax() -> None:
