@@ -125,13 +125,19 @@ def some_states(memory: AssociativeMemory, seed: int, batch: int = 3) -> States:
     }
 
 
-def rises(memory: AssociativeMemory, states: States, dt: float | Tensor, steps: int = 10) -> bool:
+def rises(
+    memory: AssociativeMemory,
+    states: States,
+    dt: float | Tensor,
+    steps: int = 10,
+    tolerance: float = 1e-11,
+) -> bool:
     """Does the energy rise in any of the steps, beyond rounding?"""
     energy = memory.energy(states)
     for _ in range(steps):
         states = memory.step(states, dt)
         following = memory.energy(states)
-        if (following > energy + 1e-11 * (1 + energy.abs())).any():
+        if (following > energy + tolerance * (1 + energy.abs())).any():
             return True
         energy = following
     return False
@@ -270,6 +276,44 @@ def test_mixer_energy_never_rises(seed: int, n: int, strength: float, share: flo
             if energy is not None:
                 assert (following <= energy + 1e-10 * (1 + energy.abs())).all()
             energy = following
+
+
+def test_full_step_bound_is_tight_where_gelu_is_steepest() -> None:
+    """E = x^2 / 2 - Phi(w x + b) has a minimum where GELU falls fastest; it is w^2 times as sharp
+    as GELU is steep, and a step of more than twice its inverse leaves it."""
+    w, fall = 10.0, -Gelu().slopes[0]
+    bottom = -math.sqrt(2)
+    x = torch.tensor([[w * float(Gelu().activation(torch.tensor(bottom)))]], dtype=torch.float64)
+    layers = {
+        "x": Layer((1,), Identity()),
+        "h": Layer((1,), Gelu(), bias=bottom - w * x[0], tau=0),
+    }
+    memory = AssociativeMemory(
+        layers, [Synapse("x", "h", torch.tensor([[w]], dtype=torch.float64), "hx,x->h")]
+    )
+    assert memory.largest_step() == pytest.approx(1 / (1 + fall * w**2 / 2))
+    beside = {"x": x + 1e-4}
+    assert not rises(memory, beside, memory.largest_step())
+    assert rises(memory, beside, 2.01 / (1 + fall * w**2))
+
+
+@pytest.mark.parametrize(("share", "outward"), [(1.0, 0.0), (0.25, -0.75)])
+def test_mixer_step_bound_is_needed_where_gelu_falls(share: float, outward: float) -> None:
+    """Hidden units where GELU falls fastest make the energy grow with |g - share g0|^2: it is
+    lowest at g0, and its force there points inwards by (1 - share) mu R."""
+    peak = LayerNorm().activation(normal(3, seed=1))  # g0
+    own = torch.tensor([0.05, -0.05], dtype=torch.float64)
+    past = -math.sqrt(2) - share * torch.outer(own, peak)
+    memory = causal_mixer_memory(own, torch.zeros(1, 3, dtype=torch.float64), past)
+    x = 1e-3 * peak[None] + 1e-6 * normal(1, 3, seed=2)
+    spread = float((x - x.mean()).norm())
+    fall = -Gelu().slopes[0] * 2 * 0.05**2 * math.sqrt(3)  # mu R
+    bound = largest_mixer_step(memory, x)
+    expected = spread / (spread - outward * fall + fall / 2)
+    assert float(bound) == pytest.approx(expected, rel=1e-3)
+    assert not rises(memory, {"x": x}, bound, steps=1, tolerance=1e-14)
+    too_long = 1.01 * spread / (spread + fall / 2)
+    assert rises(memory, {"x": x}, too_long, steps=1, tolerance=1e-14)
 
 
 def test_mixer_energies_equal_their_formulas() -> None:
