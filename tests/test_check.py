@@ -229,6 +229,20 @@ def test_drop_bad_writes_a_cleaned_copy(tmp_path: Path) -> None:
             drop_bad([str(source)], tmp_path / out)
 
 
+def test_data_do_not_choose_what_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "stranger.py").write_text("raise SystemExit('this ran')")
+    monkeypatch.syspath_prepend(tmp_path)
+    episodes = random_episodes([5])
+    episodes.info["env_id"] = "stranger:Task-v0"
+    assert environment_of(episodes, None) is None
+    log = tmp_path / "log.csv"
+    log.write_text("episode,observation_0,action_0,reward,terminated\n0,1,1,1,1\n")
+    (tmp_path / "log.columns.yaml").write_text("env: stranger:Task-v0")
+    assert read([str(log)]).info["env_id"] == "stranger:Task-v0"
+
+
 def test_nothing_left_is_not_written(tmp_path: Path) -> None:
     episodes = random_episodes([5])
     episodes.rewards[2] = np.inf

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +83,8 @@ def environment_of(episodes: Episodes, name: str | None) -> Env | None:
     own = episodes.info.get("env_id")
     if own is None or own.startswith("ALE/"):
         return None
+    if ":" in own and own.partition(":")[0] not in sys.modules:
+        return None  # a stranger's file must not choose what is imported; --env does
     # D4RL's v2 and v3 need mujoco-py; v4 is the same model and task
     for candidate in (own, own[:-1] + "4" if own.endswith(("-v2", "-v3")) else own):
         try:

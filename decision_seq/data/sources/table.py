@@ -191,9 +191,12 @@ def _episodes(
 
 
 def _info(columns: Columns) -> dict[str, str]:
-    from decision_seq.envs.registry import recorded_id
+    from decision_seq.envs.registry import env_id
 
-    return {"env_id": recorded_id(columns.env)} if columns.env else {}
+    if columns.env is None:
+        return {}
+    # `module:Id` as it is: a file that came with the data must not choose what is imported
+    return {"env_id": columns.env if ":" in columns.env else env_id(columns.env)}
 
 
 def _check_together(
