@@ -787,6 +787,8 @@ def test_mixtures_are_pure_and_no_weights_change_nothing(tmp_path: Path) -> None
     ]
     with pytest.raises(UserError, match="3 weights for 2 sources"):
         sampler(store, kept, weights=(1, 1, 1))
+    huge = sampler(store, kept, weights=(1e308, 1e308)).places(0, 64)  # their sum is infinite
+    assert huge == sampler(store, kept, weights=(1, 1)).places(0, 64)
 
 
 @pytest.mark.parametrize("weights", [[1.0], [1.0, 0.0], [1.0, -2.0], [1.0, float("nan")]])

@@ -51,6 +51,7 @@ class Mixture:
         firsts = np.cumsum(counts) - counts
         there = counts > 0
         shares = np.asarray(weights, np.float64)[there]
+        shares = shares / shares.max()  # the sum of huge ones is infinite
         return cls(firsts[there], counts[there], shares / shares.sum())
 
     def draw(self, generator: np.random.Generator, size: int) -> np.ndarray:
