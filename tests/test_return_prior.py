@@ -172,6 +172,9 @@ def test_auto_targets_from_training_to_report(
         assert row["target"] == pytest.approx(best, abs=1.5)
         assert row["episode_return"] == pytest.approx(row["target"], abs=5)
         assert -3 < row["ood_mean"] < 3 and row["ood_max"] >= row["ood_mean"]
+        assert len(row["ood"]) == row["length"]
+        assert max(row["ood"]) == pytest.approx(row["ood_max"], abs=0.01)
+        assert np.mean(row["ood"]) == pytest.approx(row["ood_mean"], abs=0.01)
     assert len({row["target"] for row in rows}) > 1  # each from its own first observation
     evaluated(run)  # replaces its rows
     assert len(read_rows(run)) == 6

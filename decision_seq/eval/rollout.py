@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -33,21 +33,21 @@ class Episode:
     normalized_score: float | None
     milliseconds_per_step: float  # wall time of one step of all lanes, agent and environments
     # how far the states it acted in lie from the data, in standard deviations of the data's own
-    # (see ReturnPrior.novelty): mean and largest over the steps; None without a prior
+    # (see ReturnPrior.novelty): every step, mean and largest; None without a prior
+    ood: list[float] | None
     ood_mean: float | None
     ood_max: float | None
 
 
 @dataclass(frozen=True)
 class _Records:
-    """What `_run` measured, each [lanes]."""
+    """What `_run` measured, [lanes] each."""
 
     targets: np.ndarray
     returns: np.ndarray
     lengths: np.ndarray
     milliseconds: np.ndarray
-    novelty_sum: np.ndarray
-    novelty_max: np.ndarray
+    novelty: list[np.ndarray]  # of every step, with a prior
 
 
 def rollout(
@@ -101,6 +101,18 @@ def rollout(
         _check_finite(records, lanes.id, lane_seeds)
     finally:
         lanes.close()
+    novelty = np.stack(records.novelty) if prior else None  # [steps, lanes]
+
+    def distances(lane: int) -> dict[str, Any]:
+        own = None if novelty is None else novelty[: records.lengths[lane], lane]
+        if own is None:
+            return {"ood": None, "ood_mean": None, "ood_max": None}
+        return {
+            "ood": [round(float(d), 2) for d in own],
+            "ood_mean": float(own.mean()),
+            "ood_max": float(own.max()),
+        }
+
     return [
         Episode(
             target=None if rule is None else float(records.targets[i]),
@@ -111,8 +123,7 @@ def rollout(
             length=int(records.lengths[i]),
             normalized_score=normalized_score(lanes.id, float(records.returns[i])),
             milliseconds_per_step=round(float(records.milliseconds[i] / records.lengths[i]), 4),
-            ood_mean=float(records.novelty_sum[i] / records.lengths[i]) if prior else None,
-            ood_max=float(records.novelty_max[i]) if prior else None,
+            **distances(i),
         )
         for i in range(len(lane_seeds))
     ]
@@ -160,14 +171,13 @@ def _run(
         returns=np.zeros(count),
         lengths=np.zeros(count, np.int64),
         milliseconds=np.zeros(count),
-        novelty_sum=np.zeros(count),
-        novelty_max=np.full(count, -np.inf),
+        novelty=[],
     )
     while active.any():
         if prior is not None:
-            novelty = prior.novelty(torch.from_numpy(observations[active])).numpy()
-            records.novelty_sum[active] += novelty
-            records.novelty_max[active] = np.maximum(records.novelty_max[active], novelty)
+            novelty = np.zeros(count)
+            novelty[active] = prior.novelty(torch.from_numpy(observations[active])).numpy()
+            records.novelty.append(novelty)
         start = time.perf_counter()
         action, state = agent.act(
             torch.from_numpy(observations),
@@ -188,7 +198,7 @@ def _run(
 
 def _check_finite(records: _Records, env: str, seeds: list[int]) -> None:
     """Raise UserError where a return or a state was not finite: such a row could not be kept."""
-    bad = np.flatnonzero(~np.isfinite(records.returns + records.novelty_sum))
+    bad = np.flatnonzero(~np.isfinite(records.returns + sum(records.novelty)))
     if len(bad):
         raise UserError(
             f"{env}: {len(bad)} of {len(seeds)} episodes met NaN or infinity, first that of seed "
