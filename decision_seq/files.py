@@ -58,16 +58,21 @@ def workspace(path: Path) -> Iterator[Path]:
     with its process, so what nobody holds is left over.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    for old in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        with _locked(old) as free:
-            if free:
-                shutil.rmtree(old, ignore_errors=True)
+    remove_leftovers(path.parent, glob.escape(path.name))
     folder, lock = _new_workspace(path)
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
+
+
+def remove_leftovers(folder: Path, name: str = "*") -> None:
+    """Remove what killed processes left in `folder` while they wrote `name`, a glob pattern."""
+    for old in folder.glob(f".{name}.*.tmp"):
+        with _locked(old) as free:
+            if free:
+                shutil.rmtree(old, ignore_errors=True)
 
 
 def _new_workspace(path: Path) -> tuple[Path, int]:

@@ -250,3 +250,19 @@ def test_nothing_left_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nothing would be left"):
         drop_bad([str(source)], tmp_path / "clean.npz")
     assert {p.name for p in tmp_path.iterdir()} == {"a.npz"}
+
+
+def test_the_command_says_errors_by_its_exit_code(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from decision_seq.cli_data import check as command
+
+    episodes = random_episodes([5, 6, 7])
+    episodes.observations[7] = np.nan
+    source = str(write_npz(tmp_path / "a.npz", episodes, meta=None))
+    with pytest.raises(SystemExit) as exit_:
+        command((source,), drop_bad=tmp_path / "clean.npz")
+    assert exit_.value.code == 1
+    assert "error: 3 numbers are NaN or infinite" in capsys.readouterr().out
+    command((str(tmp_path / "clean.npz"),))  # returns: no errors
+    assert "0 errors, 0 warnings" in capsys.readouterr().out

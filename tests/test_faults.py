@@ -28,8 +28,10 @@ import torch
 from conftest import random_episodes, write_npz
 from test_train import config_for, weights, without_rates
 
+from decision_seq.data import store
+from decision_seq.data.library import import_dataset
 from decision_seq.data.sources import minari_dataset
-from decision_seq.data.store import open_store
+from decision_seq.data.store import open_folder, open_store
 from decision_seq.errors import UserError
 from decision_seq.files import atomic_file, atomic_folder, workspace
 from decision_seq.run_config import RunConfig
@@ -72,7 +74,8 @@ def child(work: Callable[..., Any], args: tuple, home: str, kill_at: int, full_a
     """
     torch.set_num_threads(1)
     os.environ["MINARI_DATASETS_PATH"] = f"{home}/minari"
-    os.environ["DECISION_SEQ_CACHE"] = f"{home}/cache"
+    os.environ["DECISION_SEQ_DATA"] = f"{home}/library"
+    store.cache_dir = lambda: Path(home, "cache")  # kernels are shared: compiled once
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     if full_at:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -113,6 +116,10 @@ def run_open(source: Path) -> None:
     open_store([str(source)])
 
 
+def run_import(source: Path) -> None:
+    import_dataset([str(source)], "mine")
+
+
 @pytest.fixture
 def start(server: ForkServerContext, tmp_path: Path) -> Iterator[Any]:
     """Start a child; `start(work, *args, kill_at=, full_at=)`."""
@@ -133,7 +140,7 @@ def start(server: ForkServerContext, tmp_path: Path) -> Iterator[Any]:
 
 
 def finish(process: ForkServerProcess) -> int:
-    process.join(120)
+    process.join(300)
     assert process.exitcode is not None
     return process.exitcode
 
@@ -155,7 +162,7 @@ def leftovers(folder: Path) -> list[str]:
 
 
 few_or_all = pytest.mark.parametrize(
-    "kills", [5, pytest.param(None, marks=pytest.mark.slow)], ids=["few", "all"]
+    "kills", [3, pytest.param(None, marks=pytest.mark.slow)], ids=["few", "all"]
 )
 
 
@@ -225,6 +232,24 @@ def test_building_a_store_killed_at_any_file_operation(
 
 
 @few_or_all
+def test_importing_killed_at_any_file_operation(
+    kills: int | None, start: Any, tmp_path: Path
+) -> None:
+    library = tmp_path / "home" / "library"
+    source = write_npz(tmp_path / "a.npz", random_episodes([5, 9, 7]))
+    assert finish(start(run_import, source)) == 0
+    whole = open_folder(library / "mine", "mine").hash
+    for moment in killed_at(operations(tmp_path / "home"), kills, seed=4):
+        shutil.rmtree(library)
+        assert finish(start(run_import, source, kill_at=moment)) == -signal.SIGKILL
+        if (library / "mine").exists():  # killed while tidying up: it is whole
+            assert open_folder(library / "mine", "mine").hash == whole, moment
+        assert finish(start(run_import, source)) == 0
+        assert open_folder(library / "mine", "mine").hash == whole, moment
+        assert leftovers(library) == [], moment
+
+
+@few_or_all
 def test_collecting_killed_at_any_file_operation(
     kills: int | None, start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -250,12 +275,14 @@ def test_collecting_killed_at_any_file_operation(
 # ---- crowded -------------------------------------------------------------------------------------
 
 
-def test_two_processes_build_the_same_store(
+def test_processes_build_and_import_the_same_dataset(
     start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = write_npz(tmp_path / "a.npz", random_episodes([50] * 40))
-    both = [start(run_open, source) for _ in range(3)]
-    assert [finish(process) for process in both] == [0, 0, 0]
+    crowd = [start(work, source) for work in (run_open, run_import) * 2]
+    assert [finish(process) for process in crowd] == [0, 0, 0, 0]
+    assert open_folder(tmp_path / "home" / "library" / "mine", "mine").episodes == 40
+    assert leftovers(tmp_path) == []
     monkeypatch.setattr("decision_seq.data.store.cache_dir", lambda: tmp_path / "home" / "cache")
     assert open_store([str(source)]).episodes == 40
     assert len(list((tmp_path / "home" / "cache" / "datasets").iterdir())) == 1
@@ -291,7 +318,7 @@ def test_a_workspace_in_use_is_not_taken_for_a_leftover(tmp_path: Path) -> None:
 # ---- full ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("limit", [200, 3000, 20_000, 40_000])
+@pytest.mark.parametrize("limit", [3000, 40_000])
 def test_a_full_disk_is_one_sentence_and_no_damage(
     limit: int, start: Any, toy_file: Path, tmp_path: Path
 ) -> None:
@@ -334,12 +361,14 @@ FILL = """
 import json, sys
 from pathlib import Path
 import torch
+from decision_seq.data import store
 from decision_seq.errors import UserError
 from decision_seq.run_config import load_run_config
 from decision_seq.train.checkpoint import load_state
 from decision_seq.train.loop import train
 
 torch.set_num_threads(1)
+store.cache_dir = lambda: Path(sys.argv[3])
 config, out = load_run_config(Path(sys.argv[1])), Path(sys.argv[2]) / "run"
 small = load_run_config(Path(sys.argv[1]), ["train.steps=2"])
 train(small, out, torch.device("cpu"))
@@ -372,11 +401,12 @@ def test_a_full_tmpfs_is_one_sentence_and_no_damage(toy_file: Path, tmp_path: Pa
     (tmp_path / "disk").mkdir()
     (tmp_path / "fill.py").write_text(FILL)
     mount = f"mount -t tmpfs -o size=1m none {tmp_path}/disk || exit 77; "
-    command = f"{sys.executable} {tmp_path}/fill.py {tmp_path}/run.yaml {tmp_path}/disk"
+    command = (
+        f"{sys.executable} {tmp_path}/fill.py {tmp_path}/run.yaml {tmp_path}/disk {tmp_path}/cache"
+    )
     done = subprocess.run(
         ["unshare", "-rm", "sh", "-c", mount + command],
-        capture_output=True, text=True, timeout=120,
-        env=os.environ | {"DECISION_SEQ_CACHE": str(tmp_path / "cache")},
+        capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     if done.returncode in (1, 77) and "Traceback" not in done.stderr:
         pytest.skip("mounting is not allowed here")

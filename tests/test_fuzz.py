@@ -29,6 +29,7 @@ from hypothesis import strategies as st
 from test_train import config_for
 
 from decision_seq.agents import SequenceAgent, load_agent, save_agent
+from decision_seq.data import store
 from decision_seq.data.episodes import Episodes, from_flat
 from decision_seq.data.store import open_store
 from decision_seq.data.transforms import ReturnSpec
@@ -185,7 +186,7 @@ def outcomes(name: str, first: int, last: int, folder: str) -> None:
     """Read cases first..last-1 of a format; a line of JSON each to FOLDER/outcomes."""
     make, load = FORMATS[name]
     base = Path(folder)
-    os.environ["DECISION_SEQ_CACHE"] = str(base / "cache")
+    store.cache_dir = lambda: base / "cache"
     os.environ["MINARI_DATASETS_PATH"] = str(base / "minari")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     os.fsync = lambda _fd: None  # type: ignore[assignment]  # thousands of them, of no use here
@@ -285,7 +286,6 @@ def test_store_and_windows_of_any_episodes(
     episodes, rewards = data
     folder = tmp_path_factory.mktemp("any")
     file = write_npz(folder / "a.npz", episodes)
-    os.environ["DECISION_SEQ_CACHE"] = str(folder / "cache")
     store = open_store([str(file)])
     for name in ("observations", "actions", "rewards", "terminated", "truncated", "offsets"):
         assert np.array_equal(getattr(store, name), getattr(episodes, name))

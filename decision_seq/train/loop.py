@@ -21,7 +21,7 @@ from decision_seq.data.transforms import delay_rewards, hold_out, top_fraction
 from decision_seq.data.windows import WindowSampler
 from decision_seq.envs.registry import make
 from decision_seq.errors import UserError
-from decision_seq.files import exclusive
+from decision_seq.files import exclusive, remove_leftovers
 from decision_seq.progress import progress_bar
 from decision_seq.run_config import RunConfig, check_same_run, write_run_config
 from decision_seq.train.checkpoint import has_checkpoint, load_state, save_checkpoint
@@ -106,6 +106,8 @@ def train(
     loss_sum, loss_count = torch.zeros(2, device=device)
     learner = Learner(agent, averaged, optimizer, guard, loss_sum, loss_count)
     with exclusive(out / ".train.lock", wait=False):
+        for folder in (out, out / "checkpoints"):
+            remove_leftovers(folder)
         if has_checkpoint(out):
             restore_run(config, out, store, learner)
         write_run_config(config, out / "config.yaml")
