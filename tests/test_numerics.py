@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -62,8 +63,14 @@ def test_a_bad_batch_stops_with_step_windows_and_file(
     assert f"{loss}" == fault["loss"] and f"{norm}" == fault["gradient_norm"]
     # what was saved before is whole: the run goes on from there and meets the batch again
     assert loop.read_summary(tmp_path / "run" / "dataset.json")
-    with pytest.raises(UserError, match="at step 13"):
+    with pytest.raises(UserError, match=r"at step 13.*skip_nonfinite.*another --out"):
         train(config, tmp_path / "run", CPU, resume=True)
+    # as the sentence says: one more batch may pass in this folder, another rate is another run
+    other = dataclasses.replace(config.train, learning_rate=1e-9)
+    with pytest.raises(UserError, match=r"other settings.*another --out"):
+        train(dataclasses.replace(config, train=other), tmp_path / "run", CPU, resume=True)
+    patient = dataclasses.replace(config.train, skip_nonfinite=1)
+    assert train(dataclasses.replace(config, train=patient), tmp_path / "run", CPU, resume=True)
 
 
 def test_skipped_batches_change_nothing_and_are_counted(

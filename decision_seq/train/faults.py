@@ -104,8 +104,10 @@ def stop_for_fault(
     raise UserError(
         f"{out}: the loss is {loss} and the gradient norm {norm} at step {step}{before}: "
         f"{fault['why']}; windows (episode:step) {shown}{more}; weights and batch are saved in "
-        f"{folder}; lower train.learning_rate (now {config.train.learning_rate}), check the data "
-        "with `decision-seq data check`, or let a few such batches pass with train.skip_nonfinite"
+        f"{folder}; check the data with `decision-seq data check`; --resume goes on if "
+        f"train.skip_nonfinite (now {config.train.skip_nonfinite}) lets such batches pass; a lower "
+        f"train.learning_rate (now {config.train.learning_rate}) is another run: choose another "
+        "--out"
     )
 
 
