@@ -58,7 +58,11 @@ def check(source: Sources, env: str | None = None, drop_bad: Path | None = None)
     print(f"{label}: {errors} errors, {len(findings) - errors} warnings")
     if drop_bad is not None:
         dropped = drop(source, drop_bad, env)
-        print(f"{drop_bad}: written without {len(dropped)} episodes; {drop_bad}.dropped.json lists")
+        if dropped:
+            lists = f"{drop_bad}.dropped.json lists them"
+            print(f"{drop_bad}: written without {len(dropped)} episodes; {lists}")
+        else:
+            print(f"{drop_bad}: nothing was dropped, every episode is in this copy")
     if errors:
         sys.exit(1)
 

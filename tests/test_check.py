@@ -13,8 +13,9 @@ from conftest import random_episodes, write_npz
 
 from decision_seq.data.check import Finding, check, check_sources, drop_bad, environment_of, read
 from decision_seq.data.episodes import Episodes, from_flat
+from decision_seq.data.export import EXPORTERS
 from decision_seq.data.store import open_store
-from decision_seq.envs.registry import make
+from decision_seq.envs.registry import make, named_by_data
 from decision_seq.errors import UserError
 
 
@@ -241,6 +242,10 @@ def test_data_do_not_choose_what_is_imported(
     log.write_text("episode,observation_0,action_0,reward,terminated\n0,1,1,1,1\n")
     (tmp_path / "log.columns.yaml").write_text("env: stranger:Task-v0")
     assert read([str(log)]).info["env_id"] == "stranger:Task-v0"
+    EXPORTERS["minari"](open_store([str(log)]), "mine/strange-v0")
+    (tmp_path / "os:stranger.py").write_text("raise SystemExit('this ran')")
+    assert named_by_data("os:stranger:Task-v0") is None  # `os` is imported, that file is not
+    assert named_by_data("conftest:Task-v0") == "conftest:Task-v0"
 
 
 def test_nothing_left_is_not_written(tmp_path: Path) -> None:

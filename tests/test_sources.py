@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import json
 import os
 import pickle
 import subprocess
@@ -20,13 +21,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_data import assert_same, write_hdf5, write_minari
 
-from decision_seq.data import from_episodes, import_dataset
+from decision_seq.data import check, from_episodes, import_dataset
 from decision_seq.data.distribution import histogram
 from decision_seq.data.episodes import Episodes, from_flat
 from decision_seq.data.export import EXPORTERS
 from decision_seq.data.inspect import summarize
 from decision_seq.data.library import listing, verify
-from decision_seq.data.sources import absolute, stored
+from decision_seq.data.sources import absolute, resolve, stored
 from decision_seq.data.store import EpisodeStore, open_store
 from decision_seq.data.transforms import ReturnSpec
 from decision_seq.data.windows import WindowSampler
@@ -415,6 +416,11 @@ def test_own_names_by_a_file_beside_the_log(tmp_path: Path) -> None:
         "episode: run\nobservations: [x]\nactions: [u, v]\nreward: r\nterminated: died\n"
     )
     assert open_store([str(path)]).observations.shape == (23, 1)  # read again
+    (tmp_path / "log.columns.yaml").write_text(
+        "episode: run\nobservations: [x, y, x]\nactions: [u, v]\nreward: r\nterminated: died\n"
+    )
+    with pytest.raises(UserError, match=r"columns\.yaml: column `x` is listed twice"):
+        open_store([str(path)])
     (tmp_path / "log.columns.yaml").write_text("episodes: run\n")
     with pytest.raises(UserError, match="`episodes` is not a known key; the nearest is `episode`"):
         open_store([str(path)])
@@ -437,6 +443,7 @@ def change(name: str, row: int, value: Any) -> Callable[[dict[str, list[Any]]], 
         (change("observation_1", 0, ""), ["line 2: `observation_1` is '', not a number"]),
         (change("terminated", 1, "maybe"), ["line 3: `terminated` is 'maybe', not true"]),
         (change("terminated", 1, True), ["line 3: `terminated` is set, but the episode goes on"]),
+        (change("episode", 3, "nan"), ["line 5: `episode` is nan", "number of its episode"]),
         (change("observation_0", 5, "nan"), ["`observations` is NaN", "step 5"]),
         (lambda c: c.pop("reward"), ["column `reward` is missing", "columns.yaml"]),
         (lambda c: c.pop("episode"), ["column `episode` is missing"]),
@@ -644,6 +651,46 @@ def test_damage_is_noticed(tmp_path: Path) -> None:
     (stored.library() / "mine" / "meta.json").write_text("{")
     with pytest.raises(UserError, match=r"meta\.json: is damaged"):
         open_store(["mine"])
+
+
+def test_seeds_and_missing_ends_are_imported_and_exported(tmp_path: Path) -> None:
+    recorded = {"episode_seeds": np.array([3, 4, 5, 9]), "unended_episodes": np.array([1])}
+    path = write_npz(tmp_path / "a.npz", random_episodes(LENGTHS), **recorded)
+    store = import_dataset([str(path)], "mine")
+    EXPORTERS["npz"](store, str(tmp_path / "out.npz"))
+    EXPORTERS["minari"](open_store([str(path)]), "mine/recorded-v0")
+    for source in (str(path), "mine", str(tmp_path / "out.npz"), "mine/recorded-v0"):
+        episodes = resolve(source).read()
+        assert (episodes.seeds, episodes.unended) == ((3, 4, 5, 9), (1,)), source
+        assert open_store([source]).hash == store.hash
+    check.write_npz(tmp_path / "part.npz", resolve("mine").read(), np.array([1, 3]))
+    part = resolve(str(tmp_path / "part.npz")).read()
+    assert (part.seeds, part.unended) == ((4, 9), (0,))
+    meta = stored.library() / "mine" / "meta.json"  # as it was written before they were kept
+    content = json.loads(meta.read_text())
+    del content["seeds"], content["unended"]
+    meta.write_text(json.dumps(content))
+    assert resolve("mine").read().seeds == () and open_store(["mine"]).unended == ()
+    meta.write_text(json.dumps(content | {"seeds": [1]}))
+    with pytest.raises(UserError, match=r"meta\.json: is damaged"):
+        open_store(["mine"])
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("episode_seeds", np.arange(3), "has 3 numbers for 4 episodes"),
+        ("episode_seeds", np.full(4, -1), "none below 0"),
+        ("unended_episodes", np.array([4]), "names episode 4 of 4"),
+        ("unended_episodes", np.array(["a"]), "must be whole numbers"),
+    ],
+)
+def test_bad_seeds_are_one_sentence(
+    key: str, value: np.ndarray, words: str, tmp_path: Path
+) -> None:
+    path = write_npz(tmp_path / "a.npz", random_episodes(LENGTHS), **{key: value})
+    with pytest.raises(UserError, match=words):
+        open_store([str(path)])
 
 
 def test_two_processes_import_the_same_at_once(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +20,13 @@ from gymnasium import spaces
 from decision_seq.data.episodes import Episodes, concatenate
 from decision_seq.data.replay import replay_from_seeds, replay_single_steps
 from decision_seq.data.sources import resolve
-from decision_seq.envs.registry import make
+from decision_seq.envs.registry import make, named_by_data
 from decision_seq.errors import UserError
 from decision_seq.files import atomic_file, write_text
 
 ACTION_TOLERANCE = 1e-4  # float32 of a clipped action may lie this far outside
 LONG_EPISODE = 100  # without an environment, episodes this long may have met a time limit
-CLEAN = "write a cleaned copy with --drop-bad OUT"
+CLEAN = "write a cleaned copy with --drop-bad OUT.npz"
 
 
 @dataclass(frozen=True)
@@ -80,11 +79,9 @@ def environment_of(episodes: Episodes, name: str | None) -> Env | None:
     """The environment called `name`, else the one the data name if it exists here, else None."""
     if name is not None:
         return make(name)
-    own = episodes.info.get("env_id")
+    own = named_by_data(episodes.info.get("env_id"))
     if own is None or own.startswith("ALE/"):
         return None
-    if ":" in own and own.partition(":")[0] not in sys.modules:
-        return None  # a stranger's file must not choose what is imported; --env does
     # D4RL's v2 and v3 need mujoco-py; v4 is the same model and task
     for candidate in (own, own[:-1] + "4" if own.endswith(("-v2", "-v3")) else own):
         try:
@@ -131,6 +128,10 @@ def write_npz(path: Path, episodes: Episodes, which: np.ndarray) -> None:
     rows = np.concatenate([np.arange(episodes.offsets[m], episodes.offsets[m + 1]) for m in which])
     names = {"env_id": "env_id", "ref_min_score": "ref_min", "ref_max_score": "ref_max"}
     meta = {names[k]: v for k, v in episodes.info.items() if k in names}
+    recorded = {
+        "unended_episodes": np.flatnonzero(np.isin(which, episodes.unended)),
+        "episode_seeds": np.array(episodes.seeds, np.int64)[which if episodes.seeds else []],
+    }
     with atomic_file(path) as temporary, temporary.open("wb") as file:
         np.savez(
             file,
@@ -140,6 +141,7 @@ def write_npz(path: Path, episodes: Episodes, which: np.ndarray) -> None:
             terminations=episodes.terminated[rows],
             truncations=episodes.truncated[rows],
             meta=np.array(json.dumps(meta)),
+            **{name: array for name, array in recorded.items() if len(array)},
         )
 
 

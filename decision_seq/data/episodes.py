@@ -185,5 +185,6 @@ def check_finite(source: str, episodes: Episodes) -> None:
             raise UserError(
                 f"{source}: `{name}` is NaN or infinite at step {step} (episode {episode}, "
                 f"step {step - int(episodes.offsets[episode])} in it), {int(bad.sum())} steps in "
-                "all; remove those episodes with `decision-seq data check SOURCE --drop-bad OUT`"
+                "all; remove those episodes with `decision-seq data check SOURCE --drop-bad "
+                "OUT.npz`"
             )

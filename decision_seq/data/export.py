@@ -28,7 +28,8 @@ def to_npz(store: EpisodeStore, out: str) -> None:
     if path.exists():
         raise UserError(f"{out}: exists already; choose another --out")
     columns = ("observations", "actions", "rewards", "terminated", "truncated", "offsets")
-    episodes = Episodes(**{key: getattr(store, key) for key in columns}, info=store.info)
+    recorded = {"info": store.info, "unended": store.unended, "seeds": store.seeds}
+    episodes = Episodes(**{key: getattr(store, key) for key in columns}, **recorded)
     write_npz(path, episodes, np.arange(store.episodes))
 
 
@@ -36,20 +37,24 @@ def to_minari(store: EpisodeStore, out: str) -> None:
     """Write a dataset into Minari's local storage. Raises UserError if the id is bad or taken.
 
     Minari keeps one observation more than there are actions; a store does not have what followed
-    an episode's last action, so its last observation stands there twice.
+    an episode's last action, so its last observation stands there twice. An episode that came with
+    no end has none there either.
     """
     import minari
     from minari.data_collector.episode_buffer import EpisodeBuffer
 
     check_id(out)
+    truncated = np.array(store.truncated)
+    truncated[store.offsets[1:][list(store.unended)] - 1] = False
     buffers = [
         EpisodeBuffer(
             id=number,
+            seed=store.seeds[number] if store.seeds else None,
             observations=np.concatenate([store.observations[a:b], store.observations[b - 1 : b]]),
             actions=np.array(store.actions[a:b]),
             rewards=store.rewards[a:b].tolist(),
             terminations=store.terminated[a:b].tolist(),
-            truncations=store.truncated[a:b].tolist(),
+            truncations=truncated[a:b].tolist(),
         )
         for number, (a, b) in enumerate(pairwise(store.offsets))
     ]
@@ -75,10 +80,13 @@ def _environment(store: EpisodeStore) -> dict[str, Any]:
     from gymnasium import spaces
 
     found: dict[str, Any] = {}
+    name = registry.named_by_data(store.info.get("env_id"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            env = registry.make(store.info["env_id"])
+            if name is None:
+                raise KeyError
+            env = registry.make(name)
             env.close()
             if env.observation_space.shape == store.observations.shape[1:] and env.spec:
                 env.spec.to_json()  # Minari writes it so; a class as entry point cannot be written

@@ -16,7 +16,7 @@ from decision_seq.data.sources import resolve, stored
 from decision_seq.errors import UserError
 from decision_seq.files import atomic_folder, cache_dir
 
-LAYOUT = 2  # part of the cache key: raise it when the files' meaning changes
+LAYOUT = 3  # part of the cache key: raise it when the files' meaning changes
 ARRAYS = (
     "observations",
     "actions",
@@ -49,6 +49,8 @@ class EpisodeStore:
     hash: str
     name: str
     episodes_per_source: tuple[int, ...] = ()  # in the order of the sources; they sum to M
+    unended: tuple[int, ...] = ()  # episodes that came with no end flag and were marked truncated
+    seeds: tuple[int, ...] = ()  # of the environment, an episode each, where the source has them
 
     @property
     def steps(self) -> int:
@@ -122,7 +124,8 @@ def write_store(folder: Path, episodes: Episodes, meta: dict[str, Any]) -> None:
     with atomic_folder(folder) as temporary:
         for name in ARRAYS:
             np.save(temporary / f"{name}.npy", np.ascontiguousarray(arrays[name]))
-        meta = {"episodes_per_source": [len(lengths)], "info": episodes.info} | meta
+        kept = {"unended": episodes.unended, "seeds": episodes.seeds}
+        meta = {"episodes_per_source": [len(lengths)], "info": episodes.info, **kept} | meta
         text = json.dumps({"hash": checksum(arrays), **meta})
         (temporary / "meta.json").write_text(text, encoding="utf-8")
 
@@ -140,10 +143,12 @@ def checksum(arrays: Mapping[str, Any]) -> str:
 def open_folder(folder: Path, name: str) -> EpisodeStore:
     """Open a dataset in our layout. Raises UserError if it is damaged."""
     meta = stored.read_meta(folder)
+    arrays = stored.load_arrays(folder, ARRAYS)
     return EpisodeStore(
-        **stored.load_arrays(folder, ARRAYS),
+        **arrays,
         info=meta["info"],
         hash=meta["hash"],
         name=name,
         episodes_per_source=tuple(meta["episodes_per_source"]),
+        **stored.recorded(folder, meta, len(arrays["offsets"]) - 1),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -62,6 +63,16 @@ def recorded_id(name: str) -> str:
     one was named. Raises UserError if there is none."""
     identifier = env_id(name)
     return name if ":" in name else identifier
+
+
+def named_by_data(name: str | None) -> str | None:
+    """The environment that a dataset says it is from, or None where asking for it would import a
+    module: a stranger's file must not choose what is imported; who wants it names it in a command.
+    """
+    if name is None:
+        return None
+    module, colon, _ = name.rpartition(":")
+    return None if colon and module not in sys.modules else name
 
 
 def make(name: str) -> gym.Env[Any, Any]:

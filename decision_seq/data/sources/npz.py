@@ -1,6 +1,8 @@
 """`.npz` files: observations, actions, rewards, terminations, truncations, one row a step.
 
-Optional: `meta`, a JSON text (env_id, ref_min, ref_max are used). Other keys are ignored.
+Optional: `meta`, a JSON text (env_id, ref_min, ref_max are used); `episode_seeds`, what each
+episode's environment was reset with; `unended_episodes`, numbers of those whose truncation was not
+recorded but assumed. Other keys are ignored.
 """
 
 from __future__ import annotations
@@ -8,6 +10,7 @@ from __future__ import annotations
 import json
 import zipfile
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from decision_seq.data.episodes import Episodes, from_flat
 from decision_seq.errors import UserError
 
 KEYS = ("observations", "actions", "rewards", "terminations", "truncations")
+EPISODE_KEYS = ("episode_seeds", "unended_episodes")
 
 
 def read(path: Path) -> Episodes:
@@ -30,6 +34,9 @@ def read(path: Path) -> Episodes:
                 )
             observations, actions, rewards, terminated, truncated = (file[key] for key in KEYS)
             meta = str(file["meta"]) if "meta" in file.files else "{}"
+            seeds, unended = (
+                file[key] if key in file.files else np.empty(0, int) for key in EPISODE_KEYS
+            )
     except UserError:
         raise
     except (
@@ -42,13 +49,40 @@ def read(path: Path) -> Episodes:
         zipfile.BadZipFile,
         zlib.error,
     ) as error:
+        reason = " ".join(str(error).split())
+        if "allow_pickle" in reason:  # numpy advises to run whatever code a stranger's file holds
+            reason = "Python objects are not read; write arrays of numbers with numpy.savez"
         raise UserError(
-            f"{path}: cannot be read as .npz ({' '.join(str(error).split())}); the file may be "
-            "cut off or not be a numpy archive"
+            f"{path}: cannot be read as .npz ({reason}); the file may be cut off or not be a numpy "
+            "archive"
         ) from None
-    return from_flat(
+    flat = from_flat(
         str(path), observations, actions, rewards, terminated, truncated, _info(path, meta)
     )
+    episodes = len(flat.lengths)
+    seeds, unended = (
+        _numbers(path, k, a) for k, a in zip(EPISODE_KEYS, (seeds, unended), strict=True)
+    )
+    if len(seeds) not in (0, episodes):
+        raise UserError(
+            f"{path}: `episode_seeds` has {len(seeds)} numbers for {episodes} episodes; give one "
+            "each, or leave the key out"
+        )
+    if max(unended, default=0) >= episodes:
+        raise UserError(
+            f"{path}: `unended_episodes` names episode {max(unended)} of {episodes}; they are "
+            "counted from 0"
+        )
+    return replace(flat, unended=(*sorted({*flat.unended, *unended}),), seeds=(*seeds,))
+
+
+def _numbers(path: Path, key: str, array: np.ndarray) -> list[int]:
+    if array.ndim != 1 or array.dtype.kind not in "iu" or (array < 0).any():
+        raise UserError(
+            f"{path}: `{key}` is {array.dtype} of shape {array.shape}; it must be whole numbers "
+            "[episodes], none below 0"
+        )
+    return [int(number) for number in array]
 
 
 def _info(path: Path, meta: str) -> dict[str, Any]:

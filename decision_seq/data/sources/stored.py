@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -75,4 +76,23 @@ def load_arrays(folder: Path, names: tuple[str, ...]) -> dict[str, Any]:
 
 def read(folder: Path) -> Episodes:
     """The episodes of a stored dataset."""
-    return Episodes(**load_arrays(folder, COLUMNS), info=read_meta(folder)["info"])
+    arrays, meta = load_arrays(folder, COLUMNS), read_meta(folder)
+    kept = recorded(folder, meta, len(arrays["offsets"]) - 1)
+    return Episodes(**arrays, info=meta["info"], **kept)
+
+
+def recorded(folder: Path, meta: Mapping[str, Any], episodes: int) -> dict[str, Any]:
+    """`unended` and `seeds` of so many episodes, empty in datasets from before they were kept.
+
+    Raises UserError if damaged."""
+    try:
+        unended, seeds = ((*map(int, meta.get(key, ())),) for key in ("unended", "seeds"))
+        if len(seeds) not in (0, episodes) or min(seeds, default=0) < 0:
+            raise ValueError
+        if not all(0 <= m < episodes for m in unended):
+            raise ValueError
+        return {"unended": unended, "seeds": seeds}
+    except (ValueError, TypeError, OverflowError):
+        raise UserError(
+            f"{folder / 'meta.json'}: is damaged; delete the folder and import or run again"
+        ) from None

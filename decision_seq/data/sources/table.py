@@ -137,6 +137,13 @@ def _find(path: Path, header: list[str]) -> Columns:
                 f"{path}: column `{name}` is missing (found {', '.join(header)[:200]}); name it "
                 f"so, or say which it is in {path.stem}.columns.yaml"
             )
+    inputs = (*found.observations, *found.actions)
+    for name in inputs:
+        if inputs.count(name) > 1:
+            raise UserError(
+                f"{beside[0] if beside else path}: column `{name}` is listed twice under "
+                "observations and actions; list it once"
+            )
     for name in _wanted(found, header):
         if header.count(name) > 1:
             raise UserError(f"{path}: column `{name}` is there twice; rename or remove one")
@@ -163,6 +170,12 @@ def _episodes(
     episode = table[columns.episode]
     if len(episode) == 0:
         raise UserError(f"{path}: has no rows; an empty dataset trains nothing")
+    if (unknown := ~np.isfinite(episode)).any():
+        row = int(unknown.argmax())
+        raise UserError(
+            f"{path}: {place(row)}: `{columns.episode}` is {episode[row]:g}; every row needs the "
+            "number of its episode"
+        )
     same = episode[1:] == episode[:-1]  # [N - 1] this row's episode goes on in the next
     _check_together(path, episode, np.flatnonzero(~same) + 1, place)
     if columns.step in table:
