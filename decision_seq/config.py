@@ -142,9 +142,16 @@ def _convert(hint: Any, value: Any, source: str, key: str) -> Any:
         if value is None and type(None) in args:
             return None
         literals = [a for a in args if typing.get_origin(a) is typing.Literal]
-        if literals and isinstance(value, str):
-            return _convert(literals[0], value, source, key)
-        (hint,) = [a for a in args if a is not type(None) and a not in literals]
+        others = [a for a in args if a is not type(None) and a not in literals]
+        words = [word for literal in literals for word in typing.get_args(literal)]
+        if value in words:
+            return value
+        if words and others and isinstance(value, str):
+            choices = ", ".join(words)
+            raise UserError(
+                f"{source}: `{key}` is {value!r}; it must be {choices} or {_described(others[0])}"
+            )
+        (hint,) = others or literals
         return _convert(hint, value, source, key)
     if origin is typing.Literal:
         if value not in args:
@@ -176,10 +183,15 @@ def _scalar(hint: Any, value: Any, source: str, key: str) -> Any:
     if hint is float and isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{source}: `{key}` is {value}; it must be a finite number")
     if type(value) is not hint:
-        raise UserError(
-            f"{source}: `{key}` must be {_TYPE_NAMES.get(hint, str(hint))}, found {_name(value)}"
-        )
+        raise UserError(f"{source}: `{key}` must be {_described(hint)}, found {_name(value)}")
     return value
+
+
+def _described(hint: Any) -> str:
+    """`a number`, `a list of numbers`: for messages."""
+    if typing.get_origin(hint) is tuple:
+        return f"a list of {_described(typing.get_args(hint)[0]).removeprefix('a ')}s"
+    return _TYPE_NAMES.get(hint, str(hint))
 
 
 def _required(field: dataclasses.Field[Any]) -> bool:

@@ -129,6 +129,7 @@ def test_another_preset_replaces_the_agent() -> None:
         ("agent.preset=[bc]", ["`agent.preset`"]),
         ("train.betas=[1.5,2]", ["betas"]),
         ("seed=-1", ["seed is -1"]),
+        ("eval.targets=foo", ["`eval.targets` is 'foo'", "auto or a list of numbers"]),
         ("eval.targets=[.inf]", ["`eval.targets[0]`", "finite"]),
         ("name=2020-13-45", ["--set name=2020-13-45", "not valid YAML"]),
         ("train.steps", ["--set train.steps", "KEY=VALUE"]),

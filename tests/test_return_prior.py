@@ -273,7 +273,7 @@ def test_a_run_without_a_prior_or_with_a_damaged_one(toy_file: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("protocol", "word"),
     [
-        ({"targets": "autoo"}, "it must be one of auto"),
+        ({"targets": "autoo"}, "it must be auto or a list of numbers"),
         ({"targets": 5}, "must be a list"),
         ({"target_quantile": 1.0}, "target_quantile is 1.0"),
     ],
