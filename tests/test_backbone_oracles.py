@@ -122,6 +122,18 @@ def test_lstm_gates_are_those_of_the_equations() -> None:
         torch.testing.assert_close(mixer(x)[:, position], hidden, rtol=1e-4, atol=1e-6)
 
 
+def test_lstm_leaves_cudnn_out_where_it_could_not_go_back() -> None:
+    """cuDNN's backward pass refuses in eval mode: `inspect` and a fault's cause need it there."""
+    mixer, seen = LSTM(LSTMConfig(width=WIDTH)), []
+    mixer.lstm.register_forward_pre_hook(lambda *_: seen.append(torch.backends.cudnn.enabled))
+    before = torch.backends.cudnn.enabled
+    mixer(tokens(1, 2))
+    mixer.eval()(tokens(1, 2)).sum().backward()
+    with torch.no_grad():
+        mixer(tokens(1, 2))
+    assert seen == [before, False, before] and torch.backends.cudnn.enabled == before
+
+
 def test_lstm_starts_by_remembering() -> None:
     mixer = LSTM(LSTMConfig(width=WIDTH))
     bias = mixer.lstm.get_parameter("bias_ih_l0") + mixer.lstm.get_parameter("bias_hh_l0")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -50,6 +51,9 @@ class LSTM(Mixer):
         self, x: Tensor, start: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """nn.LSTM in the precision of its weights: under autocast the cell would lose in half
-        precision what it adds up over a hundred tokens."""
-        with torch.autocast(x.device.type, enabled=False):
+        precision what it adds up over a hundred tokens. cuDNN keeps what a backward pass needs only
+        in training mode; gradients of an agent in eval mode take the kernels of torch itself."""
+        unsupported = torch.is_grad_enabled() and not self.training
+        cudnn = torch.backends.cudnn.flags(enabled=False) if unsupported else nullcontext()
+        with torch.autocast(x.device.type, enabled=False), cudnn:
             return self.lstm(x.to(self.lstm.get_parameter("weight_ih_l0").dtype), start)
