@@ -76,16 +76,6 @@ def assert_same(a: EpisodeStore, b: EpisodeStore) -> None:
     assert a.hash == b.hash
 
 
-def test_every_source_gives_the_same_store(tmp_path: Path) -> None:
-    episodes = random_episodes([7, 1, 12, 3])
-    npz = open_store([str(write_npz(tmp_path / "a.npz", episodes))])
-    hdf5 = open_store([str(write_hdf5(tmp_path / "b.hdf5", episodes))])
-    local = open_store([write_minari("test/random-v0", episodes)])
-    assert_same(npz, hdf5)
-    assert_same(npz, local)
-    np.testing.assert_array_equal(npz.offsets, [0, 7, 8, 20, 23])
-
-
 def test_d4rl_v0_without_timeouts_ends_at_a_thousand_steps(tmp_path: Path) -> None:
     episodes = random_episodes([5, 1000, 3, 1000, 1000])
     episodes.terminated[:] = False
@@ -123,7 +113,9 @@ def test_store_is_built_once_and_rebuilt_for_other_content(
     path = write_npz(tmp_path / "a.npz", random_episodes([3]))
     first = open_store([str(path)])
     assert isinstance(first.observations, np.memmap)
-    monkeypatch.setattr("decision_seq.data.store.write_store", lambda *_: pytest.fail("built again"))
+    monkeypatch.setattr(
+        "decision_seq.data.store.write_store", lambda *_: pytest.fail("built again")
+    )
     assert open_store([str(path)]).hash == first.hash
     monkeypatch.undo()
     write_npz(path, random_episodes([3], seed=1))
