@@ -55,7 +55,7 @@ def check(source: Sources, env: str | None = None, drop_bad: Path | None = None)
     for finding in findings:
         print(f"{label}: {finding}")
     errors = sum(finding.severity == "error" for finding in findings)
-    print(f"{label}: {errors} errors, {len(findings) - errors} warnings")
+    print(f"{label}: {len(findings)} findings, {errors} of them errors")
     if drop_bad is not None:
         dropped = drop(source, drop_bad, env)
         if dropped:

@@ -270,4 +270,4 @@ def test_the_command_says_errors_by_its_exit_code(
     assert exit_.value.code == 1
     assert "error: 3 numbers are NaN or infinite" in capsys.readouterr().out
     command((str(tmp_path / "clean.npz"),))  # returns: no errors
-    assert "0 errors, 0 warnings" in capsys.readouterr().out
+    assert "0 findings, 0 of them errors" in capsys.readouterr().out
