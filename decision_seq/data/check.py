@@ -128,7 +128,7 @@ def write_npz(path: Path, episodes: Episodes, which: np.ndarray) -> None:
     rows = np.concatenate([np.arange(episodes.offsets[m], episodes.offsets[m + 1]) for m in which])
     names = {"env_id": "env_id", "ref_min_score": "ref_min", "ref_max_score": "ref_max"}
     meta = {names[k]: v for k, v in episodes.info.items() if k in names}
-    recorded = {
+    recorded: dict[str, Any] = {
         "unended_episodes": np.flatnonzero(np.isin(which, episodes.unended)),
         "episode_seeds": np.array(episodes.seeds, np.int64)[which if episodes.seeds else []],
     }

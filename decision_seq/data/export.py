@@ -28,8 +28,8 @@ def to_npz(store: EpisodeStore, out: str) -> None:
     if path.exists():
         raise UserError(f"{out}: exists already; choose another --out")
     columns = ("observations", "actions", "rewards", "terminated", "truncated", "offsets")
-    recorded = {"info": store.info, "unended": store.unended, "seeds": store.seeds}
-    episodes = Episodes(**{key: getattr(store, key) for key in columns}, **recorded)
+    recorded = ("info", "unended", "seeds")
+    episodes = Episodes(**{key: getattr(store, key) for key in (*columns, *recorded)})
     write_npz(path, episodes, np.arange(store.episodes))
 
 
