@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from decision_seq.eval import stats
+from decision_seq.eval.report import Run, score_table, summary
+from decision_seq.run_config import run_config
 
 
 def test_interquartile_mean_by_hand() -> None:
@@ -97,3 +101,24 @@ def test_best_of_by_enumeration() -> None:
     assert stats.best_of(estimates, truths, 1) == pytest.approx(30)
     assert stats.best_of(estimates, truths, 2) == pytest.approx((10 + 10 + 60) / 3)
     assert stats.best_of(estimates, truths, 3) == pytest.approx(10)
+
+
+@pytest.mark.parametrize("seeds", [3, 4])
+def test_the_report_gives_an_interval_where_there_are_seeds_enough(
+    seeds: int, tmp_path: Path
+) -> None:
+    plain = {"env": "point-run", "data": {"sources": ["toy.npz"]}, "agent": {"preset": "bc"}}
+    config = run_config(plain, {}, "test")
+    runs = []
+    for seed in range(seeds):
+        row = {"env": "PointRun-v0", "target": None, "context": "window", "target_quantile": None}
+        row |= {"train_seed": seed, "normalized_score": None, "episode_return": 10.0 + seed}
+        dataset = {"name": "toy", "hash": "0", "return_mean": 9.0}
+        runs.append(Run(tmp_path, config, dataset, [row], "agent", None))
+    (line,) = score_table(runs)
+    assert line.mean == pytest.approx(10 + (seeds - 1) / 2)
+    if seeds < stats.FEWEST:
+        assert line.interval is None and "no interval" in summary([line], runs)[-1]
+    else:
+        assert line.interval is not None
+        assert line.interval.low < line.mean < line.interval.high

@@ -14,7 +14,7 @@ import numpy as np
 
 from decision_seq.data.inspect import read_summary
 from decision_seq.errors import UserError
-from decision_seq.eval import figures
+from decision_seq.eval import figures, stats
 from decision_seq.eval.inspect_run import read_inspection
 from decision_seq.eval.results import Row, asked, read_rows
 from decision_seq.files import read_jsonl, write_text
@@ -59,6 +59,7 @@ class Score:
     seeds: list[tuple[int, float]]  # (training seed, mean over its episodes)
     mean: float
     spread: float  # standard deviation over seeds
+    interval: stats.Interval | None  # 95 %, over seeds; None where they are too few
     mean_return: float
     episodes: int
     best: bool  # highest mean for its dataset, target and context
@@ -133,6 +134,7 @@ def score_table(runs: list[Run]) -> list[Score]:
                 seeds=seeds,
                 mean=float(np.mean(means)),
                 spread=float(np.std(means)),
+                interval=stats.estimate({dataset: means}, stats.mean).interval,
                 mean_return=float(np.mean([row["episode_return"] for row in rows])),
                 episodes=len(rows),
                 best=False,
@@ -156,10 +158,10 @@ def summary(scores: list[Score], runs: list[Run]) -> list[str]:
             f"({top.mean:.1f} {top.unit}); the data's mean return is {data['return_mean']:.0f}."
         )
     fewest = min(len(s.seeds) for s in scores)
-    if fewest < 5:
+    if fewest < stats.FEWEST:
         sentences.append(
             f"With {fewest} training seed{'s' if fewest > 1 else ''} these differences can be "
-            "chance: no interval is given, and none should be imagined."
+            f"chance: no interval is given below {stats.FEWEST} seeds, and none should be imagined."
         )
     return sentences
 
