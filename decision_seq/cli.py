@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -273,9 +274,33 @@ def main() -> None:
     except UserError as error:
         print(f"decision-seq: {error}", file=sys.stderr)
         sys.exit(2)
+    except (RuntimeError, MemoryError) as error:
+        if not _out_of_memory(error):
+            raise
+        amount = re.search(r"to allocate ([\d.]+ \w+)", str(error))
+        asked = f" ({amount[1]} were asked for at once)" if amount else ""
+        print(
+            f"decision-seq: out of memory{asked}; lower train.batch_size, agent.backbone.width or "
+            "agent.context_length, or the episodes of an evaluation, or use a machine with more",
+            file=sys.stderr,
+        )
+        sys.exit(2)
     except KeyboardInterrupt:
         print("decision-seq: interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether an allocation failed: Python's or NumPy's, torch's on a GPU, or torch's on a CPU,
+    which is a plain RuntimeError. Without torch loaded the error is not torch's."""
+    if isinstance(error, MemoryError):
+        return True
+    torch = sys.modules.get("torch")
+    return torch is not None and (
+        isinstance(error, torch.OutOfMemoryError)
+        or "DefaultCPUAllocator" in str(error)
+        or "not enough memory" in str(error)
+    )
 
 
 def _device(name: str) -> torch.device:

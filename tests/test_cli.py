@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import minari
+import numpy as np
 import pytest
+import torch
 import yaml
 from conftest import random_episodes, write_npz
 
+from decision_seq import listing
 from decision_seq.cli import main
 from decision_seq.eval.results import read_rows
 
@@ -248,3 +252,24 @@ def test_a_read_only_output_folder(cli, toy_file: Path, tmp_path: Path) -> None:
 def test_wrong_arguments_are_refused(cli) -> None:  # type: ignore[no-untyped-def]
     for arguments in (["train"], ["evaluate", "x", "--context", "widow"], ["fly"]):
         assert cli(*arguments)[0] == 2
+
+
+def test_out_of_memory_is_one_sentence(cli, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    """The allocators' own errors; another RuntimeError stays a traceback."""
+
+    def fails(act: Callable[[], object]) -> None:
+        monkeypatch.setitem(listing.LISTINGS, "backbones", lambda: iter([act()]))
+
+    fails(lambda: torch.empty(2**60, dtype=torch.uint8))
+    refused(cli("list", "backbones"), "out of memory (1152921504606846976 bytes", "batch_size")
+    fails(lambda: np.empty(2**60, np.uint8))
+    refused(cli("list", "backbones"), "out of memory (1.00 EiB")
+    fails(lambda: torch.zeros(2) @ torch.zeros(3))
+    with pytest.raises(RuntimeError, match="size"):
+        cli("list", "backbones")
+
+
+def test_nothing_to_drop(cli, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    source = write_npz(tmp_path / "a.npz", random_episodes([5, 7]), meta=None)
+    code, out, err = cli("data", "check", source, "--drop-bad", tmp_path / "clean.npz")
+    assert code == 0 and "nothing was dropped" in out and "0 episodes" not in out, err
