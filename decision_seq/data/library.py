@@ -11,7 +11,7 @@ from decision_seq.data.sources import FORMATS, absolute, minari_dataset, resolve
 from decision_seq.data.sources.episode_list import gather
 from decision_seq.data.store import EpisodeStore, checksum, open_folder, write_store
 from decision_seq.errors import UserError
-from decision_seq.files import exclusive
+from decision_seq.files import exclusive, remove_leftovers
 
 
 def import_dataset(sources: Sequence[str], name: str, env: str | None = None) -> EpisodeStore:
@@ -107,6 +107,7 @@ def _keep(name: str, episodes: Episodes, env: str | None, sources: list[str]) ->
         if not folder.exists():
             write_store(folder, episodes, {"sources": sources})
             return open_folder(folder, name)
+        remove_leftovers(folder.parent, name)  # of a process killed while it tidied up
     kept = stored.read(folder)
     arrays = ((getattr(kept, key), getattr(episodes, key)) for key in stored.COLUMNS)
     if any(a.dtype != b.dtype or a.tobytes() != b.tobytes() for a, b in arrays):

@@ -14,7 +14,7 @@ import numpy as np
 from decision_seq.data.episodes import Episodes, check_finite, concatenate
 from decision_seq.data.sources import resolve, stored
 from decision_seq.errors import UserError
-from decision_seq.files import atomic_folder, cache_dir
+from decision_seq.files import atomic_folder, cache_dir, remove_leftovers
 
 LAYOUT = 3  # part of the cache key: raise it when the files' meaning changes
 ARRAYS = (
@@ -105,6 +105,7 @@ def open_store(sources: Sequence[str]) -> EpisodeStore:
             check_finite(source, part)
         counts = [len(part.lengths) for part in parts]
         write_store(folder, concatenate(parts, list(sources)), {"episodes_per_source": counts})
+    remove_leftovers(folder.parent, folder.name)  # of a process killed while it tidied up
     return open_folder(folder, name)
 
 
