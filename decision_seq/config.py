@@ -12,7 +12,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +21,21 @@ import yaml
 from decision_seq.errors import UserError
 
 T = TypeVar("T")
+V = TypeVar("V", bound=type[Any])  # a config class that `kind` can name
+
+
+def register(kind: str, summary: str) -> Callable[[V], V]:
+    """Class decorator: make a config dataclass a choice for `kind` in its family's `registry`.
+
+    `summary` is a line about it, for `decision-seq list`.
+    """
+
+    def add(config: V) -> V:
+        config.kind, config.summary = kind, summary
+        config.registry[kind] = config
+        return config
+
+    return add
 
 
 def load_yaml(path: Path) -> dict[str, Any]:

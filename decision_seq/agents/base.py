@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from decision_seq.agents.context import CONTEXTS, Memory, StepInput
 from decision_seq.backbones import BackboneConfig, Layout
 from decision_seq.backbones.mamba import MambaConfig
+from decision_seq.config import register as register_config
 from decision_seq.data.store import EpisodeStore
 from decision_seq.data.transforms import ObservationNorm, ReturnSpec
 from decision_seq.data.windows import Batch
@@ -71,8 +72,8 @@ def register(kind: str, summary: str, config: type[AgentConfig]) -> Callable[[ty
     """Class decorator: make an agent available as `agent.kind`."""
 
     def add(agent: type[A]) -> type[A]:
-        config.kind, config.summary, config.agent = kind, summary, agent
-        AgentConfig.registry[kind] = config
+        config.agent = agent
+        register_config(kind, summary)(config)
         return agent
 
     return add

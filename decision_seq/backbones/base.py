@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, TypeVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -92,20 +91,6 @@ class BackboneConfig(ABC):
     def build(self, layout: Layout) -> Backbone:
         """The whole backbone."""
         return Backbone(self, layout)
-
-
-C = TypeVar("C", bound=BackboneConfig)
-
-
-def register(kind: str, summary: str) -> Callable[[type[C]], type[C]]:
-    """Class decorator: make a config available as `backbone.kind`."""
-
-    def add(config: type[C]) -> type[C]:
-        config.kind, config.summary = kind, summary
-        BackboneConfig.registry[kind] = config
-        return config
-
-    return add
 
 
 class Block(nn.Module):

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from decision_seq.backbones.base import BackboneConfig, LayerState, Layout, Mixer, register
+from decision_seq.backbones.base import BackboneConfig, LayerState, Layout, Mixer
+from decision_seq.config import register
 from decision_seq.errors import UserError
 
 

@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from decision_seq.backbones.base import BackboneConfig, LayerState, Layout, Mixer, register
+from decision_seq.backbones.base import BackboneConfig, LayerState, Layout, Mixer
 from decision_seq.backbones.lags import LagLinear, TimeMixer, append, positions_of
+from decision_seq.config import register
 from decision_seq.errors import UserError
 from decision_seq.ops.spectral import SpectralScale
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from decision_seq.backbones.base import BackboneConfig, LayerState, Layout, Mixer, register
+from decision_seq.backbones.base import BackboneConfig, LayerState, Layout, Mixer
+from decision_seq.config import register
 
 
 @register("lstm", "recurrent baseline; cost L, token after token; streams with two vectors a layer")

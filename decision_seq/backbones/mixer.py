@@ -23,9 +23,9 @@ from decision_seq.backbones.base import (
     LayerState,
     Layout,
     Mixer,
-    register,
 )
 from decision_seq.backbones.lags import LagLinear, Positions, TimeMixer, append, positions_of
+from decision_seq.config import register
 from decision_seq.errors import UserError
 
 Mixing = Literal["vanilla", "symmetric", "asymmetric"]

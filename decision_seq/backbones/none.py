@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from decision_seq.backbones.base import BackboneConfig, LayerState, Layout, Mixer, register
+from decision_seq.backbones.base import BackboneConfig, LayerState, Layout, Mixer
+from decision_seq.config import register
 
 
 @register("none", "no mixing along time, each token alone; cost L; nothing to carry")

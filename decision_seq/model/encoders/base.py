@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, TypeVar
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -43,17 +42,3 @@ class ImageEncoderConfig(ABC):
     @abstractmethod
     def build(self, shape: ImageShape) -> ImageEncoder:
         """An untrained encoder of images [C, H, W]."""
-
-
-C = TypeVar("C", bound=ImageEncoderConfig)
-
-
-def register(kind: str, summary: str) -> Callable[[type[C]], type[C]]:
-    """Class decorator: make a config available as `encoder.kind`."""
-
-    def add(config: type[C]) -> type[C]:
-        config.kind, config.summary = kind, summary
-        ImageEncoderConfig.registry[kind] = config
-        return config
-
-    return add

@@ -18,12 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from decision_seq.backbones.mixer import symmetry_breaking
+from decision_seq.config import register
 from decision_seq.errors import UserError
 from decision_seq.model.encoders.base import (
     ImageEncoder,
     ImageEncoderConfig,
     ImageShape,
-    register,
 )
 from decision_seq.ops.spectral import SpectralScale
 
