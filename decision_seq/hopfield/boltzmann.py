@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from decision_seq.hopfield.mixture import LOG_2PI, GaussianMixture
 
 
-class AttnBM(nn.Module):
-    """E(v) = |v - b|^2 / 2 - logsumexp_mu(w_mu . v + c_mu).
+class BoltzmannMachine(nn.Module):
+    """N visible and M hidden units, and the weights between them.
 
     Args:
-        weight: [M, N], a stored pattern w_mu in each row.
+        weight: [M, N], W: what a hidden unit, or a state of the hidden unit, is tied to.
         bias: [N], b.
         hidden_bias: [M], c.
     """
@@ -29,6 +29,14 @@ class AttnBM(nn.Module):
         self.weight = nn.Parameter(weight.detach().clone())
         self.bias = nn.Parameter(bias.detach().clone())
         self.hidden_bias = nn.Parameter(hidden_bias.detach().clone())
+
+    def inputs(self, v: Tensor) -> Tensor:
+        """What the hidden side gets from `v` [B, N]: W v + c, [B, M]."""
+        return v @ self.weight.T + self.hidden_bias
+
+
+class AttnBM(BoltzmannMachine):
+    """E(v) = |v - b|^2 / 2 - logsumexp_mu(w_mu . v + c_mu), a stored pattern w_mu in each row."""
 
     @classmethod
     def from_mixture(cls, log_weights: Tensor, means: Tensor) -> AttnBM:
@@ -44,7 +52,7 @@ class AttnBM(nn.Module):
 
     def energy(self, v: Tensor) -> Tensor:
         """E [B] of `v` [B, N]."""
-        return (v - self.bias).square().sum(-1) / 2 - torch.logsumexp(self._logits(v), dim=-1)
+        return (v - self.bias).square().sum(-1) / 2 - torch.logsumexp(self.inputs(v), dim=-1)
 
     def log_partition(self) -> Tensor:
         """log Z, a scalar."""
@@ -68,7 +76,7 @@ class AttnBM(nn.Module):
 
     def hidden(self, v: Tensor) -> Tensor:
         """Probabilities [B, M] of the hidden states given `v` [B, N]."""
-        return self._logits(v).softmax(-1)
+        return self.inputs(v).softmax(-1)
 
     # ---- learning -------------------------------------------------------------------------
 
@@ -113,15 +121,12 @@ class AttnBM(nn.Module):
         """Distribution of the other dimensions (in ascending order) given `observed` [B, len(dims)]
         at `dims`: again a mixture, whose mean is one step of attention from the observed part."""
         missing = self._others(dims)
-        log_weights = self.marginal(dims)._logits(observed).log_softmax(-1)
+        log_weights = self.marginal(dims).inputs(observed).log_softmax(-1)
         return GaussianMixture(log_weights, self.bias[missing] + self.weight[:, missing])
 
     def _others(self, dims: Sequence[int]) -> list[int]:
         given = set(dims)
         return [i for i in range(len(self.bias)) if i not in given]
-
-    def _logits(self, v: Tensor) -> Tensor:
-        return v @ self.weight.T + self.hidden_bias  # [B, M]
 
     def _log_masses(self) -> Tensor:
         """[M] log-weights of the mixture, up to a constant."""

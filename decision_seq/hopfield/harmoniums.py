@@ -8,53 +8,42 @@ hidden layer is a single softmax unit instead.
 from __future__ import annotations
 
 import itertools
+from abc import ABC, abstractmethod
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from decision_seq.hopfield.boltzmann import AttnBM
+from decision_seq.hopfield.boltzmann import AttnBM, BoltzmannMachine
 from decision_seq.hopfield.mixture import LOG_2PI
 
 EXACT_UNITS = 12  # a sum over 2^12 states is still cheap
 NODES = 64  # of the quadrature over a hidden unit of the dense associative memory
 
 
-class Harmonium(nn.Module):
-    """p(v, h) ~ exp(b . v + c . s(h) + s(h)^T W v + terms of single units).
+class Harmonium(BoltzmannMachine, ABC):
+    """p(v, h) ~ exp(b . v + c . s(h) + s(h)^T W v + terms of single units)."""
 
-    Args:
-        weight: [M, N], W.
-        bias: [N], b.
-        hidden_bias: [M], c.
-    """
-
-    def __init__(self, weight: Tensor, bias: Tensor, hidden_bias: Tensor) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(weight.detach().clone())
-        self.bias = nn.Parameter(bias.detach().clone())
-        self.hidden_bias = nn.Parameter(hidden_bias.detach().clone())
-
+    @abstractmethod
     def free_energy(self, v: Tensor) -> Tensor:
         """-log of the sum over hidden states of exp(-E(v, h)), [B], for `v` [B, N]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def log_partition(self) -> Tensor:
         """Exact log Z. Raises ValueError where the sum has more than 2^12 terms."""
-        raise NotImplementedError
 
+    @abstractmethod
     def hidden_mean(self, v: Tensor) -> Tensor:
         """E[s(h) | v], [B, M]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def sample_hidden(self, v: Tensor, generator: torch.Generator) -> Tensor:
         """A draw of s(h) given `v`, [B, M]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def sample_visible(self, hidden: Tensor, generator: torch.Generator) -> Tensor:
         """A draw of v given s(h) [B, M], [B, N]."""
-        raise NotImplementedError
 
     def log_prob(self, v: Tensor) -> Tensor:
         """Exact log-probability (or density) [B] of `v` [B, N], where `log_partition` is exact."""
@@ -90,12 +79,9 @@ class Harmonium(nn.Module):
         exact = torch.autograd.grad(self.log_prob(v).mean(), parameters)
         return dict(zip(names, exact, strict=True))
 
+    @abstractmethod
     def _summed_units(self) -> int:
         """Number of binary units that the exact partition function sums over."""
-        raise NotImplementedError
-
-    def _inputs(self, v: Tensor) -> Tensor:
-        return v @ self.weight.T + self.hidden_bias  # [B, M]
 
     def _states(self, units: int, values: tuple[float, float]) -> Tensor:
         """All states [2^units, units] of so many two-valued units."""
@@ -110,7 +96,7 @@ class GaussianBernoulliRBM(Harmonium):
     """E(v, h) = |v - b|^2 / 2 - h . (W v + c) with h in {0, 1}^M and v real."""
 
     def free_energy(self, v: Tensor) -> Tensor:
-        return (v - self.bias).square().sum(-1) / 2 - F.softplus(self._inputs(v)).sum(-1)
+        return (v - self.bias).square().sum(-1) / 2 - F.softplus(self.inputs(v)).sum(-1)
 
     def log_partition(self) -> Tensor:
         states = self._states(len(self.hidden_bias), (0.0, 1.0))  # [2^M, M]
@@ -124,7 +110,7 @@ class GaussianBernoulliRBM(Harmonium):
         return AttnBM(states @ self.weight, self.bias, states @ self.hidden_bias)
 
     def hidden_mean(self, v: Tensor) -> Tensor:
-        return torch.sigmoid(self._inputs(v))
+        return torch.sigmoid(self.inputs(v))
 
     def sample_hidden(self, v: Tensor, generator: torch.Generator) -> Tensor:
         return torch.bernoulli(self.hidden_mean(v), generator=generator)
@@ -164,14 +150,14 @@ class DenseAssociativeMemory(Harmonium):
         """E [B] of visible `v` [B, N] and hidden `h` [B, M], not negative."""
         n = self.power
         own = (1 - 1 / n) * h**n  # h f(h) - F(h)
-        return (own - h ** (n - 1) * self._inputs(v)).sum(-1) - v @ self.bias
+        return (own - h ** (n - 1) * self.inputs(v)).sum(-1) - v @ self.bias
 
     def memory_energy(self, v: Tensor) -> Tensor:
         """Energy [B] of the associative memory, without fluctuations of the hidden units."""
-        return -v @ self.bias - (F.relu(self._inputs(v)) ** self.power).sum(-1) / self.power
+        return -v @ self.bias - (F.relu(self.inputs(v)) ** self.power).sum(-1) / self.power
 
     def free_energy(self, v: Tensor) -> Tensor:
-        return -v @ self.bias - self.cumulant(self._inputs(v)).sum(-1)
+        return -v @ self.bias - self.cumulant(self.inputs(v)).sum(-1)
 
     def log_partition(self) -> Tensor:
         return torch.logsumexp(-self.free_energy(self._states(len(self.bias), (-1.0, 1.0))), dim=0)
@@ -181,13 +167,13 @@ class DenseAssociativeMemory(Harmonium):
         return torch.logsumexp(self._log_terms(x)[1], dim=-1)
 
     def hidden_mean(self, v: Tensor) -> Tensor:
-        h, terms = self._log_terms(self._inputs(v))
+        h, terms = self._log_terms(self.inputs(v))
         return (terms.softmax(-1) * h ** (self.power - 1)).sum(-1)
 
     def sample_hidden(self, v: Tensor, generator: torch.Generator) -> Tensor:
         """A draw of f(h) among the quadrature's nodes, so the chain of `v` follows the machine to
         the precision of the quadrature."""
-        h, terms = self._log_terms(self._inputs(v))  # [B, M, NODES]
+        h, terms = self._log_terms(self.inputs(v))  # [B, M, NODES]
         below = terms.softmax(-1).cumsum(-1)
         uniform = torch.rand(*h.shape[:2], 1, generator=generator, dtype=h.dtype)
         chosen = (below < uniform).sum(-1, keepdim=True).clamp(max=NODES - 1)
