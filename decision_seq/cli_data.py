@@ -47,17 +47,17 @@ def check(source: Sources, env: str | None = None, drop_bad: Path | None = None)
         env: environment it is from, where it does not say so itself.
         drop_bad: write a copy without the bad episodes to this .npz file; the source is only read.
     """
-    from decision_seq.data.check import check_sources
     from decision_seq.data.check import drop_bad as drop
+    from decision_seq.data.check import examine
 
     label = " + ".join(source)
-    findings = check_sources(source, env)
-    for finding in findings:
+    examined = examine(source, env)
+    for finding in examined.findings:
         print(f"{label}: {finding}")
-    errors = sum(finding.severity == "error" for finding in findings)
-    print(f"{label}: {len(findings)} findings, {errors} of them errors")
+    errors = sum(finding.severity == "error" for finding in examined.findings)
+    print(f"{label}: {len(examined.findings)} findings, {errors} of them errors")
     if drop_bad is not None:
-        dropped = drop(source, drop_bad, env)
+        dropped = drop(examined, drop_bad)
         if dropped:
             lists = f"{drop_bad}.dropped.json lists them"
             print(f"{drop_bad}: written without {len(dropped)} episodes; {lists}")

@@ -11,7 +11,14 @@ import numpy as np
 import pytest
 from conftest import random_episodes, write_npz
 
-from decision_seq.data.check import Finding, check, check_sources, drop_bad, environment_of, read
+from decision_seq.data.check import (
+    Finding,
+    check,
+    drop_bad,
+    environment_of,
+    examine,
+    read,
+)
 from decision_seq.data.episodes import Episodes, from_flat
 from decision_seq.data.export import EXPORTERS
 from decision_seq.data.store import open_store
@@ -62,7 +69,7 @@ def test_not_finite_names_episode_step_and_column(tmp_path: Path) -> None:
     episodes.observations[12, 0] = np.inf
     episodes.actions[6, 1] = -np.inf
     episodes.rewards[8] = np.nan
-    (finding,) = check_sources([str(write_npz(tmp_path / "a.npz", episodes, meta=None))])
+    (finding,) = examine([str(write_npz(tmp_path / "a.npz", episodes, meta=None))]).findings
     assert (finding.severity, finding.rule, finding.count) == ("error", "not-finite", 4)
     assert "observations column 2 at episode 1, step 2" in finding.message
     assert finding.drop == (1, 2)
@@ -103,13 +110,13 @@ def test_ends_that_are_double_or_missing(tmp_path: Path) -> None:
     assert finding.rule == "both-ends" and "episode 0, step 4" in finding.message
     episodes = random_episodes([5, 5, 7])
     episodes.terminated[-1] = False  # the recording stops there
-    (finding,) = check_sources([str(write_npz(tmp_path / "a.npz", episodes, meta=None))])
+    (finding,) = examine([str(write_npz(tmp_path / "a.npz", episodes, meta=None))]).findings
     assert finding.rule == "without-end" and "first episode 2 after 7 steps" in finding.message
     write_npz(tmp_path / "b.npz", random_episodes([3, 4], seed=1), meta=None)
-    (finding,) = check_sources([str(tmp_path)])  # both files, a first
+    (finding,) = examine([str(tmp_path)]).findings  # both files, a first
     assert finding.rule == "without-end" and "first episode 2 after 7 steps" in finding.message
     with pytest.raises(UserError, match="no data are named"):
-        check_sources([])
+        examine([]).findings
 
 
 def time_limited(lengths: list[int], **flags: bool) -> Episodes:
@@ -185,8 +192,8 @@ def test_replay_tells_walker2d_v4_from_v5() -> None:
 
     behaviour, provenance = behaviour_for("walker2d", "medium", None)
     collect("walker2d", behaviour, 200, "own/walker-v0", 0, provenance)
-    assert check_sources(["own/walker-v0"]) == []
-    assert rules(check_sources(["own/walker-v0"], "Walker2d-v4")) == ["replay"]
+    assert examine(["own/walker-v0"]).findings == []
+    assert rules(examine(["own/walker-v0"], "Walker2d-v4").findings) == ["replay"]
 
 
 def test_seeds_are_replayed_in_any_environment() -> None:
@@ -214,7 +221,7 @@ def test_drop_bad_writes_a_cleaned_copy(tmp_path: Path) -> None:
     episodes.observations[7] = np.nan
     source = write_npz(tmp_path / "a.npz", episodes)
     before = source.read_bytes()
-    dropped = drop_bad([str(source)], tmp_path / "clean.npz")
+    dropped = drop_bad(examine([str(source)]), tmp_path / "clean.npz")
     assert [(d["episode"], d["rules"]) for d in dropped] == [(1, ["not-finite"]), (3, ["repeat"])]
     assert json.loads((tmp_path / "clean.npz.dropped.json").read_text())["dropped"] == dropped
     store = open_store([str(tmp_path / "clean.npz")])
@@ -224,10 +231,10 @@ def test_drop_bad_writes_a_cleaned_copy(tmp_path: Path) -> None:
         assert np.array_equal(getattr(store, name), getattr(good, name)[rows])
     assert store.info["env_id"] == "Hopper-v5"
     assert source.read_bytes() == before
-    assert rules(check_sources([str(tmp_path / "clean.npz")], "point-run")) == ["misfit"]
+    assert rules(examine([str(tmp_path / "clean.npz")], "point-run").findings) == ["misfit"]
     for out, expected in (("clean.npz", "exists already"), ("clean.hdf5", "written as .npz")):
         with pytest.raises(UserError, match=expected):
-            drop_bad([str(source)], tmp_path / out)
+            drop_bad(examine([str(source)]), tmp_path / out)
 
 
 def test_data_do_not_choose_what_is_imported(
@@ -253,7 +260,7 @@ def test_nothing_left_is_not_written(tmp_path: Path) -> None:
     episodes.rewards[2] = np.inf
     source = write_npz(tmp_path / "a.npz", episodes)
     with pytest.raises(UserError, match="nothing would be left"):
-        drop_bad([str(source)], tmp_path / "clean.npz")
+        drop_bad(examine([str(source)]), tmp_path / "clean.npz")
     assert {p.name for p in tmp_path.iterdir()} == {"a.npz"}
 
 

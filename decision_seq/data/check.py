@@ -59,12 +59,21 @@ def check(episodes: Episodes, env: Env | None = None) -> list[Finding]:
     return sorted(found, key=lambda finding: finding.severity)
 
 
-def check_sources(sources: Sequence[str], env: str | None = None) -> list[Finding]:
-    """Findings of one dataset made of `sources`. `env` is needed where they do not name theirs."""
+@dataclass(frozen=True)
+class Examined:
+    """One dataset and what was found in it."""
+
+    sources: Sequence[str]
+    episodes: Episodes
+    findings: list[Finding]
+
+
+def examine(sources: Sequence[str], env: str | None = None) -> Examined:
+    """Read and check one dataset made of `sources`. `env` is for those that do not name theirs."""
     episodes = read(sources)
     environment = environment_of(episodes, env)
     try:
-        return check(episodes, environment)
+        return Examined(sources, episodes, check(episodes, environment))
     finally:
         if environment is not None:
             environment.close()
@@ -91,7 +100,7 @@ def environment_of(episodes: Episodes, name: str | None) -> Env | None:
     return None
 
 
-def drop_bad(sources: Sequence[str], out: Path, env: str | None = None) -> list[dict[str, Any]]:
+def drop_bad(examined: Examined, out: Path) -> list[dict[str, Any]]:
     """Write the episodes that no finding drops to `out` (.npz), and what was dropped and why to
     OUT.dropped.json. The sources are only read.
 
@@ -105,9 +114,9 @@ def drop_bad(sources: Sequence[str], out: Path, env: str | None = None) -> list[
         raise UserError(f"{out}: the cleaned copy is written as .npz; choose such a name")
     if out.exists():
         raise UserError(f"{out}: exists already; choose another name for the cleaned copy")
-    episodes = read(sources)
+    sources, episodes = examined.sources, examined.episodes
     reasons: dict[int, list[str]] = {}
-    for finding in check_sources(sources, env):
+    for finding in examined.findings:
         for m in finding.drop:
             reasons.setdefault(m, []).append(finding.rule)
     kept = np.setdiff1d(np.arange(len(episodes.lengths)), list(reasons))
