@@ -61,6 +61,11 @@ class Mixer(nn.Module, ABC):
         takes from token s, row l, column s. None where the mixer has no such matrix."""
         return None
 
+    def memory_length(self, x: Tensor) -> Tensor | None:
+        """[B, L, D] -> [B, L, channels]: tokens until a channel's state has decayed to 1/e. None
+        where the mixer has no state with a rate of decay."""
+        return None
+
 
 @dataclass(frozen=True)
 class BackboneConfig(ABC):

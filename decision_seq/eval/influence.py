@@ -7,7 +7,6 @@ the one at which the action of the window's last step is read.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -50,14 +49,6 @@ class Influence:
         if past.size == 0 or past[-1] == 0:
             return None
         return int(np.searchsorted(past, past[-1] / 2)) + 1
-
-
-@runtime_checkable
-class Remembers(Protocol):
-    """A mixer whose state decays at rates that can be read off."""
-
-    def memory_length(self, x: Tensor) -> Tensor:
-        """[B, L, D] -> [B, L, channels]: tokens until a channel's state has decayed to 1/e."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +161,7 @@ def _chunk(batch: Batch, start: int, size: int) -> Batch:
 
 def _view(layer: int, mixer: Mixer, x: Tensor) -> LayerView:
     token_map = mixer.token_map(x)
-    memory = mixer.memory_length(x) if isinstance(mixer, Remembers) else None
+    memory = mixer.memory_length(x)
     return LayerView(
         layer=layer,
         mixer=type(mixer).__name__,
