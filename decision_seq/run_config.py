@@ -120,6 +120,9 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
+        if not self.name:
+            name = preset_of(self.agent) or self.agent.backbone.kind
+            object.__setattr__(self, "name", name)  # the way to do so in a frozen dataclass
 
 
 def load_run_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -146,8 +149,7 @@ def run_config(base: Mapping[str, Any], override: Mapping[str, Any], source: str
     merged = merge(base | {"agent": agent}, override | {"agent": change})
     config = build(RunConfig, merged, source)
     sources = tuple(absolute(s) for s in config.data.sources)
-    name = config.name or preset_of(config.agent) or config.agent.backbone.kind
-    return replace(config, name=name, data=replace(config.data, sources=sources))
+    return replace(config, data=replace(config.data, sources=sources))
 
 
 def write_run_config(config: RunConfig, path: Path) -> None:

@@ -81,7 +81,7 @@ def evaluate_agent(
     return add_rows(
         run,
         episodes,
-        agent=config.name or config.agent.backbone.kind,
+        agent=config.name,
         backbone=config.agent.backbone.kind,
         train_seed=config.seed,
         env=env_id(config.env),

@@ -154,7 +154,7 @@ def to_json(inspection: Inspection) -> dict[str, Any]:
     subject, influence = inspection.subject, inspection.influence
     agent, spread = subject.agent, influence.norms.std(axis=0)
     return {
-        "agent": subject.config.name or agent.config.backbone.kind,
+        "agent": subject.config.name,
         "backbone": to_plain(agent.config.backbone),
         "tokens": list(agent.config.tokens),
         "checkpoint": subject.checkpoint,

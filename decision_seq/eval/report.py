@@ -88,8 +88,7 @@ def load_run(folder: Path) -> Run:
     rows = [row for row in rows if row["step"] == last]
     config = load_run_config(folder / "config.yaml")
     inspection = read_inspection(folder / "inspect.json")
-    name = config.name or config.agent.backbone.kind
-    return Run(folder, config, dataset, rows, name, inspection)
+    return Run(folder, config, dataset, rows, config.name, inspection)
 
 
 def load_runs(folders: Sequence[Path]) -> list[Run]:
