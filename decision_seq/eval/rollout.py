@@ -104,9 +104,9 @@ def rollout(
     novelty = np.stack(records.novelty) if prior else None  # [steps, lanes]
 
     def distances(lane: int) -> dict[str, Any]:
-        own = None if novelty is None else novelty[: records.lengths[lane], lane]
-        if own is None:
+        if novelty is None:
             return {"ood": None, "ood_mean": None, "ood_max": None}
+        own = novelty[: records.lengths[lane], lane]
         return {
             "ood": [round(float(d), 2) for d in own],
             "ood_mean": float(own.mean()),
