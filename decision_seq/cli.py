@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -265,12 +266,10 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 def main() -> None:
     """Entry point. Bad input: one sentence on stderr and exit code 2."""
     try:
-        if sys.argv[1:2] == ["data"]:  # has commands of its own
-            cli_data.main(sys.argv[2:])
-            return
-        tyro.extras.subcommand_cli_from_dict(
-            COMMANDS, prog="decision-seq", description=decision_seq.__doc__
-        )
+        try:
+            _run_command()
+        finally:
+            sys.stdout.flush()  # here, where a closed pipe is met below
     except UserError as error:
         print(f"decision-seq: {error}", file=sys.stderr)
         sys.exit(2)
@@ -288,6 +287,18 @@ def main() -> None:
     except KeyboardInterrupt:
         print("decision-seq: interrupted", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:  # the reader, `head` say, has seen enough: no fault of ours or theirs
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor of the flush at exit
+        sys.exit(141)  # as a program that SIGPIPE ended
+
+
+def _run_command() -> None:
+    if sys.argv[1:2] == ["data"]:  # has commands of its own
+        cli_data.main(sys.argv[2:])
+    else:
+        tyro.extras.subcommand_cli_from_dict(
+            COMMANDS, prog="decision-seq", description=decision_seq.__doc__
+        )
 
 
 def _out_of_memory(error: Exception) -> bool:

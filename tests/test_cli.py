@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -273,3 +275,15 @@ def test_nothing_to_drop(cli, tmp_path: Path) -> None:  # type: ignore[no-untype
     source = write_npz(tmp_path / "a.npz", random_episodes([5, 7]), meta=None)
     code, out, err = cli("data", "check", source, "--drop-bad", tmp_path / "clean.npz")
     assert code == 0 and "nothing was dropped" in out and "0 episodes" not in out, err
+
+
+@pytest.mark.parametrize("arguments", [["list", "backbones"], ["--help"], ["data", "list"]])
+def test_a_reader_that_stops_reading_is_no_error(arguments: list[str]) -> None:
+    """`decision-seq list backbones | head -1`: no traceback."""
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "decision_seq", *arguments], stdout=write, stderr=subprocess.PIPE
+    )
+    os.close(write)
+    assert done.stderr == b"" and done.returncode == 141
