@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from test_data import assert_same, write_hdf5, write_minari
 
 from decision_seq.data import check, from_episodes, import_dataset
+from decision_seq.data.check import examine
 from decision_seq.data.distribution import histogram
 from decision_seq.data.episodes import Episodes, from_flat
 from decision_seq.data.export import EXPORTERS
@@ -645,6 +646,8 @@ def test_damage_is_noticed(tmp_path: Path) -> None:
     rewards.write_bytes(content)
     with pytest.raises(UserError, match="checksum"):
         verify(open_store(["mine"]))
+    with pytest.raises(UserError, match="checksum"):
+        examine(["mine"])  # what `data check mine` says
     rewards.write_bytes(content[:-8])
     with pytest.raises(UserError, match="damaged"):
         open_store(["mine"])

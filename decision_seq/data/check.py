@@ -18,8 +18,10 @@ import numpy as np
 from gymnasium import spaces
 
 from decision_seq.data.episodes import Episodes, concatenate
+from decision_seq.data.library import verify
 from decision_seq.data.replay import replay_from_seeds, replay_single_steps
 from decision_seq.data.sources import resolve
+from decision_seq.data.store import open_folder
 from decision_seq.envs.registry import make, named_by_data
 from decision_seq.errors import UserError
 from decision_seq.files import atomic_file, write_text
@@ -80,8 +82,14 @@ def examine(sources: Sequence[str], env: str | None = None) -> Examined:
 
 
 def read(sources: Sequence[str]) -> Episodes:
-    """The episodes of all sources as they are, NaN included."""
-    return concatenate([resolve(source).read() for source in sources], list(sources))
+    """The episodes of all sources as they are, NaN included.
+
+    Raises UserError where an imported dataset is not what was written any more."""
+    readers = [resolve(source) for source in sources]
+    for reader in readers:
+        if reader.folder is not None:
+            verify(open_folder(reader.folder, reader.name))
+    return concatenate([reader.read() for reader in readers], list(sources))
 
 
 def environment_of(episodes: Episodes, name: str | None) -> Env | None:
