@@ -75,12 +75,13 @@ def named_by_data(name: str | None) -> str | None:
     return None if colon and module not in sys.modules else name
 
 
-def make(name: str) -> gym.Env[Any, Any]:
-    """One environment. Raises UserError for one that is unknown, gone, or not of vector form."""
+def make(name: str, **options: Any) -> gym.Env[Any, Any]:
+    """One environment; `options` go to gymnasium. Raises UserError for one that is unknown, gone,
+    or not of vector form."""
     identifier = env_id(name)
     _silence_mujoco()
     try:
-        env = gym.make(identifier, disable_env_checker=True)
+        env = gym.make(identifier, disable_env_checker=True, **options)
     except (gym.error.Error, ImportError, AttributeError) as error:
         raise UserError(
             f"environment {identifier} cannot be made ({' '.join(str(error).split())}); "
@@ -139,6 +140,18 @@ class Lanes:
         """Free the simulators."""
         for env in self.envs:
             env.close()
+
+
+def open_lanes(name: str, count: int) -> Lanes:
+    """The fastest lanes that there are for this environment."""
+    from decision_seq.envs.mujoco import MIN_LANES, MujocoLanes, robot
+
+    if count >= MIN_LANES:
+        env = make(name)
+        if robot(env):
+            return MujocoLanes(env_id(name), env, count)
+        env.close()
+    return Lanes(name, count)
 
 
 def versions() -> dict[str, str]:

@@ -16,7 +16,7 @@ from decision_seq.agents.base import Context
 from decision_seq.agents.fit import check_fit
 from decision_seq.agents.return_prior import ReturnPrior
 from decision_seq.envs.reference_scores import normalized_score
-from decision_seq.envs.registry import Lanes
+from decision_seq.envs.registry import Lanes, open_lanes
 from decision_seq.errors import UserError
 
 
@@ -60,6 +60,7 @@ def rollout(
     on_step: Callable[[int, int], None] = lambda done, lanes: None,
     prior: ReturnPrior | None = None,
     target_quantile: float = 0.9,
+    actions: list[np.ndarray] | None = None,
 ) -> list[Episode]:
     """Run `episodes` whole episodes for each target return, side by side.
 
@@ -77,6 +78,7 @@ def rollout(
         on_step: called after every step with (finished lanes, lanes).
         prior: proposes targets, and says how far the visited states lie from the data.
         target_quantile: of the return given the first observation, for "auto".
+        actions: to this list every step's are added, [lanes, ...] as the environment took them.
 
     Raises:
         UserError: the agent does not fit the environment, or has no target to follow, or an
@@ -94,10 +96,10 @@ def rollout(
             return prior.propose(observations, target_quantile)
         return torch.tensor(lane_targets, dtype=torch.float64) if rule == "given" else None
 
-    lanes = Lanes(env, len(lane_seeds))
+    lanes = open_lanes(env, len(lane_seeds))
     try:
         check_fit(agent.spec, lanes.envs[0])
-        records = _run(agent, lanes, choose, lane_seeds, context, on_step, prior)
+        records = _run(agent, lanes, choose, lane_seeds, context, on_step, prior, actions)
         _check_finite(records, lanes.id, lane_seeds)
     finally:
         lanes.close()
@@ -157,6 +159,7 @@ def _run(
     context: Context,
     on_step: Callable[[int, int], None],
     prior: ReturnPrior | None,
+    actions: list[np.ndarray] | None,
 ) -> _Records:
     """One episode in every lane."""
     count = len(seeds)
@@ -185,12 +188,13 @@ def _run(
             torch.from_numpy(rewards.astype(np.float32)),
             state,
         )
-        observations, rewards, terminated, truncated = lanes.step(
-            _to_environment(action, lanes.action_space), active
-        )
+        taken = _to_environment(action, lanes.action_space)
+        observations, rewards, terminated, truncated = lanes.step(taken, active)
         records.milliseconds[active] += 1e3 * (time.perf_counter() - start)
         records.returns[active] += rewards[active]
         records.lengths[active] += 1
+        if actions is not None:
+            actions.append(taken.copy())
         active &= ~(terminated | truncated)
         on_step(count - int(active.sum()), count)
     return records
