@@ -102,14 +102,17 @@ def train(
         resume: continue the run in `out`, if there is one.
     """
     from decision_seq.run_config import load_run_config
+    from decision_seq.train.distributed import is_first
     from decision_seq.train.loop import train
 
     run = load_run_config(config, assignments)
     finished = train(run, out, _device(device), resume, _rollouts_on_the_way(run, out))
-    if not finished:
+    if is_first() and finished:
+        print(f"{out}: trained; next: decision-seq evaluate {out}")
+    elif is_first():
         print(f"{out}: stopped and saved; the same command with --resume goes on")
+    if not finished:
         sys.exit(130)
-    print(f"{out}: trained; next: decision-seq evaluate {out}")
 
 
 def evaluate(

@@ -20,8 +20,8 @@ class _Rate(ProgressColumn):
         return Text(f"{task.speed:.1f} steps/s" if task.speed else "", style="cyan")
 
 
-def progress_bar() -> Progress:
-    """Done and total, rate, time left, and a `note` field for the loss. Drawn on stderr."""
+def progress_bar(shown: bool = True) -> Progress:
+    """Done and total, rate, time left, and a `note` field for the loss. On stderr, if `shown`."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -30,4 +30,5 @@ def progress_bar() -> Progress:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
         console=Console(stderr=True),
+        disable=not shown,
     )

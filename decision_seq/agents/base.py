@@ -153,10 +153,12 @@ class SequenceAgent(nn.Module):
 
     # ---- training -------------------------------------------------------------------------
 
-    def loss(self, batch: Batch) -> Tensor:
-        """Mean over valid steps of `errors`; in training with the backbone's penalty."""
+    def loss(self, batch: Batch, valid: Tensor | None = None) -> Tensor:
+        """Mean over valid steps of `errors`; in training with the backbone's penalty. `valid` [] is
+        what their sum is divided by, where the batch is a share of a larger one."""
         penalty = self.backbone.penalty() if self.training else 0.0  # not an error: no validation
-        return (self.errors(batch) * batch.mask).sum() / batch.mask.sum() + penalty
+        valid = batch.mask.sum() if valid is None else valid
+        return (self.errors(batch) * batch.mask).sum() / valid + penalty
 
     def errors(self, batch: Batch) -> Tensor:
         """[B, K] error of every step: the action's."""

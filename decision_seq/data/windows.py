@@ -80,9 +80,9 @@ class WindowSampler:
         }
         self._make_resident()
 
-    def batch(self, index: int, size: int) -> Batch:
-        """Batch number `index`: `size` random windows."""
-        return self.windows(self._draw(index, size))
+    def batch(self, index: int, size: int, rows: slice = slice(None)) -> Batch:
+        """Batch number `index`: `size` random windows, or those `rows` of them."""
+        return self.windows(self._draw(index, size)[rows])
 
     def places(self, index: int, size: int) -> list[tuple[int, int]]:
         """(episode, step within it) where each window of batch number `index` starts."""

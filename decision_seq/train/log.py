@@ -53,22 +53,34 @@ class MetricsLog:
             self._board.close()
 
 
-class StopRequest:
-    """Whether Ctrl-C or SIGTERM arrived; a second one interrupts at once."""
+class NoLog(contextlib.AbstractContextManager["NoLog", None]):
+    """The log of a process that does not write."""
 
-    def __init__(self) -> None:
-        self.requested = False
+    def write(self, step: int, **scalars: float) -> None:
+        """Nothing."""
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing."""
+
+
+class StopRequest:
+    """Whether Ctrl-C or SIGTERM arrived; a second one interrupts at once, unless `patient`."""
+
+    def __init__(self, patient: bool) -> None:
+        self.requested, self.patient = False, patient
 
     def __call__(self, _signal: int, _frame: FrameType | None) -> None:
-        if self.requested:
+        if self.requested and not self.patient:
             raise KeyboardInterrupt
         self.requested = True
 
 
 @contextlib.contextmanager
-def stop_on_signal() -> Iterator[StopRequest]:
-    """Turn Ctrl-C and SIGTERM into a request to save and stop after the current step."""
-    request = StopRequest()
+def stop_on_signal(patient: bool = False) -> Iterator[StopRequest]:
+    """Turn Ctrl-C and SIGTERM into a request to save and stop after the current step. `torchrun`
+    passes on what its processes may have got already, so with `patient` a second one is ignored:
+    who cannot wait is `torchrun`, which kills after 30 s."""
+    request = StopRequest(patient)
     try:
         old = {s: signal.signal(s, request) for s in (signal.SIGINT, signal.SIGTERM)}
     except ValueError:  # not the main thread: whoever runs us there handles signals

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +19,17 @@ from decision_seq.agents.fit import check_fit
 from decision_seq.agents.return_prior import ensure_prior
 from decision_seq.data.inspect import read_summary, write_summary
 from decision_seq.data.store import EpisodeStore, open_store
-from decision_seq.data.transforms import delay_rewards, hold_out, top_fraction
-from decision_seq.data.windows import WindowSampler
+from decision_seq.data.transforms import as_conditioned, hold_out, top_fraction
+from decision_seq.data.windows import Batch, WindowSampler
 from decision_seq.envs.registry import make
 from decision_seq.errors import UserError
 from decision_seq.files import exclusive, remove_leftovers
 from decision_seq.progress import progress_bar
 from decision_seq.run_config import RunConfig, check_same_run, write_run_config
 from decision_seq.train.checkpoint import has_checkpoint, load_state, save_checkpoint
+from decision_seq.train.distributed import World, joined
 from decision_seq.train.faults import FiniteGuard, stop_for_fault
-from decision_seq.train.log import MetricsLog, stop_on_signal
+from decision_seq.train.log import MetricsLog, NoLog, stop_on_signal
 from decision_seq.train.optim import learning_rate, make_optimizer
 
 VALIDATION_BATCHES = 8
@@ -43,6 +46,10 @@ class Learner:
     loss_sum: torch.Tensor  # of the batches since the last logged row that were not skipped
     loss_count: torch.Tensor  # of these
     step: int = 0
+    world: World = field(default_factory=World)
+
+    def __post_init__(self) -> None:
+        self.loss: Callable[[Batch], torch.Tensor] = self.world.loss_of(self.agent)
 
     def state(self) -> dict[str, Any]:
         """What resuming needs, as tensors and plain values."""
@@ -70,7 +77,8 @@ class Learner:
         self.guard.skipped.copy_(state["skipped"])
         torch.set_rng_state(state["torch_rng"])
         if state["cuda_rng"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(state["cuda_rng"])
+            here = torch.cuda.device_count()
+            torch.cuda.set_rng_state_all(state["cuda_rng"][:here])
 
 
 def train(
@@ -80,7 +88,8 @@ def train(
     resume: bool = False,
     on_interval: Callable[[SequenceAgent, int], dict[str, float]] | None = None,
 ) -> bool:
-    """Train the agent of `config` into the run folder `out`.
+    """Train the agent of `config` into the run folder `out`; under `torchrun`, with the other
+    processes.
 
     Args:
         config: the run.
@@ -92,7 +101,20 @@ def train(
     Returns:
         False if Ctrl-C or SIGTERM stopped it; its state is saved then.
     """
+    with joined(device) as (world, device):
+        return _train(config, out, device, resume, on_interval, world)
+
+
+def _train(
+    config: RunConfig,
+    out: Path,
+    device: torch.device,
+    resume: bool,
+    on_interval: Callable[[SequenceAgent, int], dict[str, float]] | None,
+    world: World,
+) -> bool:
     check_run_folder(config, out, resume)
+    world.check(config.train.batch_size)
     torch.manual_seed(config.seed)
     store = open_store(config.data.sources)
     agent = SequenceAgent.for_dataset(config.agent, store).to(device)
@@ -104,17 +126,27 @@ def train(
     optimizer = make_optimizer(agent, config.train)
     guard = FiniteGuard(config.train.skip_nonfinite, device)
     loss_sum, loss_count = torch.zeros(2, device=device)
-    learner = Learner(agent, averaged, optimizer, guard, loss_sum, loss_count)
-    with exclusive(out / ".train.lock", wait=False):
-        for folder in (out, out / "checkpoints"):
-            remove_leftovers(folder)
+    learner = Learner(agent, averaged, optimizer, guard, loss_sum, loss_count, world=world)
+    with contextlib.ExitStack() as held:
+
+        def take() -> None:
+            held.enter_context(exclusive(out / ".train.lock", wait=False))
+            for folder in (out, out / "checkpoints"):
+                remove_leftovers(folder)
+
+        def describe() -> None:
+            write_run_config(config, out / "config.yaml")
+            write_summary(out / "dataset.json", store, config.env)
+            ensure_prior(out, store, config.data.top_fraction, config.seed)
+
+        world.on_first(take)
         if has_checkpoint(out):
             restore_run(config, out, store, learner)
-        write_run_config(config, out / "config.yaml")
-        write_summary(out / "dataset.json", store, config.env)
-        ensure_prior(out, store, config.data.top_fraction, config.seed)
-        with MetricsLog(out, learner.step) as log:
-            _loop(config, out, learner, samplers, log, on_interval)
+        world.separate_random(config.seed, learner.step)
+        world.on_first(describe)
+        log = MetricsLog(out, learner.step) if world.first else NoLog()
+        held.enter_context(log)
+        _loop(config, out, learner, samplers, log, on_interval)
     return learner.step >= config.train.steps
 
 
@@ -123,24 +155,27 @@ def _loop(
     out: Path,
     learner: Learner,
     samplers: tuple[WindowSampler, WindowSampler | None],
-    log: MetricsLog,
+    log: MetricsLog | NoLog,
     on_interval: Callable[[SequenceAgent, int], dict[str, float]] | None,
 ) -> None:
     """Gradient steps until the last one or a signal; at intervals a row, a checkpoint, rollouts."""
-    settings, (training, validation) = config.train, samplers
+    settings, (training, validation), world = config.train, samplers, learner.world
     clock, saved = _Clock(learner.step), learner.step
 
-    def save() -> int:
+    def write_checkpoint() -> None:
         error = validation_loss(learner.averaged, validation, config)
         if error is not None:
             log.write(learner.step, validation_loss=error)
         save_checkpoint(out, learner.step, learner.averaged, learner.state(), error)
+
+    def save() -> int:
+        world.on_first(write_checkpoint)
         clock.rate(learner.step)  # leave the pause out of the rate
         return learner.step
 
-    with stop_on_signal() as stop, progress_bar() as bar:
+    with stop_on_signal(patient=world.size > 1) as stop, progress_bar(world.first) as bar:
         task = bar.add_task("training", total=settings.steps, completed=learner.step, note="")
-        while learner.step < settings.steps and not stop.requested:
+        while learner.step < settings.steps and not world.any(stop.requested):
             norm = gradient_step(learner, training, config)
             step = learner.step
             intervals = (settings.log_interval, settings.checkpoint_interval)
@@ -160,7 +195,8 @@ def _loop(
             if step % settings.checkpoint_interval == 0:
                 saved = save()
             if on_interval and config.eval.interval and step % config.eval.interval == 0:
-                log.write(step, **_with_rng_kept(on_interval, learner.averaged, step))
+                roll = partial(_with_rng_kept, on_interval, learner.averaged, step)
+                log.write(step, **(world.on_first(roll) or {}))
                 clock.rate(step)
             bar.update(task, completed=step)
         if learner.step > saved:
@@ -171,14 +207,15 @@ def _loop(
 def gradient_step(learner: Learner, sampler: WindowSampler, config: RunConfig) -> torch.Tensor:
     """One step of AdamW on one batch. Returns the gradient's norm before clipping."""
     settings, agent = config.train, learner.agent
-    batch = sampler.batch(learner.step, settings.batch_size)
+    batch = sampler.batch(learner.step, settings.batch_size, learner.world.rows)
     for group in learner.optimizer.param_groups:
         group["lr"] = learning_rate(learner.step, settings)
     agent.train()
     with _autocast(config, agent.device):
-        loss = agent.loss(batch)
+        loss = learner.loss(batch)
     learner.optimizer.zero_grad(set_to_none=True)
     loss.backward()
+    loss = learner.world.mean(loss.detach())
     norm = torch.nn.utils.clip_grad_norm_(agent.parameters(), settings.gradient_clip)
     skip = learner.guard.judge(learner.step, loss, norm)
     learner.optimizer.found_inf = skip  # type: ignore[attr-defined]  # read by fused AdamW
@@ -190,7 +227,7 @@ def gradient_step(learner: Learner, sampler: WindowSampler, config: RunConfig) -
             torch._foreach_lerp_(averages, weights, 1 - settings.ema)
             for old, new in zip(learner.averaged.buffers(), agent.buffers(), strict=True):
                 old.copy_(new)  # not weights: what a mixer knows about its present ones
-    learner.loss_sum += loss.detach().masked_fill(skip.bool(), 0)
+    learner.loss_sum += loss.masked_fill(skip.bool(), 0)
     learner.loss_count += 1 - skip
     learner.step += 1
     return norm
@@ -214,7 +251,9 @@ def check_finite(learner: Learner, sampler: WindowSampler, config: RunConfig, ou
     """Raise UserError, after saving what shows it again, if too many batches were not finite."""
     fatal = learner.guard.tripped()
     if fatal is not None:
-        stop_for_fault(fatal, learner.agent, sampler, config, out, config.train.skip_nonfinite)
+        allowed = config.train.skip_nonfinite
+        fault = partial(stop_for_fault, fatal, learner.agent, sampler, config, out, allowed)
+        learner.world.on_first(fault)
 
 
 def make_samplers(
@@ -223,8 +262,7 @@ def make_samplers(
     """Windows to learn from, and held-out ones (None if there are none)."""
     returns = config.agent.returns
     kept = top_fraction(store, config.data.top_fraction)
-    if returns.delayed:
-        store = delay_rewards(store)
+    store = as_conditioned(store, returns)
     training, held_out = hold_out(kept, config.data.validation_fraction, config.seed)
 
     def sampler(episodes: np.ndarray) -> WindowSampler:
