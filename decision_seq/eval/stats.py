@@ -2,7 +2,9 @@
 
 The unit is one training seed: its score on a task is the mean over its evaluation episodes. Seeds
 are resampled within their task (stratified). Everything is numpy and seeded. With fewer than
-`FEWEST` seeds on a task there is no interval: None.
+`FEWEST` seeds on a task there is no interval: None. From there on a 95 % interval holds the truth
+in 93 to 97 % of repetitions on simulated normal scores; of two-humped ones as well, of skewed ones
+(a gamma distribution) in 92 to 93 %.
 """
 
 from __future__ import annotations
@@ -17,8 +19,9 @@ import numpy as np
 
 Scores = Mapping[str, Sequence[float]]  # task -> one score a training seed
 Statistic = Callable[[np.ndarray], np.ndarray]  # [..., n] -> [...]
-FEWEST = 4  # seeds a task below which an interval would be a guess
+FEWEST = 5  # seeds a task below which an interval would be a guess
 RESAMPLES = 2000
+SELECTIONS = 500  # draws of the episodes that judge a candidate
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ def estimate(
         return Estimate(value, None)
     rng = np.random.default_rng(seed)
     drawn = statistic(np.concatenate([_resample(rng, group) for group in groups], axis=-1))
-    return Estimate(value, _interval(drawn, [len(group) for group in groups], confidence))
+    return Estimate(value, _interval(value, drawn, [len(group) for group in groups], confidence))
 
 
 def _resample(rng: np.random.Generator, values: np.ndarray) -> np.ndarray:
@@ -98,18 +101,21 @@ def _resample(rng: np.random.Generator, values: np.ndarray) -> np.ndarray:
     return values[rng.integers(len(values), size=(RESAMPLES, len(values)))]
 
 
-def _interval(drawn: np.ndarray, seeds: Sequence[int], confidence: float) -> Interval:
-    """Quantiles of the bootstrap distribution, widened for few seeds.
+def _interval(value: float, drawn: np.ndarray, seeds: Sequence[int], confidence: float) -> Interval:
+    """Quantiles of the bootstrap distribution, stretched about `value` for few seeds.
 
     Plain percentile intervals are too narrow for few seeds: resampling n values has a variance too
-    small by (n - 1) / n, and normal instead of Student tails. Both are put right by taking wider
-    quantiles (the expanded percentile interval of Hesterberg, arXiv:1411.5279, section 3.3).
+    small by (n - 1) / n, and normal instead of Student tails (Hesterberg, arXiv:1411.5279, section
+    3.3). Both are put right by one factor on the distance from the estimate. Hesterberg takes wider
+    quantiles instead, but no resample of five values lies outside them: on one task that holds the
+    truth in 91 % of repetitions with 5 seeds and in 87 % with 4.
     """
-    count, freedom = sum(seeds), sum(n - 1 for n in seeds)
-    widening = math.sqrt(count / freedom) * student_quantile(0.5 + confidence / 2, freedom)
-    tail = NormalDist().cdf(-widening)
-    low, high = np.quantile(drawn, [tail, 1 - tail])
-    return Interval(float(low), float(high))
+    freedom = sum(n - 1 for n in seeds)
+    normal = NormalDist().inv_cdf(0.5 + confidence / 2)
+    stretch = student_quantile(0.5 + confidence / 2, freedom) / normal
+    stretch *= math.sqrt(sum(seeds) / freedom)
+    low, high = np.quantile(drawn, [0.5 - confidence / 2, 0.5 + confidence / 2])
+    return Interval(float(value - stretch * (value - low)), float(value + stretch * (high - value)))
 
 
 @cache
@@ -138,27 +144,29 @@ def performance_profile(scores: Scores, thresholds: np.ndarray) -> np.ndarray:
     return np.mean([group.mean(axis=0) for group in groups], axis=0)
 
 
-def probability_of_improvement(x: Scores, y: Scores, seed: int = 0) -> Estimate:
+def probability_of_improvement(x: Scores, y: Scores) -> Estimate:
     """How likely a seed of `x` scores higher than one of `y` on the same task (ties count half),
-    averaged over the tasks of both: Mann and Whitney's U over the number of pairs."""
+    averaged over the tasks of both: Mann and Whitney's U over the number of pairs.
+
+    The interval is Newcombe's (Statistics in Medicine 25, 2006, part 2, method 5): all values that
+    lie no further from the estimate than their own standard error allows. A bootstrap has no width
+    where every seed of `x` wins, and there holds the truth less than half of the time.
+    """
     tasks = [task for task in x if task in y]
-    rng = np.random.default_rng(seed)
-    values, draws = [], []
-    for task in tasks:
-        a, b = np.asarray(x[task], np.float64), np.asarray(y[task], np.float64)
-        values.append(_wins(a, b))
-        draws.append(_wins(_resample(rng, a), _resample(rng, b)))
-    seeds = [min(len(x[task]), len(y[task])) for task in tasks]
-    value = float(np.mean(values))
-    if min(seeds) < FEWEST:
+    value = float(np.mean([_wins(np.asarray(x[task]), np.asarray(y[task])) for task in tasks]))
+    sizes = [(len(x[task]), len(y[task])) for task in tasks]
+    if min(map(min, sizes)) < FEWEST:
         return Estimate(value, None)
-    interval = _interval(np.mean(draws, axis=0), seeds, 0.95)
-    return Estimate(value, interval)
+    p = np.linspace(0, 1, 1001)
+    spread = (1 - p) / (2 - p) + p / (1 + p)
+    variances = [p * (1 - p) * (1 + ((m + n) / 2 - 1) * spread) / (m * n) for m, n in sizes]
+    error = np.sqrt(np.sum(variances, axis=0)) / len(tasks)
+    near = p[np.abs(p - value) <= NormalDist().inv_cdf(0.975) * error + 1e-9]
+    return Estimate(value, Interval(float(min(value, *near)), float(max(value, *near))))
 
 
-def _wins(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    a, b = a[..., :, None], b[..., None, :]
-    return ((a > b) + 0.5 * (a == b)).mean(axis=(-1, -2))
+def _wins(a: np.ndarray, b: np.ndarray) -> float:
+    return float(((a[:, None] > b) + 0.5 * (a[:, None] == b)).mean())
 
 
 def paired_difference(
@@ -178,18 +186,44 @@ def paired_difference(
     return estimate(differences, mean, seed)
 
 
-def best_of(estimates: np.ndarray, truths: np.ndarray, spent: int) -> float:
-    """Expected true score of the policy that looks best among `spent` candidates drawn at random.
-
-    Choosing a checkpoint or target by rollouts costs rollouts (Unifloral, arXiv:2504.11453); with
-    one candidate this is the honest score, with all of them what is often reported as the score.
+def best_of(estimates: np.ndarray, truths: np.ndarray) -> np.ndarray:
+    """Expected true score of the policy that looks best among 1 to n candidates drawn at random:
+    [n]. With one candidate this is the honest score, with all of them what is often reported.
 
     Args:
         estimates: [n] score of each candidate in the rollouts that choose.
         truths: [n] score of each in other rollouts.
-        spent: how many candidates are evaluated, 1 to n.
     """
-    order = np.argsort(estimates)  # the i-th smallest is the best of C(i, spent - 1) of the draws
-    total = math.comb(len(estimates), spent)
-    weights = [math.comb(i, spent - 1) / total for i in range(len(estimates))]
-    return float(np.dot(weights, truths[order]))
+    count = len(estimates)
+    order = np.argsort(estimates, kind="stable")
+    # the i-th smallest is the best of C(i, spent - 1) of the C(count, spent) draws
+    chances = [
+        [math.comb(i, spent - 1) / math.comb(count, spent) for i in range(count)]
+        for spent in range(1, count + 1)
+    ]
+    return np.array(chances) @ truths[order]
+
+
+def selection_curve(
+    rollouts: np.ndarray, truths: np.ndarray, episodes: int, seed: int = 0
+) -> np.ndarray:
+    """`best_of` where every candidate is judged by only `episodes` of its rollouts, averaged over
+    which: the score as a function of the online evaluations spent. Choosing a checkpoint or target
+    by rollouts costs rollouts (Unifloral, arXiv:2504.11453).
+
+    Args:
+        rollouts: [n, m] scores of n candidates in m episodes each.
+        truths: [n] score of each in other rollouts.
+        episodes: that judge a candidate, 1 to m.
+        seed: of their choice.
+
+    Returns:
+        [n] expected true score after 1 to n candidates, so `episodes` times as many rollouts.
+    """
+    rng = np.random.default_rng(seed)
+    draws = 1 if episodes == rollouts.shape[1] else SELECTIONS
+    curves = []
+    for _ in range(draws):
+        judged = rng.permuted(rollouts, axis=1)[:, :episodes]
+        curves.append(best_of(judged.mean(axis=1), truths))
+    return np.mean(curves, axis=0)
