@@ -124,6 +124,7 @@ def evaluate(
     checkpoint: Literal["last", "best"] = "last",
     env: str | None = None,
     seed: int | None = None,
+    video: tuple[Literal["median", "best", "worst"], ...] | None = None,
     device: Device = "auto",
 ) -> None:
     """Roll a trained agent out and keep one row an episode in the run folder.
@@ -140,12 +141,20 @@ def evaluate(
         checkpoint: the last one, or the one with the lowest validation loss.
         env: another environment or version.
         seed: of the first episode's environment.
+        video: film each target's median, best and worst episode, or those named, to RUN/videos.
     """
     from decision_seq.eval.evaluate import evaluate_run, summary_table
     from decision_seq.progress import progress_bar
     from decision_seq.train.checkpoint import agent_path, read_index
 
     chosen = read_index(run)[checkpoint]
+    actions: list[Any] | None = None
+    if video is not None:
+        from decision_seq.eval.video import PICKS, check_video, write_videos
+        from decision_seq.run_config import load_run_config
+
+        check_video(env or load_run_config(run / "config.yaml").env)
+        actions = []
     with progress_bar() as bar:
         task = bar.add_task("evaluating", total=None, note="finished episodes")
         rows = evaluate_run(
@@ -161,8 +170,20 @@ def evaluate(
             seed,
             lambda done, lanes: bar.update(task, completed=done, total=lanes),
             target_quantile,
+            actions,
         )
     summary_table(rows)
+    if actions is not None:
+        with progress_bar() as bar:
+            task = bar.add_task("filming", total=None, note="frames")
+            files = write_videos(
+                run,
+                rows,
+                actions,
+                video or PICKS,
+                lambda done, frames: bar.update(task, completed=done, total=frames),
+            )
+        print(f"videos: {', '.join(map(str, files))}")
 
 
 def inspect(

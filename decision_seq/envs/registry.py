@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import importlib
+import importlib.util
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +12,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from decision_seq.envs.atari import IDS as ATARI_IDS
+from decision_seq.envs.atari import OLD_IDS as ATARI_OLD_IDS
 from decision_seq.envs.memory import LAGS
 from decision_seq.errors import UserError
 
@@ -28,6 +30,7 @@ NAMES: dict[str, str] = {
     "ant": "Ant-v5",
     "point-run": "decision-seq/PointRun-v0",
     **{f"memory-{lag}": identifier for lag, identifier in MEMORY_IDS.items()},
+    **ATARI_IDS,
 }
 MUJOCO_IDS = tuple(
     f"{name}-{version}"
@@ -49,7 +52,7 @@ def env_id(name: str) -> str:
             raise UserError(
                 f"environment {name!r}: {module!r} cannot be imported ({error})"
             ) from None
-    identifier = NAMES.get(identifier.lower(), identifier)
+    identifier = NAMES.get(identifier.lower()) or ATARI_OLD_IDS.get(identifier, identifier)
     if identifier not in gym.registry:
         known = [*NAMES, *MUJOCO_IDS, *gym.registry]
         close = difflib.get_close_matches(name, known, n=1)
@@ -88,11 +91,12 @@ def make(name: str, **options: Any) -> gym.Env[Any, Any]:
             f"for MuJoCo use one of {', '.join(MUJOCO_IDS)}"
         ) from None
     space = env.observation_space
-    supported = isinstance(space, spaces.Box) and len(space.shape) == 1
+    is_vector = isinstance(space, spaces.Box) and len(space.shape) == 1
+    supported = is_vector or identifier in ATARI_IDS.values()
     if not supported or not isinstance(env.action_space, spaces.Box | spaces.Discrete):
         raise UserError(
             f"environment {identifier} has {space} and {env.action_space}; vector observations "
-            "and Box or Discrete actions are supported"
+            "and Box or Discrete actions are supported, and the games of `list envs`"
         )
     return env
 
@@ -144,13 +148,14 @@ class Lanes:
 
 def open_lanes(name: str, count: int) -> Lanes:
     """The fastest lanes that there are for this environment."""
-    from decision_seq.envs.mujoco import MIN_LANES, MujocoLanes, robot
+    from decision_seq.envs.atari_lanes import AtariLanes
+    from decision_seq.envs.mujoco import MujocoLanes
 
-    if count >= MIN_LANES:
-        env = make(name)
-        if robot(env):
-            return MujocoLanes(env_id(name), env, count)
-        env.close()
+    env = make(name)
+    for kind in (AtariLanes, MujocoLanes):
+        if kind.serves(env, count):
+            return kind(env_id(name), env, count)
+    env.close()
     return Lanes(name, count)
 
 
@@ -158,7 +163,12 @@ def versions() -> dict[str, str]:
     """Versions of the simulators, for results."""
     from importlib.metadata import version
 
-    return {package: version(package) for package in ("gymnasium", "mujoco")}
+    simulators = ("gymnasium", "mujoco", "ale-py")
+    return {package: version(package) for package in simulators if _installed(package)}
+
+
+def _installed(package: str) -> bool:
+    return importlib.util.find_spec(package.replace("-", "_")) is not None
 
 
 def _silence_mujoco() -> None:

@@ -37,8 +37,10 @@ def evaluate_run(
     seed: int | None,
     on_step: Callable[[int, int], None],
     target_quantile: float | None = None,
+    actions: list[np.ndarray] | None = None,
 ) -> list[Row]:
-    """Roll out the agent in `agent_file`; what is None comes from the run's config.
+    """Roll out the agent in `agent_file`; what is None comes from the run's config. To `actions`
+    every step's are added (see `rollout`).
 
     Returns the rows, which are added to the run folder as well.
     """
@@ -53,7 +55,7 @@ def evaluate_run(
     protocol = dataclasses.replace(config.eval, **{k: v for k, v in given.items() if v is not None})
     config = dataclasses.replace(config, eval=protocol, env=env or config.env)
     agent = load_agent(agent_file, device)
-    return evaluate_agent(agent, config, run, step, checkpoint, on_step)
+    return evaluate_agent(agent, config, run, step, checkpoint, on_step, actions)
 
 
 def evaluate_agent(
@@ -63,6 +65,7 @@ def evaluate_agent(
     step: int,
     checkpoint: str,
     on_step: Callable[[int, int], None] = lambda done, lanes: None,
+    actions: list[np.ndarray] | None = None,
 ) -> list[Row]:
     """Roll `agent` out by the protocol of `config.eval` and add the rows to the run folder."""
     protocol = config.eval
@@ -77,6 +80,7 @@ def evaluate_agent(
         on_step,
         load_prior(run),
         protocol.target_quantile,
+        actions,
     )
     return add_rows(
         run,

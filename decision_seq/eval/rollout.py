@@ -15,7 +15,7 @@ from decision_seq.agents import SequenceAgent
 from decision_seq.agents.base import Context
 from decision_seq.agents.fit import check_fit
 from decision_seq.agents.return_prior import ReturnPrior
-from decision_seq.envs.reference_scores import normalized_score
+from decision_seq.envs.reference_scores import references, scaled
 from decision_seq.envs.registry import Lanes, open_lanes
 from decision_seq.errors import UserError
 
@@ -31,6 +31,8 @@ class Episode:
     episode_return: float
     length: int
     normalized_score: float | None
+    score_reference: str | None  # the published form of references behind it, e.g. human
+    normalized_scores: dict[str, float]  # by every form there is
     milliseconds_per_step: float  # wall time of one step of all lanes, agent and environments
     # how far the states it acted in lie from the data, in standard deviations of the data's own
     # (see ReturnPrior.novelty): every step, mean and largest; None without a prior
@@ -123,12 +125,21 @@ def rollout(
             env_seed=lane_seeds[i],
             episode_return=float(records.returns[i]),
             length=int(records.lengths[i]),
-            normalized_score=normalized_score(lanes.id, float(records.returns[i])),
+            **_scores(lanes.id, float(records.returns[i])),
             milliseconds_per_step=round(float(records.milliseconds[i] / records.lengths[i]), 4),
             **distances(i),
         )
         for i in range(len(lane_seeds))
     ]
+
+
+def _scores(env: str, episode_return: float) -> dict[str, Any]:
+    scores = {form: scaled(episode_return, of) for form, of in references(env).items()}
+    return {
+        "normalized_score": next(iter(scores.values()), None),
+        "score_reference": next(iter(scores), None),
+        "normalized_scores": scores,
+    }
 
 
 def _target_rule(
@@ -143,6 +154,11 @@ def _target_rule(
         )
     if targets != "auto":
         return "given"
+    if prior is None and agent.spec.frames:
+        raise UserError(
+            "targets are auto, which takes vector observations, but this agent sees frames; name "
+            "targets with --targets"
+        )
     if prior is None:
         raise UserError(
             "targets are auto, but the run has no return prior; run its training command again "
