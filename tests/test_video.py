@@ -1,0 +1,193 @@
+"""Videos: the recorded episodes, all of them, with what they were asked for and returned."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import imageio_ffmpeg
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from PIL import Image
+
+from decision_seq.agents import AgentSpec
+from decision_seq.agents.return_conditioned import ReturnConditionedConfig
+from decision_seq.backbones.mamba import MambaConfig
+from decision_seq.errors import UserError
+from decision_seq.eval import video
+from decision_seq.eval.rollout import rollout
+
+
+class Drawn(gym.Env[np.ndarray, np.ndarray]):
+    """A point that draws where it is: the column of a red stripe. Episodes of 20 to 40 steps."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 60}  # noqa: RUF012
+    observation_space = spaces.Box(-np.inf, np.inf, (1,), np.float32)
+    action_space = spaces.Box(-1, 1, (1,), np.float32)
+
+    def __init__(self, render_mode: str | None = None, honest: bool = True) -> None:
+        self.render_mode, self.honest = render_mode, honest
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        self.left = int(self.np_random.integers(20, 40))
+        self.place = 0.0
+        return np.array([self.left], np.float32), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+        self.left -= 1
+        self.place += 1 + float(action[0])
+        luck = 0.0 if self.honest else np.random.default_rng().random()
+        return np.array([self.left], np.float32), self.place + luck, self.left == 0, False, {}
+
+    def render(self) -> np.ndarray:  # type: ignore[override]
+        picture = np.zeros((120, 161, 3), np.uint8)  # an odd width, as no encoder wants it
+        picture[:, : int(2 * self.place)] = (255, 0, 0)
+        return picture
+
+
+gym.register("decision-seq-tests/Drawn-v0", Drawn)
+gym.register("decision-seq-tests/Fickle-v0", Drawn, kwargs={"honest": False})
+DRAWN, FICKLE = "decision-seq-tests/Drawn-v0", "decision-seq-tests/Fickle-v0"
+
+
+def evaluated(env: str, targets: list[float], episodes: int, width: int = 1, actions: int = 1):  # type: ignore[no-untyped-def]
+    """Rows and actions of an untrained agent."""
+    torch.manual_seed(0)
+    config = ReturnConditionedConfig(
+        context_length=4, backbone=MambaConfig(width=16, layers=1, dropout=0.0)
+    )
+    agent = config.agent(config, AgentSpec((width,), actions, False, 1000)).eval()
+    with torch.no_grad():
+        agent.action_head.weight.normal_(std=1.0)
+    recorded: list[np.ndarray] = []
+    done = rollout(agent, env, targets, episodes, 0, "stream", actions=recorded)
+    protocol = {"env": env, "checkpoint": "last", "step": 7, "context": "stream", "agent": "dm"}
+    return [dataclasses.asdict(episode) | protocol for episode in done], recorded
+
+
+def frames_of(path: Path) -> tuple[list[np.ndarray], float]:
+    """Every frame [h, w, 3] of a film, and how many there are a second."""
+    reader = imageio_ffmpeg.read_frames(str(path))
+    about = next(reader)
+    width, height = about["size"]
+    return [np.frombuffer(f, np.uint8).reshape(height, width, 3) for f in reader], about["fps"]
+
+
+def test_actions_are_recorded_and_change_no_row() -> None:
+    rows, actions = evaluated(DRAWN, [50.0, 5.0], 3)
+    again, _ = evaluated(DRAWN, [50.0, 5.0], 3)
+    for row in rows + again:
+        row.pop("milliseconds_per_step")
+    assert rows == again
+    assert len(actions) == max(row["length"] for row in rows)
+    assert {step.shape for step in actions} == {(6, 1)}
+
+
+def test_a_film_is_the_episode(tmp_path: Path) -> None:
+    rows, actions = evaluated(DRAWN, [50.0], 5)
+    shown: list[tuple[int, int]] = []
+    files = video.write_videos(tmp_path, rows, actions, ["best"], lambda *n: shown.append(n))
+    name = "decision-seq-tests-Drawn-v0_last-7_stream_50_best"
+    assert files == [tmp_path / "videos" / f"{name}{end}" for end in (".mp4", ".gif")]
+    assert sorted(files) == sorted((tmp_path / "videos").iterdir())
+    lane = int(np.argmax([row["episode_return"] for row in rows]))
+    length = rows[lane]["length"]
+    frames, speed = frames_of(files[0])
+    assert speed == 30 and len(frames) == -(-length // 2)  # 60 steps a second: every other one
+    assert shown == [(n + 1, len(frames)) for n in range(len(frames))]
+    # the last frame is the last step: how wide the stripe is says where the point has come to
+    place = sum(1 + float(step[lane, 0]) for step in actions[:length])
+    stripe = (frames[-1][100, :, 0] > 128).sum()
+    assert stripe == pytest.approx(min(2 * int(2 * place), 322), abs=4)
+    with Image.open(files[1]) as gif:
+        assert gif.n_frames == -(-len(frames) // 3) and gif.width == video.GIF_WIDTH
+
+
+def test_captions_say_target_return_and_step() -> None:
+    rows, actions = evaluated(DRAWN, [50.0], 1)
+    clip = video.Clip(rows[0], np.stack([step[0] for step in actions]), "best of 1")
+    assert clip.numbers(3, 12.345) == "target 50   return 12.3   step 3"
+    assert clip.title == f"dm, stream, {DRAWN} seed 0, best of 1"
+    unasked = dataclasses.replace(clip, row=rows[0] | {"target": None})
+    assert unasked.numbers(1, 0.0).startswith("no target ")
+    picture = np.random.default_rng(0).integers(0, 255, (51, 161, 3), np.uint8)
+    drawn = video.captioned(picture, clip, 3, 12.3)
+    assert drawn.shape[0] % 2 == 0 and drawn.shape[1] == 322
+    assert np.array_equal(drawn[:102], picture.repeat(2, 0).repeat(2, 1))  # nothing is drawn over
+    strip = drawn[102:]
+    assert (strip == 255).all(axis=-1).sum() > 50  # white letters
+    assert not np.array_equal(strip, video.captioned(picture, clip, 4, 12.3)[102:])
+    assert not np.array_equal(strip, video.captioned(picture, clip, 3, 25.0)[102:])
+    blue = (strip[-1] == (59, 130, 246)).all(axis=-1).sum()
+    assert blue == pytest.approx(322 * 12.3 / 50, abs=2)
+
+
+@pytest.mark.parametrize(
+    ("returns", "expected"),
+    [
+        ([3.0, 1.0, 2.0, 5.0], {"median": 2, "best": 3, "worst": 1}),
+        ([7.0, 7.0, 7.0], {"median": 1, "best": 2, "worst": 0}),
+        ([1.0, 2.0], {"median": 0, "best": 1}),
+        ([4.0], {"median": 0}),
+    ],
+)
+def test_which_episodes_are_shown(returns: list[float], expected: dict[str, int]) -> None:
+    rows = [
+        {"target": target, "target_quantile": None, "episode_return": r}
+        for target in (9.0, 5.0)
+        for r in returns
+    ]
+    n = len(returns)
+    found = video.chosen(rows, video.PICKS)
+    first = [(lane, pick, n) for pick, lane in expected.items()]
+    assert found == first + [(lane + n, pick, n) for lane, pick, n in first]
+    assert video.chosen(rows, ["worst"]) == [(i, "worst", n) for i in (np.argmin(returns),) * 1] + [
+        (n + np.argmin(returns), "worst", n)
+    ]
+
+
+def test_what_does_not_repeat_itself_is_not_shown(tmp_path: Path) -> None:
+    rows, actions = evaluated(FICKLE, [50.0], 1)
+    with pytest.raises(UserError, match=r"seed 0 returned .* not determined by its seed"):
+        video.write_videos(tmp_path, rows, actions)
+    assert not list((tmp_path / "videos").iterdir())  # nor is half a film left behind
+
+
+def test_what_is_missing_is_said_before_the_rollout(monkeypatch: pytest.MonkeyPatch) -> None:
+    video.check_video(DRAWN)
+    with pytest.raises(UserError, match="point-run has no pictures of itself"):
+        video.check_video("point-run")
+    monkeypatch.setenv("MUJOCO_GL", "magic-lantern")
+    with pytest.raises(UserError, match="MUJOCO_GL=magic-lantern cannot draw here; unset it"):
+        video.check_video("hopper")
+    monkeypatch.delenv("MUJOCO_GL")
+    monkeypatch.setattr(video, "BACKENDS", ("magic-lantern",))
+    with pytest.raises(UserError, match="libosmesa6"):
+        video.check_video("hopper")
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    with pytest.raises(UserError, match="pip install imageio-ffmpeg"):
+        video.check_video(DRAWN)
+
+
+def test_mujoco_is_drawn_without_a_screen(tmp_path: Path) -> None:
+    try:
+        video.check_video("hopper")
+    except UserError as error:
+        pytest.skip(str(error))
+    rows, actions = evaluated("hopper", [3600.0], 1, 11, 3)
+    for row in rows:
+        row["env"] = "Hopper-v5"
+    movie, _ = video.write_videos(tmp_path, rows, actions)
+    frames, speed = frames_of(movie)
+    assert len(frames) == -(-rows[0]["length"] // 5) and speed == 25  # of 125 steps a second
+    assert frames[0].shape == (544, 480, 3)
+    robot = frames[-1][150:420, 150:330].astype(int)
+    assert (robot[..., 0] - robot[..., 2] > 40).sum() > 1000  # a brown leg on a grey floor
+    moved = np.abs(frames[-1][:480].astype(int) - frames[0][:480]).max(axis=-1) > 60
+    assert moved.sum() > 1000
