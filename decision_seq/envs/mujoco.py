@@ -163,6 +163,11 @@ class MujocoLanes(Lanes):
         self._threads = threads or _torch_threads()
         self._pool = ThreadPoolExecutor(self._threads - 1) if self._threads > 1 else None
 
+    @classmethod
+    def serves(cls, env: gym.Env[Any, Any], count: int) -> bool:
+        """Whether `count` lanes of `env` can be had, and pay."""
+        return count >= MIN_LANES and robot(env) is not None
+
     def reset(self, seeds: Sequence[int]) -> np.ndarray:
         """Start an episode in every lane, lane i from `seeds[i]`. Returns [lanes, S] float32."""
         import mujoco

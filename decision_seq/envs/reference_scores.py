@@ -1,15 +1,21 @@
 """Reference returns for normalized scores: 0 is a uniform random policy, 100 an expert.
 
-Values of D4RL (arXiv:2004.07219), measured there on the v0 to v2 environments; all 147 of them are
-in d4rl_references.json, which names its source. They are used for v4 and v5 of the Gym environments
-as well, which differ in details: Walker2d-v5 has other foot friction than v2 to v4, so scores on it
-are not D4RL-v2 scores.
+MuJoCo and the other environments of D4RL: its values (arXiv:2004.07219), measured on the v0 to v2
+environments; all 147 of them are in d4rl_references.json, which names its source. They are used for
+v4 and v5 of the Gym environments as well, which differ in details: Walker2d-v5 has other foot
+friction than v2 to v4, so scores on it are not D4RL-v2 scores.
+
+Atari: 57 games, 100 being a professional tester of games (form `human`). For Breakout, Pong, Qbert
+and Seaquest the papers on sequence models call that gamer-normalized, and publish it in two forms:
+these numbers, and rounded ones, as Decision Transformer's table has them (`gamer-rounded`). All
+are in atari_references.json.
 """
 
 from __future__ import annotations
 
 import functools
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,6 +59,17 @@ def _plain(name: str) -> str:
     return name.lower().replace("_", "-")
 
 
+@functools.cache
+def atari_references() -> dict[str, dict[str, tuple[float, float]]]:
+    """By form and game, as ale_py calls it: (random, human)."""
+    path = Path(__file__).with_name("atari_references.json")
+    forms = json.loads(path.read_text(encoding="utf-8"))
+    return {
+        form: {game: (row["random"], row["human"]) for game, row in forms[form].items()}
+        for form in ("human", "gamer-rounded")
+    }
+
+
 # environment, of any version -> (random, expert)
 REFERENCE_RETURNS: dict[str, tuple[float, float]] = {
     environment: d4rl_datasets()[f"{environment.lower()}-medium-v2"].reference
@@ -60,15 +77,38 @@ REFERENCE_RETURNS: dict[str, tuple[float, float]] = {
 }
 
 
-def reference_returns(name: str) -> tuple[float, float] | None:
-    """(random, expert) return for an environment id of any version or the name of a D4RL dataset,
-    or None if there is none."""
+# Atari/Pong-sticky-v0, and what others call the game: PongNoFrameskip-v4, ALE/Pong-v5
+_ATARI_ID = re.compile(
+    r"(?:Atari/|ALE/)?([A-Za-z]+?)(?:NoFrameskip|Deterministic)?(?:-(?:no)?sticky)?-v\d"
+)
+
+
+def atari_game(identifier: str) -> str | None:
+    """The game, as ale_py calls it, that an environment id is of: space_invaders; None if none."""
+    match = _ATARI_ID.fullmatch(identifier)
+    plain = {game.replace("_", ""): game for game in atari_references()["human"]}
+    return plain.get(match[1].lower()) if match else None
+
+
+def references(name: str) -> dict[str, tuple[float, float]]:
+    """(random, expert) returns for an environment id of any version or the name of a D4RL dataset,
+    by the published form: `d4rl`; for Atari `human` and, where there is one, `gamer-rounded`. The
+    first is what scores use where nothing else is said. Empty if there are none."""
     dataset = d4rl_datasets().get(name)
-    return dataset.reference if dataset else REFERENCE_RETURNS.get(name.rpartition("-v")[0])
+    known = dataset.reference if dataset else REFERENCE_RETURNS.get(name.rpartition("-v")[0])
+    if known:
+        return {"d4rl": known}
+    game = atari_game(name)
+    return {form: of[game] for form, of in atari_references().items() if game in of}
+
+
+def reference_returns(name: str) -> tuple[float, float] | None:
+    """The first of `references`, or None if there is none."""
+    return next(iter(references(name).values()), None)
 
 
 def normalized_score(name: str, episode_return: float) -> float | None:
-    """`scaled` by the references of an environment or D4RL dataset, or None without any."""
+    """`scaled` by the first of `references`, or None without any."""
     return scaled(episode_return, reference_returns(name))
 
 

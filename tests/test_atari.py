@@ -1,0 +1,145 @@
+"""Atari: frames and stacks as gymnasium makes them, whole games, protocols, scores, players."""
+
+from __future__ import annotations
+
+import sys
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
+
+from decision_seq.envs import atari
+from decision_seq.envs.atari import GAMES, AtariGame
+from decision_seq.envs.reference_scores import atari_game, normalized_score, references
+from decision_seq.envs.registry import env_id, make, open_lanes, versions
+from decision_seq.errors import UserError
+
+ale_py = pytest.importorskip("ale_py", reason="needs the extra `atari`")
+
+
+def test_all_games_by_name() -> None:
+    roms = ale_py.roms.get_all_rom_ids()
+    assert len(GAMES) == 57 and set(GAMES) <= set(roms)
+    assert env_id("space-invaders") == "Atari/SpaceInvaders-nosticky-v0"
+    assert env_id("Pong-sticky") == "Atari/Pong-sticky-v0"
+    assert env_id("PongNoFrameskip-v4") == env_id("pong")  # what datasets record
+    assert env_id("ALE/Pong-v5") == env_id("pong-sticky")
+    assert "ale-py" in versions()
+    with pytest.raises(UserError, match="the nearest is pong"):
+        env_id("pongg")
+
+
+def test_without_ale_py_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ale_py", None)
+    with pytest.raises(UserError, match=r"pip install 'decision-seq\[atari\]'"):
+        make("pong")
+
+
+@pytest.mark.parametrize(("name", "seed"), [("pong", 84), ("breakout", 84)])
+def test_frames_and_stacks_are_gymnasiums(name: str, seed: int) -> None:
+    """A whole game of random actions, from the first stack to the last."""
+    gym.register_envs(ale_py)
+    plain = gym.make(f"ALE/{name.title()}-v5", frameskip=1, repeat_action_probability=0.0)
+    theirs = FrameStackObservation(AtariPreprocessing(plain, noop_max=1), 4, padding_type="zero")
+    expected, _ = theirs.reset(seed=0)
+    lanes = open_lanes(name, 1)
+    stacks = lanes.reset([seed])
+    game = lanes.envs[0].unwrapped
+    assert isinstance(game, AtariGame) and game.no_ops == 1  # as gymnasium's, for this seed
+    assert not stacks[0, :3].any() and stacks[0, 3].any()
+    rng, done, steps = np.random.default_rng(0), False, 0
+    while not done:
+        assert np.array_equal(stacks[0], expected)
+        action = rng.integers(lanes.action_space.n)  # type: ignore[attr-defined]
+        expected, reward, *ends, _ = theirs.step(action)
+        stacks, rewards, *ours = lanes.step(np.array([action]), np.array([True]))
+        assert rewards[0] == reward and [end[0] for end in ours] == ends
+        done, steps = any(ends), steps + 1
+    assert steps > 100 and ends == [True, False]
+    lanes.close()
+
+
+def test_a_lane_depends_on_its_seed_alone() -> None:
+    """Three lanes beside each other, which end one after the other, and each alone."""
+    actions = np.random.default_rng(0).integers(4, size=(2000, 3))
+
+    def play(which: list[int]) -> tuple[list[float], list[int], list[np.ndarray]]:
+        lanes = open_lanes("breakout", len(which))
+        seen = lanes.reset([11 + lane for lane in which])
+        active = np.ones(len(which), bool)
+        returns, lengths = np.zeros(len(which)), np.zeros(len(which), int)
+        for step in actions[:, which]:
+            if not active.any():
+                break
+            before = seen
+            seen, rewards, terminated, truncated = lanes.step(step, active)
+            assert np.array_equal(seen[~active], before[~active]) and not rewards[~active].any()
+            returns += rewards
+            lengths += active
+            active &= ~(terminated | truncated)
+        assert not active.any()
+        lanes.close()
+        return returns.tolist(), lengths.tolist(), list(seen)
+
+    returns, lengths, last = play([0, 1, 2])
+    assert len(set(lengths)) > 1
+    for lane in (0, 2):
+        alone = play([lane])
+        assert (alone[0], alone[1]) == ([returns[lane]], [lengths[lane]])
+        assert np.array_equal(alone[2][0], last[lane])
+
+
+def test_sticky_actions_are_another_game_from_the_same_seed() -> None:
+    def play(name: str) -> list[int]:
+        env = make(name)
+        frames = [env.reset(seed=5)[0]]
+        frames += [env.step(2 + 3 * (t // 5 % 2))[0] for t in range(60)]
+        env.close()
+        return [int(frame.sum()) for frame in frames]
+
+    assert play("pong-sticky") == play("pong-sticky") != play("pong") == play("pong")
+
+
+def test_a_game_is_cut_off_after_half_an_hour(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert atari.MAX_FRAMES == 108_000
+    monkeypatch.setattr(atari, "MAX_FRAMES", 400)
+    env = make("breakout")
+    env.reset(seed=0)
+    ends = [env.step(0)[2:4] for _ in range(400 // 4)]
+    assert ends[-1] == (False, True) and set(ends[:-1]) == {(False, False)}
+    env.close()
+
+
+@pytest.mark.parametrize("name", ["pong", "pong-sticky"])
+def test_memory_and_picture_belong_to_what_is_played(name: str) -> None:
+    """Pong keeps the two scores in memory; they are checked after a while, then at every step."""
+    env = make(name)
+    game = env.unwrapped
+    assert isinstance(game, AtariGame)
+    for seed in (3, 4):  # a second episode
+        env.reset(seed=seed)
+        rng, total = np.random.default_rng(0), 0.0
+        for t in range(250):
+            total += float(env.step(rng.integers(6))[1])
+            if t > 150:
+                memory = game.ram()
+                assert int(memory[14]) - int(memory[13]) == total
+        assert total < 0 and game.render().shape == (210, 160, 3)
+    env.close()
+
+
+def test_scores_by_both_published_forms() -> None:
+    assert references("Atari/Pong-nosticky-v0") == {
+        "human": (-20.7, 14.6),
+        "gamer-rounded": (-21.0, 15.0),
+    }
+    assert list(references("Atari/Asterix-sticky-v0")) == ["human"]
+    assert references("BreakoutNoFrameskip-v4") == references("ALE/Breakout-v5")
+    # as published for Decision Transformer: Breakout 76.9 is 267.5 by the rounded form
+    low, high = references("Atari/Breakout-nosticky-v0")["gamer-rounded"]
+    assert 100 * (76.9 - low) / (high - low) == pytest.approx(267.5, abs=0.05)
+    assert normalized_score("Atari/Seaquest-nosticky-v0", 42054.7) == pytest.approx(100)
+    for game in GAMES:
+        assert atari_game(atari.game_id(game, False)) == game
+    assert atari_game("Hopper-v5") is None and list(references("Hopper-v5")) == ["d4rl"]
