@@ -17,6 +17,7 @@ from decision_seq.config import build, dump_yaml, load_yaml, merge, parse_overri
 from decision_seq.data.sources import absolute
 from decision_seq.errors import UserError
 from decision_seq.files import write_text
+from decision_seq.model.encoders import ImageEncoderConfig
 
 
 @dataclass(frozen=True)
@@ -61,12 +62,18 @@ class TrainConfig:
     precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16: autocast of matrix products
     log_interval: int = 100  # steps between rows of metrics.jsonl
     checkpoint_interval: int = 1000  # steps between checkpoints and validation losses
+    keep_interval: int = 0  # weights to keep for `evaluate --checkpoint best`; 0: none but the last
     skip_nonfinite: int = 0  # batches with a loss or gradient that is not finite, before it stops
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "log_interval", "checkpoint_interval"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.keep_interval < 0 or self.keep_interval % self.checkpoint_interval:
+            raise UserError(
+                f"keep_interval is {self.keep_interval}; it must be 0 or a multiple of "
+                f"checkpoint_interval, {self.checkpoint_interval}"
+            )
         if self.batch_size > 1_000_000:
             raise UserError(f"batch_size is {self.batch_size}; it must be at most 1000000")
         if self.weight_decay < 0 or not all(0 <= beta < 1 for beta in self.betas):
@@ -141,11 +148,13 @@ def run_config(base: Mapping[str, Any], override: Mapping[str, Any], source: str
     if change.get("kind", agent.get("kind")) != agent.get("kind"):
         kept = {f.name for f in fields(AgentConfig)} - {"tokens"}  # each kind has its own tokens
         agent = {k: v for k, v in agent.items() if k in kept}
-    backbone = _mapping(change.get("backbone", {}), "agent.backbone", source)
-    old = _mapping(agent.get("backbone", {}), "agent.backbone", source)
-    if backbone.get("kind", old.get("kind")) != old.get("kind"):
-        shared = {f.name for f in fields(BackboneConfig)}  # what every backbone has is kept
-        agent["backbone"] = {k: v for k, v in old.items() if k in shared}
+    parts: dict[str, type[Any]] = {"backbone": BackboneConfig, "encoder": ImageEncoderConfig}
+    for key, base_class in parts.items():
+        new = _mapping(change.get(key) or {}, f"agent.{key}", source)
+        old = _mapping(agent.get(key) or {}, f"agent.{key}", source)
+        if new.get("kind", old.get("kind")) != old.get("kind"):
+            shared = {f.name for f in fields(base_class)}  # what all of them have is kept
+            agent[key] = {k: v for k, v in old.items() if k in shared}
     merged = merge(base | {"agent": agent}, override | {"agent": change})
     config = build(RunConfig, merged, source)
     sources = tuple(absolute(s) for s in config.data.sources)
@@ -178,7 +187,8 @@ def check_seed(seed: int) -> None:
 
 def _identity(config: RunConfig) -> dict[str, Any]:
     plain = to_plain(config)
-    del plain["eval"], plain["train"]["skip_nonfinite"]  # raised to get past a bad batch
+    del plain["eval"], plain["train"]["keep_interval"]
+    del plain["train"]["skip_nonfinite"]  # raised to get past a bad batch
     if config.train.schedule == "constant":
         del plain["train"]["steps"]
     return plain

@@ -56,7 +56,7 @@ def make(
     backbone = BackboneConfig.registry[kind](width=16, layers=2, dropout=0.0)
     fields = {"context_length": K, "returns": ReturnSpec(scale=10.0), "backbone": backbone} | kw
     settings = config(**fields)  # type: ignore[arg-type]
-    agent = settings.agent(settings, AgentSpec(S, A, discrete, max_timestep=20)).eval()
+    agent = settings.agent(settings, AgentSpec((S,), A, discrete, max_timestep=20)).eval()
     with torch.no_grad():
         agent.observation_mean.fill_(0.5)
         agent.observation_std.fill_(2.0)
@@ -144,7 +144,7 @@ def test_every_parameter_gets_a_gradient(
 
 @pytest.mark.parametrize("config", AGENTS)
 def test_dt_is_in_range_once_an_agent_is_built(config: type[AgentConfig]) -> None:
-    agent = config().agent(config(), AgentSpec(S, A, False, 20))
+    agent = config().agent(config(), AgentSpec((S,), A, False, 20))
     mixers = [m for m in agent.modules() if isinstance(m, Mamba)]
     assert len(mixers) == 3
     for mixer in mixers:
@@ -317,7 +317,7 @@ def test_statistics_come_from_the_data(tmp_path: Path) -> None:
     )
     largest = np.abs(episodes.actions[:, 1]).max()
     np.testing.assert_allclose(agent.action_scale.numpy(), [1, largest, 1], rtol=1e-6)
-    assert agent.spec == AgentSpec(S, A, False, max_timestep=29)
+    assert agent.spec == AgentSpec((S,), A, False, max_timestep=29, env="Hopper-v5")
     assert roll(agent.eval(), "stream", 3).abs()[..., 1].max() <= largest
 
 

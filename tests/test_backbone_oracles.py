@@ -342,7 +342,7 @@ def test_attention_agent_equals_transformers_decision_transformer() -> None:
         returns=ReturnSpec(scale=1.0),
         backbone=AttentionConfig(width=width, layers=3, heads=heads),
     )
-    ours = SequenceAgent(config, AgentSpec(observation_dim, action_dim, False, max_timestep=29))
+    ours = SequenceAgent(config, AgentSpec((observation_dim,), action_dim, False, max_timestep=29))
     reference = DecisionTransformerModel(
         DecisionTransformerConfig(
             state_dim=observation_dim,

@@ -23,7 +23,7 @@ HOPPER = CONFIGS / "hopper-decision-mamba.yaml"
 @pytest.mark.parametrize("path", RUNS, ids=lambda p: p.stem)
 def test_every_config_builds_its_agent(path: Path) -> None:
     config = load_run_config(path)
-    agent = config.agent.agent(config.agent, AgentSpec(11, 3, False, 999))
+    agent = config.agent.agent(config.agent, AgentSpec((11,), 3, False, 999))
     assert isinstance(agent, SequenceAgent)
     env = path.stem.partition("-")[0]
     assert config.env.lower().startswith(env) and config.name in PRESETS
@@ -35,7 +35,7 @@ def test_every_preset_on_every_environment(env: str, preset: str, tmp_path: Path
     config = load_run_config(CONFIGS / f"{env}.yaml", [f"agent.preset={preset}"])
     assert config.env.lower().startswith(env)
     assert config.name == preset == preset_of(config.agent)
-    agent = config.agent.agent(config.agent, AgentSpec(17, 6, False, 999))
+    agent = config.agent.agent(config.agent, AgentSpec((17,), 6, False, 999))
     assert agent.embedding.kinds == config.agent.tokens
     write_run_config(config, tmp_path / "config.yaml")
     assert load_run_config(tmp_path / "config.yaml") == config

@@ -130,5 +130,5 @@ def test_what_it_cannot_use_is_one_sentence() -> None:
         MaxReturnConfig(tokens=("observation", "action"))
     assert not MaxReturnConfig().follows_target
     assert isinstance(
-        MaxReturnConfig().agent(MaxReturnConfig(), AgentSpec(S, A, False, 9)), MaxReturn
+        MaxReturnConfig().agent(MaxReturnConfig(), AgentSpec((S,), A, False, 9)), MaxReturn
     )

@@ -24,7 +24,7 @@ def agent_for(
     torch.manual_seed(0)
     kind = BehaviourCloningConfig if bc else ReturnConditionedConfig
     config = kind(context_length=4, backbone=MambaConfig(width=16, layers=1, dropout=0.0))
-    agent = config.agent(config, AgentSpec(observations, actions, discrete, 1000)).eval()
+    agent = config.agent(config, AgentSpec((observations,), actions, discrete, 1000)).eval()
     with torch.no_grad():  # a decisive policy, so that episodes differ by what is observed
         agent.action_head.weight.normal_(std=1.0)
     return agent

@@ -19,10 +19,12 @@ from decision_seq.agents.context import CONTEXTS, Memory, StepInput
 from decision_seq.backbones import BackboneConfig, Layout
 from decision_seq.backbones.mamba import MambaConfig
 from decision_seq.config import register as register_config
+from decision_seq.data.frames import FRAME_STACK
 from decision_seq.data.store import EpisodeStore
 from decision_seq.data.transforms import ObservationNorm, ReturnSpec
 from decision_seq.data.windows import Batch
 from decision_seq.errors import UserError
+from decision_seq.model.encoders import FrameEncoder, ImageEncoderConfig, NatureConfig
 from decision_seq.model.tokens import TokenEmbedding
 from decision_seq.ops.dropout import Dropout
 
@@ -43,6 +45,7 @@ class AgentConfig:
     tokens: tuple[str, ...] = ("return_to_go", "observation", "action")  # of one step, in order
     returns: ReturnSpec = field(default_factory=ReturnSpec)
     temperature: float = 0.0  # at which discrete actions are sampled; 0 takes the likeliest
+    encoder: ImageEncoderConfig | None = None  # of frames, by default nature; vectors take none
     backbone: BackboneConfig = field(default_factory=MambaConfig)
 
     def __post_init__(self) -> None:
@@ -83,10 +86,17 @@ def register(kind: str, summary: str, config: type[AgentConfig]) -> Callable[[ty
 class AgentSpec:
     """What the data says about the problem."""
 
-    observation_dim: int  # S
+    observation_shape: tuple[int, ...]  # of a step in the data: (S,), or (H, W) of frames
     action_dim: int  # A, or the number of discrete actions
     discrete: bool
     max_timestep: int  # last timestep of the longest episode; later ones share its embedding
+    env: str | None = None  # id of the environment, where the data name it
+    action_count_known: bool = False  # else there may be more discrete actions than were seen
+
+    @property
+    def frames(self) -> bool:
+        """Whether observations are frames, of which the agent sees stacks [4, H, W]."""
+        return len(self.observation_shape) == 2
 
 
 @dataclass
@@ -111,15 +121,25 @@ class SequenceAgent(nn.Module):
                 f"agent.temperature is {config.temperature}, but the data's actions are continuous "
                 "and are not sampled; leave it out"
             )
+        if config.encoder is not None and not spec.frames:
+            raise UserError(
+                f"agent.encoder is {config.encoder.kind}, which is for frames, but the data's "
+                f"observations are vectors of width {spec.observation_shape[0]}; leave it out"
+            )
         self.config, self.spec = config, spec
         width = config.backbone.width
+        self.encoder: FrameEncoder | None = None
+        if spec.frames:
+            encoder, (height, breadth) = config.encoder or NatureConfig(), spec.observation_shape
+            self.encoder = FrameEncoder(encoder, (FRAME_STACK, height, breadth))
         self.embedding = TokenEmbedding(
             config.tokens,
-            spec.observation_dim,
+            self.features,
             spec.action_dim,
             spec.discrete,
             spec.max_timestep,
             width,
+            bounded=spec.frames,
         )
         self.dropout = Dropout(config.backbone.dropout)
         self.backbone = config.backbone.build(Layout(config.context_length, len(config.tokens)))
@@ -127,25 +147,35 @@ class SequenceAgent(nn.Module):
         self.observation_mean: Tensor
         self.observation_std: Tensor
         self.action_scale: Tensor
-        self.register_buffer("observation_mean", torch.zeros(spec.observation_dim))
-        self.register_buffer("observation_std", torch.ones(spec.observation_dim))
+        if not spec.frames:
+            self.register_buffer("observation_mean", torch.zeros(spec.observation_shape))
+            self.register_buffer("observation_std", torch.ones(spec.observation_shape))
         self.register_buffer("action_scale", torch.ones(() if spec.discrete else spec.action_dim))
 
     @classmethod
     def for_dataset(cls, config: AgentConfig, store: EpisodeStore) -> SequenceAgent:
         """An untrained agent that fits the data: widths, statistics, longest episode."""
-        if store.observations.ndim != 2:
-            raise UserError(f"{store.name}: observations are images; only vectors are supported")
+        if store.info.get("rewards") == "clipped" and not config.returns.clipped:
+            raise UserError(
+                f"{store.name}: holds rewards clipped to [-1, 1]; set agent.returns.clipped to "
+                "true, so that what an environment gives is counted alike, and give targets in "
+                "clipped returns"
+            )
         spec = AgentSpec(
-            observation_dim=store.observations.shape[1],
+            observation_shape=store.observations.shape[1:],
             action_dim=store.action_dim,
             discrete=store.discrete,
             max_timestep=int(store.lengths.max()) - 1,
+            env=store.info.get("env_id"),
+            action_count_known="action_count" in store.info,
         )
+        if spec.frames and config.encoder is None:  # a checkpoint names what it holds
+            config = replace(config, encoder=NatureConfig())
         agent = config.agent(config, spec)
-        norm = ObservationNorm.of(store.observations)
-        agent.observation_mean.copy_(torch.from_numpy(norm.mean))
-        agent.observation_std.copy_(torch.from_numpy(norm.std))
+        if not spec.frames:
+            norm = ObservationNorm.of(store.observations)
+            agent.observation_mean.copy_(torch.from_numpy(norm.mean))
+            agent.observation_std.copy_(torch.from_numpy(norm.std))
         if not spec.discrete:  # actions beyond [-1, 1] are brought into tanh's range
             scale = np.abs(store.actions).max(axis=0).clip(min=1.0)
             agent.action_scale.copy_(torch.from_numpy(scale))
@@ -154,11 +184,16 @@ class SequenceAgent(nn.Module):
     # ---- training -------------------------------------------------------------------------
 
     def loss(self, batch: Batch, valid: Tensor | None = None) -> Tensor:
-        """Mean over valid steps of `errors`; in training with the backbone's penalty. `valid` [] is
+        """Mean over valid steps of `errors`; in training with `penalty`. `valid` [] is
         what their sum is divided by, where the batch is a share of a larger one."""
-        penalty = self.backbone.penalty() if self.training else 0.0  # not an error: no validation
+        penalty = self.penalty() if self.training else 0.0  # not an error: no validation
         valid = batch.mask.sum() if valid is None else valid
         return (self.errors(batch) * batch.mask).sum() / valid + penalty
+
+    def penalty(self) -> Tensor | float:
+        """What training adds to the loss on account of the weights."""
+        encoder = 0.0 if self.encoder is None else self.encoder.penalty()
+        return self.backbone.penalty() + encoder
 
     def errors(self, batch: Batch) -> Tensor:
         """[B, K] error of every step: the action's."""
@@ -189,10 +224,13 @@ class SequenceAgent(nn.Module):
     def values(
         self, observations: Tensor, actions: Tensor, returns_to_go: Tensor
     ) -> dict[str, Tensor]:
-        """Raw observations [.., S], actions [.., A] and scaled returns [..] as network inputs."""
+        """Raw observations [.., S] (or stacks of frames [.., 4, H, W] uint8), actions [.., A] and
+        scaled returns [..] as network inputs."""
         return {
             "return_to_go": returns_to_go,
-            "observation": (observations - self.observation_mean) / self.observation_std,
+            "observation": self.encoder(observations)
+            if self.encoder is not None
+            else (observations - self.observation_mean) / self.observation_std,
             "action": actions if self.spec.discrete else actions / self.action_scale,
         }
 
@@ -200,6 +238,11 @@ class SequenceAgent(nn.Module):
         """Features at the last tokens before actions [.., D] -> action prediction [.., A]."""
         action = self.action_head(features)
         return action if self.spec.discrete else torch.tanh(action)
+
+    @property
+    def features(self) -> int:
+        """Numbers that `values` makes of an observation: S, or the features of an image."""
+        return self.spec.observation_shape[0] if self.encoder is None else self.encoder.features
 
     @property
     def action_position(self) -> int:
@@ -252,7 +295,7 @@ class SequenceAgent(nn.Module):
         """Choose an action in every lane. Call in eval mode, or dropout stays on.
 
         Args:
-            observation: [lanes, S] raw.
+            observation: [lanes, S] raw, or stacks of frames [lanes, 4, H, W] uint8.
             prev_action: [lanes, A] (or [lanes]) taken at the step before; ignored at t = 0.
             prev_reward: [lanes] received for it; ignored at t = 0.
             state: from `init_state` or the last call.
@@ -263,11 +306,13 @@ class SequenceAgent(nn.Module):
         fresh = state.timestep == 0
         to_go = state.return_to_go
         if not self.config.returns.delayed:  # with a delayed return nothing arrives on the way
-            spent = prev_reward.to(self.device, torch.float32) / self.config.returns.scale
-            to_go = torch.where(fresh, to_go, to_go - spent)
+            spent = prev_reward.to(self.device, torch.float32)
+            if self.config.returns.clipped:
+                spent = spent.clamp(-1, 1)
+            to_go = torch.where(fresh, to_go, to_go - spent / self.config.returns.scale)
         prev = prev_action.to(self.device)
         inputs = StepInput(
-            now=self.values(observation.to(self.device, torch.float32), prev, to_go),
+            now=self.values(observation.to(self.device), prev, to_go),
             timestep=state.timestep,
         )
         features, memory = self.look(state.memory, inputs)  # [lanes, D]

@@ -51,7 +51,9 @@ def load_agent(path: Path, device: torch.device | str = "cpu") -> SequenceAgent:
         )
     try:
         plain = [json.loads(header[key]) for key in ("config", "spec")]
-    except (KeyError, ValueError):
+        if "observation_dim" in plain[1]:  # before there were frames
+            plain[1]["observation_shape"] = [plain[1].pop("observation_dim")]
+    except (KeyError, ValueError, TypeError, AttributeError):
         raise UserError(f"{path}: its header is damaged; use another checkpoint") from None
     config = build(AgentConfig, plain[0], str(path))
     spec = build(AgentSpec, plain[1], str(path))

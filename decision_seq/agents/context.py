@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from decision_seq.backbones import State
-from decision_seq.backbones.base import zero_lanes
+from decision_seq.backbones.base import LAST, zero_lanes
 
 if TYPE_CHECKING:
     from decision_seq.agents.base import SequenceAgent
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class StepInput:
     """One environment step in every lane, as network inputs."""
 
-    now: dict[str, Tensor]  # return_to_go [lanes], observation [lanes, S], action: the PREVIOUS one
+    now: dict[str, Tensor]  # return_to_go [lanes], observation [lanes, F], action: the PREVIOUS one
     timestep: Tensor  # [lanes] int64, 0 where an episode begins
 
 
@@ -49,7 +49,7 @@ class Memory(Protocol):
 class WindowMemory:
     """The last K steps of every lane, left-aligned: step i of a lane's window is column i."""
 
-    values: dict[str, Tensor]  # return_to_go [lanes, K], observation [lanes, K, S], action
+    values: dict[str, Tensor]  # return_to_go [lanes, K], observation [lanes, K, F], action
     timesteps: Tensor  # [lanes, K] int64
 
     @classmethod
@@ -63,7 +63,7 @@ class WindowMemory:
         )
         values = {
             "return_to_go": torch.zeros(lanes, k, device=device),
-            "observation": torch.zeros(lanes, k, spec.observation_dim, device=device),
+            "observation": torch.zeros(lanes, k, agent.features, device=device),
             "action": action,
         }
         return cls(values, torch.zeros(lanes, k, dtype=torch.int64, device=device))
@@ -135,7 +135,7 @@ class StreamMemory:
                 state = agent.backbone.reset(state, fresh)
             else:
                 tokens = torch.cat([action, tokens], dim=1)
-        features, state = agent.backbone.step(tokens, state)
+        features, state = agent.backbone.step(tokens, state, LAST)
         return features[:, -1], StreamMemory(state)
 
     def reset(self, agent: SequenceAgent, lanes: Tensor) -> StreamMemory:

@@ -170,7 +170,10 @@ def _fit_states(rows: Tensor, generator: torch.Generator) -> WhitenedBM:
 
 def ensure_prior(run: Path, store: EpisodeStore, fraction: float, seed: int) -> None:
     """Leave the prior of the best `fraction` of `store` in the run folder; one that is there is
-    kept if it was fitted to the same data."""
+    kept if it was fitted to the same data. Frames have none: they are no vectors with a density
+    that a mixture could tell apart."""
+    if store.frames:
+        return
     header = {
         "format": FORMAT,
         "data": store.hash,

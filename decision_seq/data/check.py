@@ -20,7 +20,7 @@ from gymnasium import spaces
 from decision_seq.data.episodes import Episodes, concatenate
 from decision_seq.data.library import verify
 from decision_seq.data.replay import replay_from_seeds, replay_single_steps
-from decision_seq.data.sources import resolve
+from decision_seq.data.sources import npz, resolve
 from decision_seq.data.store import open_folder
 from decision_seq.envs.registry import make, named_by_data
 from decision_seq.errors import UserError
@@ -143,8 +143,8 @@ def drop_bad(examined: Examined, out: Path) -> list[dict[str, Any]]:
 def write_npz(path: Path, episodes: Episodes, which: np.ndarray) -> None:
     """Write episodes `which` [m] in the .npz layout, atomically."""
     rows = np.concatenate([np.arange(episodes.offsets[m], episodes.offsets[m + 1]) for m in which])
-    names = {"env_id": "env_id", "ref_min_score": "ref_min", "ref_max_score": "ref_max"}
-    meta = {names[k]: v for k, v in episodes.info.items() if k in names}
+    info = episodes.info
+    meta = {theirs: info[ours] for theirs, ours in npz.META.items() if ours in info}
     recorded: dict[str, Any] = {
         "unended_episodes": np.flatnonzero(np.isin(which, episodes.unended)),
         "episode_seeds": np.array(episodes.seeds, np.int64)[which if episodes.seeds else []],

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from decision_seq.data.frames import joined, single_frames
 from decision_seq.errors import UserError
 
 MAX_DISCRETE_ACTIONS = 65_536  # beyond that it is no list of actions
@@ -16,10 +17,11 @@ MAX_DISCRETE_ACTIONS = 65_536  # beyond that it is no list of actions
 class Episodes:
     """N steps of M whole episodes. Row t holds what was seen, done and received at step t.
 
-    `info` says what the source knows about itself: `env_id`, `ref_min_score`, `ref_max_score`...
+    `info` says what the source knows about itself: `env_id`, `ref_min_score`, `ref_max_score`,
+    `action_count` (of discrete actions), `rewards` ("clipped" to [-1, 1], where they are).
     """
 
-    observations: np.ndarray  # [N, *observation_shape] float32 or uint8
+    observations: np.ndarray  # [N, S] float32 or uint8, or frames [N, H, W] uint8, not stacked
     actions: np.ndarray  # [N, A] float32, or [N] int64 for discrete actions
     rewards: np.ndarray  # [N] float32
     terminated: np.ndarray  # [N] bool, the environment ended here
@@ -76,7 +78,7 @@ def from_flat(
     ends = np.flatnonzero(terminated | truncated) + 1
     return Episodes(
         observations=_observations(source, observations),
-        actions=_actions(source, actions),
+        actions=_actions(source, actions, info.get("action_count")),
         rewards=_column(source, "rewards", rewards),
         terminated=terminated,
         truncated=truncated,
@@ -103,7 +105,7 @@ def concatenate(parts: list[Episodes], names: list[str]) -> Episodes:
                     "sources of one dataset must come from the same environment"
                 )
     keys = ("observations", "actions", "rewards", "terminated", "truncated")
-    arrays: dict[str, Any] = {key: np.concatenate([getattr(p, key) for p in parts]) for key in keys}
+    arrays: dict[str, Any] = {key: joined([getattr(p, key) for p in parts]) for key in keys}
     lengths = np.concatenate([p.lengths for p in parts])
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     shared = {k: v for k, v in first.info.items() if all(p.info.get(k) == v for p in parts)}
@@ -127,15 +129,18 @@ def describe(array: np.ndarray) -> str:
 
 
 def _observations(source: str, array: np.ndarray) -> np.ndarray:
-    if array.ndim < 2 or array.dtype.kind not in "fiub" or 0 in array.shape:
+    frames = array.ndim > 2 and array.dtype == np.uint8
+    if not (frames or array.ndim == 2) or array.dtype.kind not in "fiub" or 0 in array.shape:
         raise UserError(
             f"{source}: `observations` is {array.dtype} of shape {array.shape}; "
-            "expected numbers of shape [steps, width]"
+            "expected numbers of shape [steps, width], or uint8 frames [steps, height, width]"
         )
+    if frames:
+        return single_frames(source, array)
     return array if array.dtype == np.uint8 else array.astype(np.float32, copy=False)
 
 
-def _actions(source: str, array: np.ndarray) -> np.ndarray:
+def _actions(source: str, array: np.ndarray, count: int | None) -> np.ndarray:
     if array.ndim == 2 and array.dtype.kind == "f" and array.shape[1] > 0:
         return array.astype(np.float32, copy=False)
     if array.ndim == 2 and array.shape[1] == 1:
@@ -145,6 +150,15 @@ def _actions(source: str, array: np.ndarray) -> np.ndarray:
             raise UserError(
                 f"{source}: `actions` holds {array.min()} to {array.max()}; discrete actions are "
                 f"numbers from 0 to {MAX_DISCRETE_ACTIONS - 1}"
+            )
+        if count is not None and not 0 < count <= MAX_DISCRETE_ACTIONS:
+            raise UserError(
+                f"{source}: `action_count` is {count}; it must be from 1 to {MAX_DISCRETE_ACTIONS}"
+            )
+        if count is not None and array.max() >= count:
+            raise UserError(
+                f"{source}: `actions` holds {array.max()}, but the environment it names has only "
+                f"{count} actions, 0 to {count - 1}; name the one that the data came from"
             )
         return array.astype(np.int64)
     raise UserError(

@@ -6,7 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from decision_seq.data.episodes import Episodes, check_finite, concatenate
+from decision_seq.data.frames import chunks
 from decision_seq.data.sources import FORMATS, absolute, minari_dataset, resolve, stored
 from decision_seq.data.sources.episode_list import gather
 from decision_seq.data.store import EpisodeStore, checksum, open_folder, write_store
@@ -92,6 +95,13 @@ def check_name(name: str) -> None:
         raise UserError(f"dataset name {name!r}: is a local Minari dataset already; choose another")
 
 
+def _same(a: np.ndarray, b: np.ndarray) -> bool:
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    pieces = zip(chunks(a), chunks(b), strict=True)
+    return all(one.tobytes() == other.tobytes() for one, other in pieces)
+
+
 def _keep(name: str, episodes: Episodes, env: str | None, sources: list[str]) -> EpisodeStore:
     """Write the dataset unless it is there; of processes that do so at once, one writes."""
     from decision_seq.envs.registry import recorded_id
@@ -110,7 +120,7 @@ def _keep(name: str, episodes: Episodes, env: str | None, sources: list[str]) ->
         remove_leftovers(folder.parent, name)  # of a process killed while it tidied up
     kept = stored.read(folder)
     arrays = ((getattr(kept, key), getattr(episodes, key)) for key in stored.COLUMNS)
-    if any(a.dtype != b.dtype or a.tobytes() != b.tobytes() for a, b in arrays):
+    if not all(_same(a, b) for a, b in arrays):
         raise UserError(
             f"{name}: another dataset has this name; choose another with --as, or delete {folder}"
         )

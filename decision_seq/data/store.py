@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from decision_seq.data.episodes import Episodes, check_finite, concatenate
+from decision_seq.data.frames import FRAME_STACK, chunks, save
 from decision_seq.data.sources import resolve, stored
 from decision_seq.errors import UserError
 from decision_seq.files import atomic_folder, cache_dir, remove_leftovers
 
-LAYOUT = 3  # part of the cache key: raise it when the files' meaning changes
+LAYOUT = 4  # part of the cache key: raise it when the files' meaning changes
 ARRAYS = (
     "observations",
     "actions",
@@ -37,7 +38,7 @@ class EpisodeStore:
     came from. `name` is what a person calls the dataset: its sources.
     """
 
-    observations: np.ndarray  # [N, *observation_shape] float32 or uint8
+    observations: np.ndarray  # [N, S] float32 or uint8, or frames [N, H, W] uint8, not stacked
     actions: np.ndarray  # [N, A] float32 or [N] int64
     rewards: np.ndarray  # [N] float32
     terminated: np.ndarray  # [N] bool
@@ -73,14 +74,28 @@ class EpisodeStore:
         return self.returns_to_go[self.offsets[:-1]]
 
     @property
+    def frames(self) -> bool:
+        """Whether observations are frames, of which an agent sees a stack."""
+        return self.observations.ndim == 3
+
+    @property
+    def observation_shape(self) -> tuple[int, ...]:
+        """What an agent sees at a step: (S,), or (4, H, W) of frames."""
+        shape = self.observations.shape[1:]
+        return (FRAME_STACK, *shape) if self.frames else shape
+
+    @property
     def discrete(self) -> bool:
         """Whether actions are indices rather than vectors."""
         return self.actions.ndim == 1
 
     @property
     def action_dim(self) -> int:
-        """Width of a continuous action, or the number of discrete ones seen."""
-        return int(self.actions.max()) + 1 if self.discrete else self.actions.shape[1]
+        """Width of a continuous action; the number of discrete ones, as far as they were seen if
+        the source does not say."""
+        if not self.discrete:
+            return self.actions.shape[1]
+        return int(self.info.get("action_count") or self.actions.max() + 1)
 
 
 def open_store(sources: Sequence[str]) -> EpisodeStore:
@@ -119,12 +134,12 @@ def returns_to_go(rewards: np.ndarray, offsets: np.ndarray) -> np.ndarray:
 def write_store(folder: Path, episodes: Episodes, meta: dict[str, Any]) -> None:
     """Write episodes in our layout, atomically: a .npy file an array, and meta.json."""
     lengths, offsets = episodes.lengths, episodes.offsets
-    arrays = {name: getattr(episodes, name, None) for name in ARRAYS}
+    arrays: dict[str, Any] = {name: getattr(episodes, name, None) for name in ARRAYS}
     arrays["returns_to_go"] = returns_to_go(episodes.rewards, offsets)
     arrays["timesteps"] = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
     with atomic_folder(folder) as temporary:
         for name in ARRAYS:
-            np.save(temporary / f"{name}.npy", np.ascontiguousarray(arrays[name]))
+            save(temporary / f"{name}.npy", arrays[name])
         kept = {"unended": episodes.unended, "seeds": episodes.seeds}
         meta = {"episodes_per_source": [len(lengths)], "info": episodes.info, **kept} | meta
         text = json.dumps({"hash": checksum(arrays), **meta})
@@ -135,9 +150,10 @@ def checksum(arrays: Mapping[str, Any]) -> str:
     """16 hexadecimal digits of a store's arrays: names, types, shapes and every byte."""
     digest = hashlib.sha256()
     for name in ARRAYS:
-        array = np.ascontiguousarray(arrays[name])
+        array = arrays[name]
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
-        digest.update(array.data)
+        for chunk in chunks(array):
+            digest.update(chunk.data)
     return digest.hexdigest()[:16]
 
 

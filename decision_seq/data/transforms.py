@@ -15,10 +15,12 @@ from decision_seq.errors import UserError
 class ReturnSpec:
     """How returns enter the model: in units of `scale`; `delayed` moves every reward to the
     episode's end, as in the delayed-return experiments of Decision Transformer (arXiv:2106.01345).
+    With `clipped` rewards, targets are sums of clipped rewards, too; scores never are.
     """
 
     scale: float = 1000.0  # returns are divided by this
     delayed: bool = False  # the whole return arrives with the last step
+    clipped: bool = False  # each reward counts as clipped to [-1, 1], in training and in acting
 
     def __post_init__(self) -> None:
         if self.scale <= 0:
@@ -38,6 +40,15 @@ class ObservationNorm:
         mean = observations.mean(axis=0, dtype=np.float64)
         std = observations.std(axis=0, dtype=np.float64) + 1e-6
         return cls(mean.astype(np.float32), std.astype(np.float32))
+
+
+def as_conditioned(store: EpisodeStore, returns: ReturnSpec) -> EpisodeStore:
+    """The same episodes with rewards as the agent is to count them."""
+    if returns.clipped:
+        rewards = np.clip(store.rewards, -1, 1)
+        to_go = returns_to_go(rewards, store.offsets)
+        store = dataclasses.replace(store, rewards=rewards, returns_to_go=to_go)
+    return delay_rewards(store) if returns.delayed else store
 
 
 def delay_rewards(store: EpisodeStore) -> EpisodeStore:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from decision_seq.data.frames import FRAME_STACK, release
 from decision_seq.data.mixture import Mixture
 from decision_seq.data.store import EpisodeStore
 from decision_seq.data.transforms import ReturnSpec
@@ -16,9 +17,10 @@ from decision_seq.data.transforms import ReturnSpec
 
 @dataclass
 class Batch:
-    """B windows of K steps, right-padded. Pads are zeros where `mask` is False."""
+    """B windows of K steps, right-padded. Pads are zeros where `mask` is False, but for stacks of
+    frames, of which a pad's still holds the last real ones."""
 
-    observations: Tensor  # [B, K, *observation_shape]
+    observations: Tensor  # [B, K, S], or a view [B, K, 4, H, W] uint8 of frames, oldest first
     actions: Tensor  # [B, K, A] float32, or [B, K] int64 for discrete actions
     returns_to_go: Tensor  # [B, K] float32, scaled
     timesteps: Tensor  # [B, K] int64, index within the episode
@@ -72,6 +74,8 @@ class WindowSampler:
             np.arange(self.steps) - np.repeat(before - starts, eligible)
         )  # [steps]
         self._stops = torch.from_numpy(np.repeat(stops, eligible))  # [steps]
+        self._frames = store.observations if store.frames else None
+        self._timesteps = torch.from_numpy(store.timesteps)
         self._tables = {
             "observations": torch.from_numpy(store.observations),
             "actions": torch.from_numpy(store.actions),
@@ -101,14 +105,31 @@ class WindowSampler:
         rows = self._starts[which, None] + torch.arange(self.length)  # [B, K]
         stops = self._stops[which, None]
         mask = rows < stops
-        rows = torch.minimum(rows, stops - 1).flatten()  # pads repeat the last step, then zeroed
+        rows = torch.minimum(rows, stops - 1)  # pads repeat the last step, then zeroed
+        observe = self._gather if self._frames is None else self._stacks
         return Batch(
-            **{name: self._gather(table, rows, mask) for name, table in self._tables.items()},
+            observations=observe("observations", rows, mask),
+            actions=self._gather("actions", rows, mask),
+            returns_to_go=self._gather("returns_to_go", rows, mask),
+            timesteps=self._gather("timesteps", rows, mask),
             mask=mask.to(self.device),
         )
 
-    def _gather(self, table: Tensor, rows: Tensor, mask: Tensor) -> Tensor:
-        values = table.index_select(0, rows.to(table.device)).to(self.device)
+    def _stacks(self, name: str, rows: Tensor, mask: Tensor) -> Tensor:
+        """[B, K, 4, H, W] of a table of frames [N, H, W]: each frame is moved once, the stacks are
+        a view of K + 3 of them. Zeros stand before an episode's start."""
+        first = rows[:, :1]
+        back = torch.arange(1 - FRAME_STACK, 0)  # the older frames of the first stack
+        there = self._timesteps[first] + back >= 0
+        rows = torch.cat([torch.where(there, first + back, first), rows], dim=1)
+        frames = self._gather(name, rows, torch.cat([there, mask], dim=1))
+        if self._frames is not None:  # else all that was read would count as this process's memory
+            release(self._frames)
+        return frames.unfold(1, FRAME_STACK, 1).movedim(-1, 2)
+
+    def _gather(self, name: str, rows: Tensor, mask: Tensor) -> Tensor:
+        table = self._tables[name]
+        values = table.index_select(0, rows.flatten().to(table.device)).to(self.device)
         values = values.view(*mask.shape, *table.shape[1:])
         pad = ~mask.to(self.device)
         return values.masked_fill_(pad.view(*mask.shape, *[1] * (values.ndim - 2)), 0)

@@ -17,7 +17,7 @@ from decision_seq import __version__
 from decision_seq.agents import SequenceAgent, load_agent
 from decision_seq.config import to_plain
 from decision_seq.data.store import EpisodeStore, open_store
-from decision_seq.data.transforms import delay_rewards
+from decision_seq.data.transforms import as_conditioned
 from decision_seq.data.windows import Batch, WindowSampler
 from decision_seq.errors import UserError
 from decision_seq.eval import inspect_figures
@@ -44,7 +44,7 @@ class Subject:
     config: RunConfig
     agent: SequenceAgent  # in eval mode
     store: EpisodeStore  # with its rewards delayed, where the agent was trained so
-    checkpoint: str  # last, best or untrained
+    checkpoint: str  # last, validation or untrained
     step: int  # gradient steps the agent has seen
 
 
@@ -281,17 +281,17 @@ def _layer_line(view: dict[str, Any]) -> str:
 
 
 def _as_trained(store: EpisodeStore, config: RunConfig) -> EpisodeStore:
-    return delay_rewards(store) if config.agent.returns.delayed else store
+    return as_conditioned(store, config.agent.returns)
 
 
 def _check_data(agent: SequenceAgent, store: EpisodeStore) -> None:
-    spec = agent.spec
-    found = (store.observations.shape[1:], store.discrete, store.action_dim)
-    if found != ((spec.observation_dim,), spec.discrete, spec.action_dim):
+    spec, shape = agent.spec, store.observations.shape[1:]
+    found = (shape, store.discrete, store.action_dim)
+    if found != (spec.observation_shape, spec.discrete, spec.action_dim):
         raise UserError(
-            f"{store.name}: its observations {store.observations.shape[1:]} or actions "
-            f"({store.action_dim}) do not fit the agent's ({spec.observation_dim}), "
-            f"({spec.action_dim}); name the data it was trained on with --set data.sources=[...]"
+            f"{store.name}: its observations {shape} or actions ({store.action_dim}) do not fit "
+            f"the agent's {spec.observation_shape}, ({spec.action_dim}); name the data it was "
+            "trained on with --set data.sources=[...]"
         )
 
 

@@ -14,11 +14,13 @@ class TokenEmbedding(nn.Module):
 
     Args:
         kinds: the tokens of a step in order, e.g. ("return_to_go", "observation", "action").
-        observation_dim: S.
+        observation_dim: S, or the features of an image.
         action_dim: A, or the number of discrete actions.
         discrete: actions are indices.
         max_timestep: largest timestep with an embedding of its own; later ones share it.
         width: D.
+        bounded: as in that paper's Atari code, tanh after each linear embedding, actions starting
+            small and timesteps at zero, so that at first a token is what it stands for.
     """
 
     def __init__(
@@ -29,9 +31,10 @@ class TokenEmbedding(nn.Module):
         discrete: bool,
         max_timestep: int,
         width: int,
+        bounded: bool = False,
     ) -> None:
         super().__init__()
-        self.kinds = tuple(kinds)
+        self.kinds, self.bounded = tuple(kinds), bounded
         self.max_timestep = max_timestep
         makers = {
             "return_to_go": lambda: nn.Linear(1, width),
@@ -43,6 +46,10 @@ class TokenEmbedding(nn.Module):
         self.embed = nn.ModuleDict({kind: makers[kind]() for kind in self.kinds})
         self.timestep = nn.Embedding(max_timestep + 1, width)
         self.norm = nn.LayerNorm(width)
+        if bounded:
+            nn.init.zeros_(self.timestep.weight)
+            if discrete and "action" in self.embed:
+                nn.init.normal_(self.embed["action"].weight, std=0.02)  # type: ignore[arg-type]
 
     def forward(
         self, values: dict[str, Tensor], timesteps: Tensor, kinds: Sequence[str] | None = None
@@ -59,9 +66,10 @@ class TokenEmbedding(nn.Module):
         """
         kinds = self.kinds if kinds is None else kinds
         time = self.timestep(timesteps.clamp(max=self.max_timestep))  # [B, K, D]
-        tokens = [self.embed[kind](self._input(kind, values[kind])) + time for kind in kinds]
+        tokens = [self._token(kind, values[kind]) + time for kind in kinds]
         return self.norm(torch.stack(tokens, dim=2).flatten(1, 2))  # [B, K * len(kinds), D]
 
-    @staticmethod
-    def _input(kind: str, value: Tensor) -> Tensor:
-        return value.unsqueeze(-1) if kind == "return_to_go" else value
+    def _token(self, kind: str, value: Tensor) -> Tensor:
+        """[B, K, ...] -> [B, K, D]"""
+        token = self.embed[kind](value.unsqueeze(-1) if kind == "return_to_go" else value)
+        return torch.tanh(token) if self.bounded else token

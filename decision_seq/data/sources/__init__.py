@@ -10,7 +10,15 @@ from functools import partial
 from pathlib import Path
 
 from decision_seq.data.episodes import Episodes, concatenate
-from decision_seq.data.sources import d4rl, dt_pickle, minari_dataset, npz, stored, table
+from decision_seq.data.sources import (
+    d4rl,
+    dqn_replay,
+    dt_pickle,
+    minari_dataset,
+    npz,
+    stored,
+    table,
+)
 from decision_seq.errors import UserError
 
 
@@ -44,7 +52,8 @@ class Source:
 
 
 def resolve(source: str) -> Source:
-    """Find a dataset: a file, the name of an imported one, a folder of files, or a Minari id.
+    """Find a dataset: a file, the name of an imported one, a folder of files or of DQN-replay
+    buffers, or a Minari id.
 
     Raises UserError if none of these exists.
     """
@@ -55,6 +64,8 @@ def resolve(source: str) -> Source:
         return _file(path)
     if folder := stored.find(source):
         return _stored(source, folder)
+    if replay := dqn_replay.find(source):
+        return Source(replay.name, replay.read, replay.fingerprint)
     if os.path.isdir(path):
         return _stored(path.name, path) if stored.is_stored(path) else _folder(path)
     if dataset_id := minari_dataset.id_of(source):
@@ -64,7 +75,8 @@ def resolve(source: str) -> Source:
             lambda: _hash(minari_dataset.files(dataset_id, source)),
         )
     raise UserError(
-        f"{source}: is not a dataset; give a {', '.join(FORMATS)} file, a folder of them, the name "
+        f"{source}: is not a dataset; give a {', '.join(FORMATS)} file, a folder of them or of "
+        "DQN-replay buffers (`$store$_observation_ckpt.0.gz` and so on), the name "
         f"of an imported dataset ({', '.join(stored.names()[:8]) or 'none yet'}), or a Minari id "
         f"such as mujoco/hopper/medium-v0 ({minari_dataset.local_summary()})"
     )
@@ -72,6 +84,8 @@ def resolve(source: str) -> Source:
 
 def absolute(source: str) -> str:
     """The source as it can be found from any folder: paths absolute, names and ids as they are."""
+    if replay := dqn_replay.find(source):
+        return "?".join([str(replay.folder.resolve()), *source.split("?")[1:]])
     path = Path(source)
     is_file = path.suffix.lower() in FORMATS
     if is_file or (os.path.isdir(path) and stored.find(source) is None):

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gymnasium import spaces
 
 from decision_seq.data.episodes import Episodes, from_flat
+from decision_seq.data.frames import array_on_disk, release, single_frames
 from decision_seq.errors import UserError
 
 ID = re.compile(r"([\w-]+/)*[\w-]+-v\d+")
@@ -72,8 +74,10 @@ def read(dataset_id: str) -> Episodes:
 
     try:
         dataset = minari.load_dataset(dataset_id)
-        episodes = list(dataset.iterate_episodes())
+        episodes, frames = _episodes(dataset_id, dataset)
         metadata = dataset.storage.metadata
+    except UserError:
+        raise
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise UserError(
             f"{dataset_id}: Minari cannot read it ({' '.join(str(error).split())}); delete it with "
@@ -95,6 +99,8 @@ def read(dataset_id: str) -> Episodes:
     info = {key: float(metadata[key]) for key in keys if metadata.get(key) is not None}
     if dataset.env_spec is not None:
         info["env_id"] = dataset.env_spec.id
+    if isinstance(dataset.action_space, spaces.Discrete):
+        info["action_count"] = int(dataset.action_space.n)
     ends = np.cumsum([len(e.rewards) for e in episodes]) - 1
     terminated, truncated = np.zeros((2, ends[-1] + 1), bool)
     terminated[ends] = [e.terminations[-1] for e in episodes]
@@ -102,7 +108,9 @@ def read(dataset_id: str) -> Episodes:
     truncated[ends] = [e.truncations[-1] or not e.terminations[-1] for e in episodes]
     flat = from_flat(
         dataset_id,
-        np.concatenate([e.observations[: len(e.rewards)] for e in episodes]),
+        np.concatenate([e.observations[: len(e.rewards)] for e in episodes])
+        if frames is None
+        else frames,
         np.concatenate([e.actions for e in episodes]),
         np.concatenate([e.rewards for e in episodes]),
         terminated,
@@ -112,6 +120,23 @@ def read(dataset_id: str) -> Episodes:
     unended = [m for m, e in enumerate(episodes) if not (e.truncations[-1] or e.terminations[-1])]
     seeds = [e.get("seed") for e in dataset.storage.get_episode_metadata(dataset.episode_indices)]
     return dataclasses.replace(flat, unended=tuple(unended), seeds=whole_numbers(seeds))
+
+
+def _episodes(dataset_id: str, dataset: Any) -> tuple[list[Any], np.ndarray | None]:
+    """All episodes. If they hold frames, these are on disk, one a step end to end, [N, H, W]."""
+    episodes, frames, row = [], None, 0
+    for episode in dataset.iterate_episodes():
+        seen, steps = episode.observations, len(episode.rewards)
+        if isinstance(seen, np.ndarray) and seen.dtype == np.uint8 and seen.ndim > 2:
+            seen = single_frames(dataset_id, seen[:steps])
+            if frames is None:
+                frames = array_on_disk((int(dataset.total_steps), *seen.shape[1:]))
+            frames[row : row + steps] = seen
+            release(frames)
+            episode = dataclasses.replace(episode, observations=frames[row : row + steps])
+        episodes.append(episode)
+        row += steps
+    return episodes, frames
 
 
 def whole_numbers(seeds: list[Any]) -> tuple[int, ...]:

@@ -1,8 +1,8 @@
 """`.npz` files: observations, actions, rewards, terminations, truncations, one row a step.
 
-Optional: `meta`, a JSON text (env_id, ref_min, ref_max are used); `episode_seeds`, what each
-episode's environment was reset with; `unended_episodes`, numbers of those whose truncation was not
-recorded but assumed. Other keys are ignored.
+Optional: `meta`, a JSON text (of which env_id, ref_min, ref_max, action_count, rewards are used);
+`episode_seeds`, what each episode's environment was reset with; `unended_episodes`, numbers of
+those whose truncation was not recorded but assumed. Other keys are ignored.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from decision_seq.data.episodes import Episodes, from_flat
 from decision_seq.errors import UserError
 
 KEYS = ("observations", "actions", "rewards", "terminations", "truncations")
+META = {"env_id": "env_id", "ref_min": "ref_min_score", "ref_max": "ref_max_score"}
+META |= {"action_count": "action_count", "rewards": "rewards"}  # theirs: ours
 EPISODE_KEYS = ("episode_seeds", "unended_episodes")
 
 
@@ -88,15 +90,15 @@ def _numbers(path: Path, key: str, array: np.ndarray) -> list[int]:
 def _info(path: Path, meta: str) -> dict[str, Any]:
     try:
         data = json.loads(meta)
-        names = {"env_id": "env_id", "ref_min": "ref_min_score", "ref_max": "ref_max_score"}
-        info = {ours: data[theirs] for theirs, ours in names.items() if theirs in data}
-        if not isinstance(info.get("env_id", ""), str):
-            raise TypeError
+        info = {ours: data[theirs] for theirs, ours in META.items() if theirs in data}
+        for key, kind in {"env_id": str, "rewards": str, "action_count": int}.items():
+            if key in info and type(info[key]) is not kind:
+                raise TypeError
         return info | {
             key: float(info[key]) for key in ("ref_min_score", "ref_max_score") if key in info
         }
     except (ValueError, TypeError):
         raise UserError(
-            f"{path}: `meta` is not a JSON object with a text `env_id` and numbers "
-            "`ref_min`, `ref_max`; write it with json.dumps"
+            f"{path}: `meta` is not a JSON object with texts `env_id`, `rewards` and numbers "
+            "`ref_min`, `ref_max`, `action_count`; write it with json.dumps"
         ) from None

@@ -1,6 +1,7 @@
 """Image encoders; importing this package registers every one of them."""
 
 from decision_seq.model.encoders import mixers  # noqa: F401
-from decision_seq.model.encoders.base import ImageEncoder, ImageEncoderConfig
+from decision_seq.model.encoders.base import FrameEncoder, ImageEncoder, ImageEncoderConfig
+from decision_seq.model.encoders.nature import NatureConfig
 
-__all__ = ["ImageEncoder", "ImageEncoderConfig"]
+__all__ = ["FrameEncoder", "ImageEncoder", "ImageEncoderConfig", "NatureConfig"]

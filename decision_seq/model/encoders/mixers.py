@@ -154,6 +154,7 @@ class ParallelBlock(nn.Module):
 class PatchMixerConfig(ImageEncoderConfig):
     """Fields of all mixers over patches."""
 
+    width: int = 128  # D, features a patch, and an image
     patch: int = 12  # side of a square patch, in pixels; must divide height and width
     layers: int = 4  # blocks
     token_hidden: int = 64  # hidden units of token mixing, for each channel
@@ -161,7 +162,7 @@ class PatchMixerConfig(ImageEncoderConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("patch", "layers", "token_hidden", "channel_hidden"):
+        for name in ("width", "patch", "layers", "token_hidden", "channel_hidden"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
 
@@ -262,7 +263,7 @@ class PatchMixer(ImageEncoder):
     def __init__(self, config: PatchMixerConfig, shape: ImageShape) -> None:
         super().__init__()
         channels, height, width = shape
-        side = config.patch
+        side, self.features = config.patch, config.width
         if height % side or width % side:
             raise UserError(f"patch is {side}, which does not divide images of {height} x {width}")
         self.embed = nn.Conv2d(channels, config.width, side, stride=side)
