@@ -121,7 +121,7 @@ def evaluate(
     target_quantile: float | None = None,
     episodes: int | None = None,
     context: Literal["window", "stream"] | None = None,
-    checkpoint: Literal["last", "best"] = "last",
+    checkpoint: Literal["last", "validation", "best"] = "last",
     env: str | None = None,
     seed: int | None = None,
     video: tuple[Literal["median", "best", "worst"], ...] | None = None,
@@ -138,57 +138,62 @@ def evaluate(
         target_quantile: of the data's returns from there, for auto.
         episodes: episodes a target.
         context: window recomputes the last K steps (as the papers do); stream carries state.
-        checkpoint: the last one, or the one with the lowest validation loss.
+        checkpoint: the last; the one with the lowest validation loss; or the best of all that were
+            kept, chosen by rollouts of their own and reported next to the last.
         env: another environment or version.
         seed: of the first episode's environment.
         video: film each target's median, best and worst episode, or those named, to RUN/videos.
     """
-    from decision_seq.eval.evaluate import evaluate_run, summary_table
+    from decision_seq.agents import load_agent
+    from decision_seq.eval.evaluate import (
+        evaluate_agent,
+        evaluate_best,
+        evaluation_config,
+        summary_table,
+    )
     from decision_seq.progress import progress_bar
-    from decision_seq.train.checkpoint import agent_path, read_index
+    from decision_seq.train.checkpoint import agent_at, read_index, saved_steps
 
-    chosen = read_index(run)[checkpoint]
+    index, on = read_index(run), _device(device)
+    config = evaluation_config(run, targets, episodes, context, env, seed, target_quantile)
     actions: list[Any] | None = None
     if video is not None:
         from decision_seq.eval.video import PICKS, check_video, write_videos
-        from decision_seq.run_config import load_run_config
 
-        check_video(env or load_run_config(run / "config.yaml").env)
+        check_video(config.env)
         actions = []
     with progress_bar() as bar:
         task = bar.add_task("evaluating", total=None, note="finished episodes")
-        rows = evaluate_run(
-            run,
-            agent_path(run, checkpoint),
-            chosen["step"],
-            checkpoint,
-            _device(device),
-            targets,
-            episodes,
-            context,
-            env,
-            seed,
-            lambda done, lanes: bar.update(task, completed=done, total=lanes),
-            target_quantile,
-            actions,
-        )
+
+        def on_step(done: int, lanes: int) -> None:
+            bar.update(task, completed=done, total=lanes)
+
+        if checkpoint == "best":
+            files = {step: agent_at(run, step) for step in saved_steps(run)}
+            last, rows = evaluate_best(run, files, config, on, on_step, actions)
+        else:
+            step = index[checkpoint]["step"]
+            agent = load_agent(agent_at(run, step), on)
+            rows = evaluate_agent(agent, config, run, step, checkpoint, on_step, actions)
+    if checkpoint == "best":
+        summary_table(last)
     summary_table(rows)
     if actions is not None:
         with progress_bar() as bar:
             task = bar.add_task("filming", total=None, note="frames")
-            files = write_videos(
+            written = write_videos(
                 run,
                 rows,
                 actions,
                 video or PICKS,
                 lambda done, frames: bar.update(task, completed=done, total=frames),
             )
-        print(f"videos: {', '.join(map(str, files))}")
+        print(f"videos: {', '.join(map(str, written))}")
 
 
 def inspect(
     run: Positional[Path],
-    checkpoint: Literal["last", "best"] = "last",
+    checkpoint: Literal["last", "validation"] = "last",
     episode: int = 0,
     step: int | None = None,
     context_length: int | None = None,

@@ -14,7 +14,7 @@ import decision_seq
 PACKAGE = Path(decision_seq.__file__).parent
 ORDER = [
     {"errors"},
-    {"files", "pickles", "progress"},
+    {"files", "hardware", "pickles", "progress"},
     {"config"},
     {"envs"},
     {"data", "ops", "hopfield"},

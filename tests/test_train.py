@@ -21,7 +21,7 @@ from decision_seq.backbones import BackboneConfig
 from decision_seq.errors import UserError
 from decision_seq.files import atomic_file, atomic_folder, exclusive, read_jsonl
 from decision_seq.run_config import RunConfig, TrainConfig, run_config
-from decision_seq.train.checkpoint import agent_path, load_state, read_index
+from decision_seq.train.checkpoint import agent_path, load_state, read_index, saved_steps
 from decision_seq.train.loop import train
 from decision_seq.train.optim import learning_rate, make_optimizer
 
@@ -57,7 +57,8 @@ def config_for(toy_file: Path, kind: str = "mamba", **train_fields: Any) -> RunC
 
 def without_rates(run: Path) -> list[dict[str, Any]]:
     rows = read_jsonl(run / "metrics.jsonl")
-    return [{k: v for k, v in row.items() if k != "steps_per_second"} for row in rows]
+    measured = {"steps_per_second", "peak_memory_mib"}
+    return [{k: v for k, v in row.items() if k not in measured} for row in rows]
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -123,10 +124,25 @@ def test_last_and_best_are_kept(toy_file: Path, tmp_path: Path) -> None:
         if "validation_loss" in r
     }
     assert index["last"]["step"] == 50
-    assert index["best"]["step"] == min(losses, key=lambda step: losses[step])
+    assert index["validation"]["step"] == min(losses, key=lambda step: losses[step])
     kept = {p.name for p in (run / "checkpoints").iterdir() if p.is_dir()}
-    assert kept == {f"step-{index[which]['step']:08d}" for which in ("last", "best")}
-    load_agent(agent_path(run, "best"))
+    assert kept == {f"step-{index[which]['step']:08d}" for which in ("last", "validation")}
+    load_agent(agent_path(run, "validation"))
+
+
+def test_weights_are_kept_at_intervals(toy_file: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    config = config_for(toy_file, steps=35, checkpoint_interval=5, keep_interval=10)
+    train(config, run, CPU)
+    best = read_index(run)["validation"]["step"]
+    assert saved_steps(run) == sorted({10, 20, 30, 35, best})
+    states = {path.parent.name for path in run.glob("checkpoints/*/state.pt")}
+    assert states == {"step-00000035", f"step-{best:08d}"}
+    (run / "checkpoints" / "step-00000040").mkdir()  # killed before it was indexed
+    (run / "checkpoints" / "step-00000040" / "agent.safetensors").touch()
+    assert 40 not in saved_steps(run)
+    with pytest.raises(UserError, match="keep_interval is 7; it must be 0 or a multiple of"):
+        config_for(toy_file, checkpoint_interval=5, keep_interval=7)
 
 
 def test_bfloat16_trains_close_to_float32(toy_file: Path, tmp_path: Path) -> None:
@@ -157,7 +173,7 @@ def test_rollouts_on_the_way_do_not_change_training(toy_file: Path, tmp_path: Pa
 
 def test_decay_groups(toy_file: Path) -> None:
     config = config_for(toy_file)
-    agent = config.agent.agent(config.agent, AgentSpec(2, 1, False, 19))
+    agent = config.agent.agent(config.agent, AgentSpec((2,), 1, False, 19))
     decayed, undecayed = make_optimizer(agent, TrainConfig()).param_groups
     names = {id(p): n for n, p in agent.named_parameters()}
     decays = {names[id(p)] for p in decayed["params"]}
@@ -183,7 +199,7 @@ def test_without_validation_the_best_is_the_last(toy_file: Path, tmp_path: Path)
     config = config_for(toy_file)
     data = dataclasses.replace(config.data, validation_fraction=0.0)
     train(dataclasses.replace(config, data=data), tmp_path / "run", CPU)
-    assert read_index(tmp_path / "run")["best"]["step"] == 20
+    assert read_index(tmp_path / "run")["validation"]["step"] == 20
 
 
 def test_a_signal_during_a_rollout_on_the_way_is_saved(toy_file: Path, tmp_path: Path) -> None:

@@ -30,9 +30,34 @@ FIELDS = frozenset(
         "run",
     }
 )
+MEASURED = ("milliseconds_per_step", "peak_memory_mib")  # all else repeats bit for bit on a CPU
+
+# what `checkpoint` in a row says -> how it was chosen
+CHECKPOINT_RULES = {
+    "last": "last",
+    "validation": "lowest validation loss",
+    "best": "highest mean return in rollouts from environment seeds {first} to {last}",
+    "interval": "on the way",
+    "selection": "every one kept, to choose the best",
+    "candidate": "every one kept",
+}
+
+# fields that rows of older versions lack, and what is said instead
+OLDER: Row = {
+    "target_rule": "given",
+    "target_quantile": None,
+    "score_reference": None,
+    "normalized_scores": {},
+    "candidates": None,
+    "episodes": None,
+    "lanes": None,
+    "parameters": None,
+    "peak_memory_mib": None,
+    "hardware": None,
+}
 
 
-def add_rows(run: Path, episodes: list[Episode], **protocol: Any) -> list[Row]:
+def add_rows(run: Path, episodes: list[Episode], /, **protocol: Any) -> list[Row]:
     """Add one row an episode to `episodes.jsonl`. `protocol` says how the rows came about; a row of
     the same environment, checkpoint, step, context, target and seed is replaced."""
     new = [{"run": run.name} | asdict(e) | protocol for e in episodes]
@@ -63,8 +88,16 @@ def read_rows(run: Path) -> list[Row]:
     for number, row in enumerate(rows, 1):
         if missing := FIELDS - row.keys():
             raise UserError(f"{path}: row {number} lacks `{min(missing)}`; evaluate the run again")
-    # rows from before targets could be proposed
-    return [{"target_rule": "given", "target_quantile": None} | row for row in rows]
+    return [_completed(row) for row in rows]
+
+
+def _completed(row: Row) -> Row:
+    """A row of any version as one of this."""
+    if "checkpoint_rule" not in row:  # from when `best` was the lowest validation loss
+        checkpoint = "validation" if row["checkpoint"] == "best" else row["checkpoint"]
+        rule = CHECKPOINT_RULES.get(checkpoint, checkpoint)
+        row = row | {"checkpoint": checkpoint, "checkpoint_rule": rule}
+    return OLDER | row
 
 
 def _key(row: Row) -> tuple[Any, ...]:

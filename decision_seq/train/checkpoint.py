@@ -1,7 +1,8 @@
 """Checkpoints of a run: each a folder that appears whole or not at all, and an index over them.
 
-checkpoints/index.json           {"last": {"step": 300, ...}, "best": {...}}
+checkpoints/index.json           {"last": {"step": 300, ...}, "validation": {...}}
 checkpoints/step-00000300/       agent.safetensors (acts by itself), state.pt (to resume)
+checkpoints/step-00000200/       agent.safetensors alone, where `train.keep_interval` keeps it
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from decision_seq.agents import SequenceAgent, save_agent
 from decision_seq.errors import UserError
 from decision_seq.files import atomic_folder, write_text
 
-Which = Literal["last", "best"]
+Which = Literal["last", "validation"]  # the latter has the lowest validation loss
 
 
 def save_checkpoint(
@@ -28,8 +29,10 @@ def save_checkpoint(
     agent: SequenceAgent,
     state: dict[str, Any],
     validation_loss: float | None,
+    keep_interval: int = 0,
 ) -> None:
-    """Write a checkpoint; keep the last one and the one with the lowest validation loss."""
+    """Write a checkpoint; keep the last one, the one with the lowest validation loss, and the
+    weights of every `keep_interval` steps (0: of none)."""
     folder = _folder(run, step)
     if folder.exists():  # left by a run that stopped between writing it and indexing it
         shutil.rmtree(folder)
@@ -40,16 +43,20 @@ def save_checkpoint(
         (temporary / "state.pt").write_bytes(data.getbuffer())
     entry = {"step": step, "validation_loss": validation_loss}
     index = read_index(run) if has_checkpoint(run) else {}
-    best = index.get("best", entry)
+    best = index.get("validation", entry)
     best_loss = best["validation_loss"]
     # without a validation loss there is no better one than the last
     if validation_loss is None or best_loss is None or not best_loss <= validation_loss:
         best = entry
-    index = {"last": entry, "best": best}
+    index = {"last": entry, "validation": best}
     write_text(run / "checkpoints" / "index.json", json.dumps(index))
     kept = {_folder(run, e["step"]) for e in index.values()}
-    for old in (run / "checkpoints").iterdir():
-        if old.is_dir() and old not in kept:
+    for old in (run / "checkpoints").glob("step-*"):
+        if old in kept:
+            continue
+        if keep_interval and _step(old) % keep_interval == 0:
+            (old / "state.pt").unlink(missing_ok=True)
+        else:
             shutil.rmtree(old, ignore_errors=True)
 
 
@@ -59,11 +66,14 @@ def has_checkpoint(run: Path) -> bool:
 
 
 def read_index(run: Path) -> dict[str, Any]:
-    """`{"last": {"step", "validation_loss"}, "best": ...}`. Raises UserError if there is none."""
+    """`{"last": {"step", "validation_loss"}, "validation": ...}`. Raises UserError if there is
+    none."""
     path = run / "checkpoints" / "index.json"
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
-        if all(type(index[which]["step"]) is int for which in ("last", "best")):
+        if "best" in index:  # its name before rollouts could choose
+            index["validation"] = index.pop("best")
+        if all(type(index[which]["step"]) is int for which in ("last", "validation")):
             return index
         raise ValueError
     except FileNotFoundError:
@@ -73,8 +83,21 @@ def read_index(run: Path) -> dict[str, Any]:
 
 
 def agent_path(run: Path, which: Which = "last") -> Path:
-    """The agent file of the last or best checkpoint."""
-    return _folder(run, read_index(run)[which]["step"]) / "agent.safetensors"
+    """The agent file of one of the two checkpoints."""
+    return agent_at(run, read_index(run)[which]["step"])
+
+
+def agent_at(run: Path, step: int) -> Path:
+    """The agent file of the checkpoint at `step`."""
+    return _folder(run, step) / "agent.safetensors"
+
+
+def saved_steps(run: Path) -> list[int]:
+    """Steps of all checkpoints whose weights are there, ascending. Raises UserError if there is no
+    run."""
+    last = read_index(run)["last"]["step"]
+    files = (run / "checkpoints").glob("step-*/agent.safetensors")
+    return sorted(step for step in (_step(file.parent) for file in files) if step <= last)
 
 
 def load_state(run: Path) -> dict[str, Any]:
@@ -90,3 +113,7 @@ def load_state(run: Path) -> dict[str, Any]:
 
 def _folder(run: Path, step: int) -> Path:
     return run / "checkpoints" / f"step-{step:08d}"
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))

@@ -24,6 +24,7 @@ from decision_seq.data.windows import Batch, WindowSampler
 from decision_seq.envs.registry import make
 from decision_seq.errors import UserError
 from decision_seq.files import exclusive, remove_leftovers
+from decision_seq.hardware import peak_memory_mib
 from decision_seq.progress import progress_bar
 from decision_seq.run_config import RunConfig, check_same_run, write_run_config
 from decision_seq.train.checkpoint import has_checkpoint, load_state, save_checkpoint
@@ -166,7 +167,8 @@ def _loop(
         error = validation_loss(learner.averaged, validation, config)
         if error is not None:
             log.write(learner.step, validation_loss=error)
-        save_checkpoint(out, learner.step, learner.averaged, learner.state(), error)
+        state, keep = learner.state(), config.train.keep_interval
+        save_checkpoint(out, learner.step, learner.averaged, state, error, keep)
 
     def save() -> int:
         world.on_first(write_checkpoint)
@@ -189,6 +191,7 @@ def _loop(
                     learning_rate=learning_rate(step - 1, settings),
                     gradient_norm=float(norm),
                     steps_per_second=clock.rate(step),
+                    peak_memory_mib=peak_memory_mib(learner.loss_sum.device),
                     **learner.guard.scalars(),
                 )
                 bar.update(task, note=f"loss {loss:.4f}")

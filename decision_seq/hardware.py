@@ -1,0 +1,50 @@
+"""What results were made on: processor, cores, GPU, and the memory a process came to hold."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+def hardware(device: torch.device) -> dict[str, str | int | None]:
+    """Processor, number of cores this process may use, and the GPU, if `device` is one."""
+    import torch
+
+    usable = getattr(os, "sched_getaffinity", None)
+    return {
+        "cpu": _processor(),
+        "cores": len(usable(0)) if usable else os.cpu_count(),
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+    }
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """The most memory held so far, in MiB: on a GPU what torch allocated there, else this process's
+    resident memory, libraries included."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    try:  # unlike getrusage this leaves out the process that started this one
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        return int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) / 2**10
+    except (OSError, IndexError):
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def _processor() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        return re.findall(r"model name\s*: (.+)", text)[0].strip()
+    except (OSError, IndexError):
+        return platform.processor() or platform.machine() or "unknown"
