@@ -1,0 +1,216 @@
+"""The report as a browser shows it: on a phone and a desktop, in light and dark, and on paper."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from decision_seq.eval.evaluate import evaluate_run
+from decision_seq.eval.report import write_report
+from decision_seq.run_config import load_run_config
+from decision_seq.train.checkpoint import agent_path
+from decision_seq.train.loop import train
+
+pytestmark = pytest.mark.browser
+CONFIG = Path(__file__).parents[1] / "configs" / "point-run-decision-mamba.yaml"
+SMALL = ["train.steps=6", "train.log_interval=1", "eval.episodes=3"]
+SEEDS = 6  # enough for intervals
+PAPER = 718  # pixels between the margins of A4
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory, toy_file: Path) -> Path:
+    """A report of two agents, six seeds, two targets, both contexts. One seed of each is trained,
+    for six steps; the others are copies of it with other returns."""
+    folder = tmp_path_factory.mktemp("report")
+    runs: list[Path] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("decision_seq.data.store.cache_dir", lambda: folder / "cache")
+        for shift, preset in enumerate(["decision-mamba", "decision-transformer"]):
+            first = folder / f"{preset}-0"
+            config = load_run_config(
+                CONFIG,
+                [*SMALL, f"name={preset}", f"agent.preset={preset}", f"data.sources=[{toy_file}]"],
+            )
+            train(config, first, torch.device("cpu"))
+            for context in ("window", "stream"):
+                evaluate_run(
+                    first, agent_path(first), 6, "last", torch.device("cpu"),
+                    [5.0, 12.0], 3, context, None, 0, lambda done, lanes: None,
+                )  # fmt: skip
+            runs += [first, *(copied(first, seed, shift) for seed in range(1, SEEDS))]
+    write_report(runs, folder / "report.html")
+    return folder / "report.html"
+
+
+def copied(run: Path, seed: int, shift: float) -> Path:
+    """`run` as if it had been trained from another seed."""
+    copy = run.with_name(f"{run.name[:-2]}-{seed}")
+    shutil.copytree(run, copy)
+    config = yaml.safe_load((copy / "config.yaml").read_text())
+    (copy / "config.yaml").write_text(yaml.safe_dump(config | {"seed": seed}))
+    rows = [json.loads(line) for line in (copy / "episodes.jsonl").read_text().splitlines()]
+    luck = np.random.default_rng(seed).normal(shift, 2.0, len(rows))
+    for row, change in zip(rows, luck, strict=True):
+        row |= {"train_seed": seed, "episode_return": row["episode_return"] + float(change)}
+        row["run"] = copy.name
+    (copy / "episodes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return copy
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Chromium without a window, driven by Debian's own chromedriver."""
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    driver = shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        missing = "chromium" if chromium is None else "chromedriver"
+        pytest.skip(
+            f"{missing} is not installed (Debian: apt-get install chromium chromium-driver)"
+        )
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in (
+        "headless",
+        "no-sandbox",
+        "disable-gpu",
+        "no-first-run",
+        "disable-background-networking",
+        "disable-dev-shm-usage",
+        f"user-data-dir={tmp_path_factory.mktemp('chromium')}",
+    ):
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    chrome = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    yield chrome
+    chrome.quit()
+
+
+def shown(browser: Any, page: Path, width: int, scheme: str = "light", media: str = "") -> None:
+    """Open `page` in a window of `width` pixels."""
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500},
+    )
+    browser.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia",
+        {"media": media, "features": [{"name": "prefers-color-scheme", "value": scheme}]},
+    )
+    browser.get(page.as_uri())
+
+
+def picture(browser: Any) -> np.ndarray:
+    """The whole page, [h, w, 3]."""
+    shot = browser.execute_cdp_cmd(
+        "Page.captureScreenshot", {"format": "png", "captureBeyondViewport": True}
+    )
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(shot["data"]))).convert("RGB"))
+
+
+TOO_WIDE = """
+const width = document.documentElement.clientWidth, found = [];
+const cut = e => e && (getComputedStyle(e).overflowX != 'visible' || cut(e.parentElement));
+for (const e of document.body.querySelectorAll('*')) {
+  const box = e.getBoundingClientRect();
+  if (box.right > width + 1 && (arguments[0] || !cut(e.parentElement)))
+    found.push(e.tagName + ' ' + (e.className.baseVal ?? e.className) + ' to ' + box.right);
+}
+return found;
+"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_nothing_sticks_out(browser: Any, report: Path, width: int, scheme: str) -> None:
+    shown(browser, report, width, scheme)
+    inner, client, needed = browser.execute_script(
+        "const e = document.documentElement; return [innerWidth, e.clientWidth, e.scrollWidth]"
+    )
+    assert inner == width and needed <= client
+    assert browser.execute_script(TOO_WIDE, False) == []
+    brightness = picture(browser).mean(axis=(0, 1))
+    assert (brightness > 200).all() if scheme == "light" else (brightness < 80).all()
+
+
+def test_paper_cuts_nothing_off(browser: Any, report: Path) -> None:
+    shown(browser, report, PAPER, media="print")
+    assert browser.execute_script(TOO_WIDE, True) == []  # paper cannot be scrolled
+    pages = browser.execute_cdp_cmd("Page.printToPDF", {"printBackground": True})
+    assert base64.b64decode(pages["data"]).startswith(b"%PDF")
+
+
+def test_nothing_is_fetched_and_nothing_complains(browser: Any, report: Path) -> None:
+    browser.get_log("performance"), browser.get_log("browser")  # what other tests left
+    shown(browser, report, 1280)
+    assert browser.get_log("browser") == []
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    asked = [
+        e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"
+    ]
+    assert asked[0] == report.as_uri()
+    assert [url for url in asked[1:] if not url.startswith("data:")] == []
+
+
+def test_every_figure_is_there_and_says_what_it_shows(browser: Any, report: Path) -> None:
+    shown(browser, report, 1280)
+    figures = browser.execute_script(
+        """return [...document.querySelectorAll('figure')].map(f => {
+          const drawn = f.querySelector('svg, img'), named = [f, ...f.querySelectorAll('*')];
+          const box = drawn && drawn.getBoundingClientRect();
+          return {
+            text: f.innerText.slice(0, 40),
+            size: box && [box.width, box.height],
+            caption: f.querySelector('figcaption')?.innerText,
+            loaded: !drawn || drawn.tagName != 'IMG' || drawn.naturalWidth > 0,
+            alt: named.map(e => e.getAttribute('aria-label') || e.getAttribute('alt')).find(a => a),
+          };
+        })"""
+    )
+    assert len(figures) >= 2
+    for figure in figures:
+        assert figure["size"] and min(figure["size"]) > 100 and figure["loaded"], figure
+        assert figure["alt"] and len(figure["alt"]) > 20, figure
+        assert figure["caption"], figure
+    assert browser.execute_script("return document.querySelectorAll('svg').length") >= len(figures)
+    assert "NaN" not in browser.page_source.replace("met NaN", "")
+
+
+def test_headings_links_and_ids_hold_together(browser: Any, report: Path) -> None:
+    shown(browser, report, 1280)
+    assert browser.title and browser.execute_script("return document.documentElement.lang") == "en"
+    levels = browser.execute_script(
+        "return [...document.querySelectorAll('h1,h2,h3,h4')].map(h => Number(h.tagName[1]))"
+    )
+    assert levels[0] == 1 and levels.count(1) == 1 and max(np.diff(levels)) <= 1
+    assert browser.execute_script(
+        """return [...document.querySelectorAll('section')]
+             .filter(s => !s.querySelector('h1,h2,h3,h4')).map(s => s.outerHTML.slice(0, 80))"""
+    ) == []  # fmt: skip
+    assert browser.execute_script(
+        """return [...document.querySelectorAll('a[href^="#"]')].map(a => a.getAttribute('href'))
+             .filter(h => !document.getElementById(h.slice(1)))"""
+    ) == []  # fmt: skip
+    # figures are drawn one by one: what they refer to by the same id must be the same
+    assert browser.execute_script(
+        """const first = {}, clashes = [];
+           const used = new Set(document.documentElement.outerHTML.match(/(?<=["(]#)[^")]+/g));
+           for (const e of document.querySelectorAll('[id]')) {
+             if (!used.has(e.id)) continue;
+             if (e.id in first && first[e.id].outerHTML != e.outerHTML) clashes.push(e.id);
+             first[e.id] ??= e;
+           }
+           return clashes;"""
+    ) == []  # fmt: skip
