@@ -234,9 +234,10 @@ class Column:
             }
             if version not in readers:
                 raise ValueError(f"version {version} of .npy")
-            self.shape, fortran, self.dtype = readers[version](self._file)
-            if (fortran and len(self.shape) > 1) or self.dtype.kind not in "fiub" or not self.shape:
-                raise ValueError(f"{self.dtype} of shape {self.shape}")
+            shape, fortran, self.dtype = readers[version](self._file)
+            self.shape = shape or (1,)  # a single number is one row
+            if (fortran and len(shape) > 1) or self.dtype.kind not in "fiub":
+                raise ValueError(f"{self.dtype} of shape {shape}")
             self._width = int(np.prod(self.shape[1:])) * self.dtype.itemsize  # bytes a row
             if self.shape[0] * self._width > LARGEST_RATIO * path.stat().st_size:
                 raise ValueError("it claims to be larger than the file can hold")
@@ -265,7 +266,7 @@ class Column:
 
 
 def read_column(path: Path) -> np.ndarray:
-    """One number a row, all rows. A file of a single number has one row."""
+    """One number a row, all rows."""
     with Column(path) as file:
         if len(file.shape) != 1:
             raise UserError(f"{path}: has shape {file.shape}; expected one number a step")

@@ -1,0 +1,544 @@
+"""Frames: stored once and stacked by index, DQN-replay files, encoders, agents that see frames."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save
+
+from decision_seq.agents import SequenceAgent, load_agent, save_agent
+from decision_seq.agents.base import AgentConfig, AgentSpec
+from decision_seq.agents.fit import check_fit
+from decision_seq.agents.return_conditioned import ReturnConditionedConfig
+from decision_seq.backbones import BackboneConfig
+from decision_seq.config import build
+from decision_seq.data import frames as frames_module
+from decision_seq.data.episodes import Episodes, concatenate, from_flat
+from decision_seq.data.sources import absolute, dqn_replay, resolve
+from decision_seq.data.store import EpisodeStore, checksum, open_folder, open_store, write_store
+from decision_seq.data.transforms import ReturnSpec, as_conditioned
+from decision_seq.data.windows import WindowSampler
+from decision_seq.envs.registry import make
+from decision_seq.errors import UserError
+from decision_seq.model.encoders import FrameEncoder, ImageEncoderConfig, NatureConfig
+from decision_seq.model.encoders.base import random_shift
+from decision_seq.run_config import run_config
+from decision_seq.train.loop import train
+
+SIDES = (36, 40)  # H, W: the smallest that the convolutions take
+ACTIONS = 4
+
+
+def frame_episodes(lengths: list[int], seed: int = 0, sides: tuple[int, int] = SIDES) -> Episodes:
+    """Random frames, actions and rewards; every episode ends as terminated."""
+    rng = np.random.default_rng(seed)
+    steps = sum(lengths)
+    terminated = np.zeros(steps, bool)
+    terminated[np.cumsum(lengths) - 1] = True
+    return from_flat(
+        "frames",
+        rng.integers(0, 256, (steps, *sides), dtype=np.uint8),
+        rng.integers(0, ACTIONS, steps),
+        rng.integers(-3, 4, steps).astype(np.float32),
+        terminated,
+        np.zeros(steps, bool),
+        {"env_id": "PongNoFrameskip-v4"},
+    )
+
+
+def store_of(episodes: Episodes, folder: Path) -> EpisodeStore:
+    write_store(folder, episodes, {})
+    return open_folder(folder, "frames")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> EpisodeStore:
+    return store_of(frame_episodes([3, 12, 7, 1]), tmp_path / "store")
+
+
+def sampler(store: EpisodeStore, length: int, returns: ReturnSpec | None = None) -> WindowSampler:
+    return WindowSampler(store, np.arange(store.episodes), length, returns or ReturnSpec(), seed=0)
+
+
+def naive_stack(episodes: Episodes, episode: int, step: int) -> np.ndarray:
+    """What a wrapper that starts every episode with a queue of four black frames would show."""
+    queue = [np.zeros(episodes.observations.shape[1:], np.uint8)] * 4
+    first = episodes.offsets[episode]
+    for row in range(first, first + step + 1):
+        queue = [*queue[1:], episodes.observations[row]]
+    return np.stack(queue)
+
+
+# ---- stacks by index ------------------------------------------------------------------------
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 9), min_size=1, max_size=5),
+    length=st.integers(1, 7),
+    seed=st.integers(0, 99),
+)
+def test_stacks_are_those_of_a_queue(
+    tmp_path_factory: pytest.TempPathFactory, lengths: list[int], length: int, seed: int
+) -> None:
+    episodes = frame_episodes(lengths, seed, sides=(2, 3))
+    batches = sampler(store_of(episodes, tmp_path_factory.mktemp("s") / "store"), length)
+    batch, places = batches.batch(3, 8), batches.places(3, 8)
+    for window, (episode, start) in enumerate(places):
+        there = min(length, lengths[episode] - start)
+        assert batch.mask[window].tolist() == [True] * there + [False] * (length - there)
+        for k in range(there):
+            expected = naive_stack(episodes, episode, start + k)
+            assert np.array_equal(batch.observations[window, k].numpy(), expected)
+
+
+def test_an_episode_begins_with_black_frames(store: EpisodeStore) -> None:
+    first = sampler(store, 5).windows(torch.tensor([3])).observations[0].numpy()  # episode 1
+    row = store.offsets[1]
+    for k in range(4):
+        assert not first[k, : 3 - k].any()
+        assert np.array_equal(first[k, 3 - k :], store.observations[row : row + k + 1])
+
+
+def test_each_frame_of_a_window_is_there_once(store: EpisodeStore) -> None:
+    stacks = sampler(store, 5).batch(0, 2).observations
+    assert stacks.dtype == torch.uint8 and stacks.shape == (2, 5, 4, *SIDES)
+    assert stacks.untyped_storage().nbytes() == 2 * (5 + 3) * SIDES[0] * SIDES[1]
+
+
+def resident(kind: str) -> int:
+    """Bytes of this process's memory, RssAnon or RssFile."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(re.search(rf"{kind}:\s+(\d+) kB", status)[1])  # type: ignore[index]
+
+
+def test_reading_a_dataset_does_not_make_it_resident(tmp_path: Path) -> None:
+    store = store_of(frame_episodes([1000] * 6, sides=(84, 84)), tmp_path / "store")
+    size = store.observations.nbytes  # 42 MB
+    batches = sampler(store, 30)
+    batches.batch(0, 4)
+    before = {kind: resident(kind) for kind in ("RssAnon", "RssFile")}
+    for i in range(50):  # 50 x 4 windows of 33 frames: every page of the file, on average once
+        batches.batch(i, 4)
+    assert resident("RssFile") - before["RssFile"] < size / 4
+    assert resident("RssAnon") - before["RssAnon"] < size / 4
+
+
+# ---- what sources deliver -------------------------------------------------------------------
+
+
+def test_stacks_are_stored_as_single_frames(store: EpisodeStore) -> None:
+    episodes = frame_episodes([6, 5])
+    stacks = np.stack([naive_stack(episodes, m, t) for m in (0, 1) for t in range((6, 5)[m])])
+    columns = (episodes.actions, episodes.rewards, episodes.terminated, episodes.truncated)
+    same = from_flat("stacks", stacks, *columns, info={})
+    assert np.array_equal(same.observations, episodes.observations)
+    with pytest.raises(UserError, match=r"no stacks of successive frames, oldest first"):
+        from_flat("newest first", stacks[:, ::-1], *columns, info={})
+    with pytest.raises(UserError, match=r"images of 36 x 40 x 3; expected gray frames"):
+        from_flat("rgb", np.zeros((11, *SIDES, 3), np.uint8), *columns, info={})
+
+
+def test_minari_frames_and_their_action_count(tmp_path: Path) -> None:
+    import minari
+    from gymnasium import spaces
+    from minari.data_collector.episode_buffer import EpisodeBuffer
+
+    episodes = frame_episodes([6, 5])
+    episodes.actions[:] = 1  # not all of the space's
+    buffers = []
+    for m, (a, b) in enumerate(zip(episodes.offsets[:-1], episodes.offsets[1:], strict=True)):
+        seen = np.stack([naive_stack(episodes, m, t) for t in range(b - a)])
+        buffers.append(
+            EpisodeBuffer(
+                id=m,
+                observations=np.concatenate([seen, seen[-1:]]),
+                actions=episodes.actions[a:b],
+                rewards=episodes.rewards[a:b].tolist(),
+                terminations=episodes.terminated[a:b].tolist(),
+                truncations=episodes.truncated[a:b].tolist(),
+            )
+        )
+    with pytest.warns(UserWarning):  # about an author's address
+        minari.create_dataset_from_buffers(
+            "frames/test-v0",
+            buffers,
+            observation_space=spaces.Box(0, 255, (4, *SIDES), np.uint8),
+            action_space=spaces.Discrete(6),
+            jpeg_encoding=False,
+        )
+    store = open_store(["frames/test-v0"])
+    assert np.array_equal(store.observations, episodes.observations)
+    assert store.action_dim == 6 and store.observation_shape == (4, *SIDES)
+
+
+def test_sources_are_joined_on_disk() -> None:
+    parts = [frame_episodes([3, 2]), frame_episodes([4], seed=1)]
+    whole = concatenate(parts, ["a", "b"])
+    assert isinstance(whole.observations, np.memmap)
+    assert np.array_equal(whole.observations, np.concatenate([p.observations for p in parts]))
+
+
+def test_a_store_is_written_and_hashed_piece_by_piece(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    episodes = frame_episodes([5, 8])
+    whole = store_of(episodes, tmp_path / "whole")
+    monkeypatch.setattr(frames_module, "CHUNK_BYTES", 3 * SIDES[0] * SIDES[1])
+    pieces = store_of(episodes, tmp_path / "pieces")
+    assert pieces.hash == whole.hash == checksum(vars(pieces))
+    assert np.array_equal(pieces.observations, episodes.observations)
+
+
+# ---- DQN-replay -----------------------------------------------------------------------------
+
+
+def write_buffer(
+    folder: Path, number: int, episodes: Episodes, cursor: int | None = None, **change: np.ndarray
+) -> Path:
+    """A buffer as Dopamine's circular replay buffer checkpoints it."""
+    arrays = {
+        "$store$_observation": episodes.observations,
+        "$store$_action": episodes.actions.astype(np.int32),
+        "$store$_reward": np.clip(episodes.rewards, -1, 1),
+        "$store$_terminal": episodes.terminated.astype(np.uint8),
+    } | {f"$store$_{name}": array for name, array in change.items()}
+    if cursor is not None:
+        arrays["add_count"] = np.array(5 * len(episodes.rewards) + cursor)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, array in arrays.items():
+        with gzip.open(folder / f"{name}_ckpt.{number}.gz", "wb") as file:
+            np.save(file, array, allow_pickle=False)
+    return folder
+
+
+def part(episodes: Episodes, which: list[int]) -> dict[str, np.ndarray]:
+    """The columns of some episodes."""
+    spans = [slice(*episodes.offsets[m : m + 2]) for m in which]
+    names = ("observations", "actions", "rewards")
+    return {n: np.concatenate([getattr(episodes, n)[span] for span in spans]) for n in names}
+
+
+def same_steps(found: Episodes | EpisodeStore, expected: dict[str, np.ndarray]) -> None:
+    assert np.array_equal(found.observations, expected["observations"])
+    assert np.array_equal(found.actions, expected["actions"])
+    assert np.array_equal(found.rewards, np.clip(expected["rewards"], -1, 1))
+
+
+@pytest.fixture
+def logs(tmp_path: Path) -> Path:
+    """Buffers 0 to 2 of a run on Pong, five episodes each."""
+    folder = tmp_path / "Pong" / "1" / "replay_logs"
+    for number in range(3):
+        write_buffer(folder, number, frame_episodes([4, 6, 3, 5, 2], seed=number))
+    return folder
+
+
+def test_dqn_replay_round_trip(logs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dqn_replay, "CHUNK_BYTES", 4 * SIDES[0] * SIDES[1])
+    written = [frame_episodes([4, 6, 3, 5, 2], seed=number) for number in range(3)]
+    # a later buffer's first episode may have begun in the one before
+    kept = [part(written[0], [0, 1, 2, 3, 4]), *(part(w, [1, 2, 3, 4]) for w in written[1:])]
+    expected = {name: np.concatenate([k[name] for k in kept]) for name in kept[0]}
+    store = open_store([str(logs)])
+    same_steps(store, expected)
+    assert store.lengths.tolist() == [4, 6, 3, 5, 2] + 2 * [6, 3, 5, 2]
+    assert store.terminated.sum() == store.episodes and not store.truncated.any()
+    assert store.name == "pong-dqn-replay" and store.info["env_id"] == "Atari/Pong-sticky-v0"
+    assert store.info["rewards"] == "clipped"
+    assert open_store([str(logs.parent)]).hash == store.hash  # the folder above does as well
+    assert resolve(absolute(str(logs))).fingerprint() == resolve(str(logs)).fingerprint()
+
+
+def test_a_choice_takes_whole_episodes_in_turns(logs: Path) -> None:
+    last = resolve(f"{logs}?buffers=1").read()
+    same_steps(last, part(frame_episodes([4, 6, 3, 5, 2], seed=2), [1, 2, 3, 4]))
+    once = resolve(f"{logs}?episodes_per_buffer=2").read()
+    assert once.lengths.tolist() == [4, 6, 6, 3, 6, 3]
+    limited = resolve(f"{logs}?steps=40&episodes_per_buffer=1").read()
+    assert len(limited.rewards) <= 40 and len(limited.lengths) > 6  # a second round was begun
+    again = resolve(f"{logs}?steps=40&episodes_per_buffer=1").read()
+    assert np.array_equal(limited.observations, again.observations)
+    assert "?steps=40" in absolute(f"{logs}?steps=40")
+
+
+def test_what_a_cursor_cuts_is_left_out(tmp_path: Path) -> None:
+    episodes = frame_episodes([4, 6, 3, 5])
+    cut = resolve(str(write_buffer(tmp_path / "cut", 0, episodes, cursor=7))).read()
+    same_steps(cut, part(episodes, [2, 3]))  # 0 goes on from the end, 1 is cut by the cursor
+    between = resolve(str(write_buffer(tmp_path / "between", 0, episodes, cursor=10))).read()
+    same_steps(between, part(episodes, [1, 3]))  # the oldest row is some episode's middle
+    full = resolve(str(write_buffer(tmp_path / "full", 0, episodes, cursor=0))).read()
+    same_steps(full, part(episodes, [0, 1, 2, 3]))
+
+
+def cut_off(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("column", dqn_replay.COLUMNS)
+def test_a_truncated_file_is_one_sentence(logs: Path, column: str) -> None:
+    cut_off(logs / f"$store$_{column}_ckpt.1.gz")
+    with pytest.raises(UserError, match=rf"{column}_ckpt.1.gz: cannot be read as.*download it"):
+        resolve(str(logs)).read()
+
+
+def test_missing_files_are_one_sentence(logs: Path) -> None:
+    with pytest.raises(UserError, match=r"has 3 buffers, but the source asks for the last 50"):
+        resolve(f"{logs}?buffers=50").read()
+    (logs / "$store$_reward_ckpt.2.gz").unlink()
+    with pytest.raises(UserError, match=r"reward_ckpt.2.gz: is missing; a buffer has observation"):
+        resolve(str(logs)).fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ("step=3", "`step` is not a known key; the nearest is `steps`"),
+        ("steps=many", "`steps` is 'many'; it must be a whole number"),
+        ("buffers=0", "buffers is 0; it must be at least 1"),
+        ("steps=3&buffers=1", "hold 4 whole episodes, the first longer than steps=3"),
+    ],
+)
+def test_a_wrong_choice_is_one_sentence(logs: Path, query: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        resolve(f"{logs}?{query}").read()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"reward": np.zeros(9)}, "has 9 rows, but the terminal flags"),
+        ({"action": np.full(20, 9)}, "holds 9, but the environment it names has only 6 actions"),
+        ({"terminal": np.zeros(20)}, "hold 0 whole episodes"),
+        ({"observation": np.zeros((20, 5), np.uint8)}, "expected uint8 .steps, 84, 84."),
+        ({"observation": np.zeros((20, 2, 2), np.float32)}, "expected uint8 .steps, 84, 84."),
+    ],
+)
+def test_wrong_columns_are_one_sentence(
+    tmp_path: Path, change: dict[str, np.ndarray], message: str
+) -> None:
+    pytest.importorskip("ale_py")
+    folder = write_buffer(tmp_path / "Pong", 0, frame_episodes([4, 6, 3, 5, 2]), **change)
+    with pytest.raises(UserError, match=message):
+        resolve(str(folder)).read()
+
+
+# ---- encoders -------------------------------------------------------------------------------
+
+
+def test_nature_is_the_published_network() -> None:
+    encoder = NatureConfig().build((4, 84, 84))
+    assert encoder.features == 3136
+    x = torch.rand(2, 4, 84, 84)
+    reference = torch.nn.Sequential(
+        torch.nn.Conv2d(4, 32, 8, 4),
+        torch.nn.ReLU(),
+        torch.nn.Conv2d(32, 64, 4, 2),
+        torch.nn.ReLU(),
+        torch.nn.Conv2d(64, 64, 3, 1),
+        torch.nn.ReLU(),
+        torch.nn.Flatten(),
+    )
+    reference.load_state_dict(
+        dict(zip(reference.state_dict(), encoder.state_dict().values(), strict=True))
+    )
+    torch.testing.assert_close(encoder(x), reference(x))
+    with pytest.raises(UserError, match=r"frames are 35 x 84; .* at least 36 x 36"):
+        NatureConfig().build((4, 35, 84))
+
+
+@pytest.mark.parametrize("kind", sorted(ImageEncoderConfig.registry))
+def test_every_encoder_scales_stacks_and_keeps_their_order(kind: str) -> None:
+    config = build(ImageEncoderConfig, {"kind": kind}, "test")  # type: ignore[type-abstract]
+    torch.manual_seed(0)
+    encoder = FrameEncoder(config, (4, 84, 84)).eval()
+    stacks = torch.randint(0, 256, (2, 3, 4, 84, 84), dtype=torch.uint8)
+    features = encoder(stacks)
+    assert features.shape == (2, 3, encoder.features)
+    alone = encoder.net(stacks[1, 2][None].float() / 255)[0]
+    torch.testing.assert_close(features[1, 2], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_random_shift_moves_a_window_as_a_whole() -> None:
+    frames = torch.randint(0, 256, (8, 3, 4, 10, 12), dtype=torch.uint8)
+    torch.manual_seed(3)
+    moved = random_shift(frames, 2)
+    torch.manual_seed(3)
+    dy, dx = torch.randint(-2, 3, (2, 8, 1))[..., 0].tolist()
+    padded = torch.nn.functional.pad(frames.flatten(1, 2).float(), (2, 2, 2, 2), mode="replicate")
+    for b in range(8):
+        y, x = 2 + dy[b], 2 + dx[b]
+        expected = padded[b, :, y : y + 10, x : x + 12].view(3, 4, 10, 12)
+        assert torch.equal(moved[b].float(), expected)
+    assert len({*zip(dy, dx, strict=True)}) > 1  # windows differ
+
+
+# ---- agents ---------------------------------------------------------------------------------
+
+
+def agent_config(backbone: str = "mamba", **fields: object) -> AgentConfig:
+    small = build(  # type: ignore[type-abstract]
+        BackboneConfig, {"kind": backbone, "width": 16, "layers": 2, "dropout": 0.0}, "test"
+    )
+    settings = {"context_length": 6, "returns": ReturnSpec(scale=2.0), "backbone": small}
+    return ReturnConditionedConfig(**(settings | fields))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("backbone", ["attention", "mamba", "conv"])
+def test_replaying_an_episode_gives_what_training_computes(
+    store: EpisodeStore, backbone: str
+) -> None:
+    torch.manual_seed(0)
+    agent = SequenceAgent.for_dataset(agent_config(backbone), store).eval()
+    with torch.no_grad():
+        agent.embedding.timestep.weight.normal_()  # it starts at zero and would hide a wrong index
+    episode, start = 1, int(store.offsets[1])
+    batch = sampler(store, 6, agent.config.returns).windows(torch.tensor([3]))
+    values = agent.values(batch.observations, batch.actions, batch.returns_to_go)
+    predicted = agent(values, batch.timesteps)[0]  # [6, A]
+    seen: list[torch.Tensor] = []
+    agent.predict = lambda features, head=agent.action_head: seen.append(head(features)) or seen[-1]  # type: ignore[method-assign,assignment]
+    for context in ("window", "stream"):
+        seen.clear()
+        state = agent.init_state(1, context, torch.tensor([store.episode_returns[1]]))
+        action, reward = torch.zeros(1, dtype=torch.int64), torch.zeros(1)
+        for t in range(6):
+            stack = torch.from_numpy(naive_stack(as_episodes(store), episode, t))[None]
+            _, state = agent.act(stack, action, reward, state)
+            action = torch.tensor([store.actions[start + t]])
+            reward = torch.tensor([store.rewards[start + t]])
+        torch.testing.assert_close(torch.cat(seen), predicted, rtol=1e-4, atol=1e-5)
+
+
+def as_episodes(store: EpisodeStore) -> Episodes:
+    names = [f.name for f in dataclasses.fields(Episodes)]
+    return Episodes(**{name: getattr(store, name) for name in names})
+
+
+@pytest.mark.parametrize("kind", ["nature", "asymmetric"])
+def test_gradients_reach_the_encoder(store: EpisodeStore, kind: str) -> None:
+    fields = {"patch": 4, "width": 8, "layers": 1} if kind == "asymmetric" else {}
+    encoder = build(  # type: ignore[type-abstract]
+        ImageEncoderConfig, {"kind": kind, "random_shift": 2, **fields}, "test"
+    )
+    if kind == "asymmetric":
+        encoder = dataclasses.replace(encoder, symmetry_penalty=0.1)
+    torch.manual_seed(0)
+    agent = SequenceAgent.for_dataset(agent_config(encoder=encoder), store).train()
+    batch = sampler(store, 6, agent.config.returns).batch(0, 4)
+    loss = agent.loss(batch)
+    loss.backward()
+    assert agent.encoder is not None
+    for name, parameter in agent.encoder.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+    agent.eval()
+    assert agent.loss(batch) == agent.loss(batch)  # no shift, no draws
+    if kind == "asymmetric":
+        penalty = agent.encoder.penalty()
+        assert penalty > 0 and agent.penalty().item() == pytest.approx(penalty.item())
+
+
+def test_a_checkpoint_of_frames_acts_by_itself(store: EpisodeStore, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    agent = SequenceAgent.for_dataset(agent_config(), store).eval()
+    save_agent(agent, tmp_path / "agent.safetensors")
+    loaded = load_agent(tmp_path / "agent.safetensors")
+    assert loaded.config.encoder == NatureConfig()  # named, so that another default changes nothing
+    batch = sampler(store, 6).batch(0, 4)
+    assert torch.equal(loaded.loss(batch), agent.loss(batch))
+
+
+def test_agents_from_before_frames_are_read(tmp_path: Path) -> None:
+    config, spec = agent_config(), AgentSpec((3,), 2, False, 9)
+    agent = config.agent(config, spec).eval()
+    path = tmp_path / "agent.safetensors"
+    save_agent(agent, path)
+    with safe_open(path, "pt") as file:
+        header, old = file.metadata(), {"observation_dim": 3}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    old |= {"action_dim": 2, "discrete": False, "max_timestep": 9}
+    old_config = json.loads(header["config"])
+    del old_config["encoder"], old_config["returns"]["clipped"]
+    path.write_bytes(save(tensors, header | changed))
+    assert load_agent(path).spec == spec
+
+
+def test_vectors_take_no_encoder() -> None:
+    with pytest.raises(UserError, match=r"agent.encoder is nature, which is for frames"):
+        SequenceAgent(agent_config(encoder=NatureConfig()), AgentSpec((3,), 2, False, 9))
+
+
+def test_clipped_rewards_count_alike_in_training_and_acting(store: EpisodeStore) -> None:
+    returns = ReturnSpec(scale=2.0, clipped=True)
+    conditioned = as_conditioned(store, returns)
+    rewards = np.clip(store.rewards[3:15], -1, 1)
+    assert store.rewards.max() > 1 and conditioned.episode_returns[1] == rewards.sum()
+    agent = SequenceAgent.for_dataset(agent_config(returns=returns), store).eval()
+    state = agent.init_state(1, "stream", torch.tensor([8.0]))
+    stack, action = torch.zeros(1, 4, *SIDES, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64)
+    _, state = agent.act(stack, action, torch.zeros(1), state)
+    _, state = agent.act(stack, action, torch.tensor([400.0]), state)
+    assert state.return_to_go.tolist() == [(8.0 - 1.0) / 2.0]
+    clipped = dataclasses.replace(store, info={"rewards": "clipped"})
+    with pytest.raises(UserError, match=r"holds rewards clipped .* set agent.returns.clipped"):
+        SequenceAgent.for_dataset(agent_config(), clipped)
+
+
+# ---- with the games -------------------------------------------------------------------------
+
+
+def test_wrong_games_are_one_sentence() -> None:
+    pytest.importorskip("ale_py")
+    pong, breakout = make("pong"), make("breakout")
+    spec = AgentSpec((84, 84), 6, True, 9, "PongNoFrameskip-v4", action_count_known=True)
+    check_fit(spec, pong)
+    with pytest.raises(UserError, match=r"game pong .PongNoFrameskip-v4., but .* is breakout"):
+        check_fit(spec, breakout)
+    nameless = dataclasses.replace(spec, env=None)
+    with pytest.raises(UserError, match=r"6 discrete actions, but .*Breakout.* takes 4"):
+        check_fit(nameless, breakout)
+    fewer = dataclasses.replace(spec, action_dim=5)
+    with pytest.raises(UserError, match=r"5 discrete actions, but .*Pong.* takes 6"):
+        check_fit(fewer, pong)
+    check_fit(dataclasses.replace(fewer, action_count_known=False), pong)
+    with pytest.raises(UserError, match=r"observations of width 3, but .* gives shape 84 x 84"):
+        check_fit(dataclasses.replace(spec, observation_shape=(3,)), pong)
+
+
+def test_training_runs_on_frames(tmp_path: Path) -> None:
+    pytest.importorskip("ale_py")
+    episodes = frame_episodes([9, 8, 7, 6], sides=(84, 84))
+    columns = ("observations", "actions", "rewards")
+    np.savez(
+        tmp_path / "pong.npz",
+        **{name: getattr(episodes, name) for name in columns},
+        terminations=episodes.terminated,
+        truncations=episodes.truncated,
+        meta=np.array(json.dumps({"env_id": "PongNoFrameskip-v4", "action_count": 6})),
+    )
+    backbone = {"width": 8, "layers": 1}
+    settings = {
+        "env": "pong",
+        "data": {"sources": [str(tmp_path / "pong.npz")], "validation_fraction": 0.25},
+        "agent": {"preset": "decision-mamba", "context_length": 3, "backbone": backbone},
+        "train": {"steps": 4, "batch_size": 2, "log_interval": 1, "checkpoint_interval": 2},
+    }
+    config = run_config(settings, {"agent": {"encoder": {"kind": "nature", "random_shift": 4}}}, "")
+    assert train(config, tmp_path / "run", torch.device("cpu"))
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    assert len([row for row in rows if np.isfinite(row.get("loss", np.nan))]) == 4
+    assert not (tmp_path / "run" / "return_prior.safetensors").exists()
+    other = run_config(settings | {"env": "breakout"}, {}, "")
+    with pytest.raises(UserError, match=r"6 discrete actions|game pong"):
+        train(other, tmp_path / "other", torch.device("cpu"))
