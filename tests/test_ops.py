@@ -1,5 +1,6 @@
 """Every scan path against the float64 reference: values, gradients, streaming, determinism."""
 
+import copy
 import dataclasses
 import functools
 import itertools
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from decision_seq import ops
@@ -412,3 +414,71 @@ def test_exactly_one_path_is_chosen() -> None:
     assert sum(p.chosen for p in paths) == 1
     assert all(p.usable for p in paths if p.chosen)
     assert all(p.reason for p in paths)
+
+
+# ---------------------------------------------------------------- a whole block, streamed
+
+
+@needs_c
+@pytest.mark.parametrize(
+    ("lanes", "tokens", "width"), [(1, 3, 32), (3, 2, 20), (5, 4, 48), (2, 7, 7)]
+)
+@pytest.mark.parametrize("shape", [(16, 4, 2), (5, 1, 1), (20, 3, 3)], ids=str)
+def test_a_block_in_one_call_is_the_block(
+    lanes: int, tokens: int, width: int, shape: tuple[int, int, int]
+) -> None:
+    """Against the block in float64, from a state in the middle of a stream; the state stays."""
+    from decision_seq.backbones import Layout
+    from decision_seq.backbones.mamba import MambaConfig
+
+    d_state, d_conv, expand = shape
+    torch.manual_seed(width)
+    config = MambaConfig(width=width, layers=1, d_state=d_state, d_conv=d_conv, expand=expand)
+    block = config.make_block(Layout(4, 3), 0).eval()
+    with torch.no_grad():
+        for parameter in block.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.3)
+    x = torch.randn(lanes, tokens, width) * 2
+    state = block.init_state(lanes, torch.device("cpu"), torch.float32)
+    state = {name: torch.randn_like(t) for name, t in state.items()}
+    before = {name: t.clone() for name, t in state.items()}
+    doubled = {name: t.double() for name, t in state.items()}
+    expected, expected_state = copy.deepcopy(block).double().step(x.double(), doubled)
+    with torch.no_grad():
+        assert ops.block_step(x) is not None
+        results = []
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            results.append(block.step(x, state))
+        last, _ = block.step(x, state, slice(-1, None))
+        first, _ = block.step(x, state, slice(0, 1))  # no suffix: as any other block
+    (y, new_state), (again, _) = results
+    assert torch.equal(y, again)
+    assert torch.equal(last, y[:, -1:])
+    assert_close(first, expected[:, :1], 2e-6)
+    assert_close(y, expected, 2e-6)
+    for name, t in new_state.items():
+        assert_close(t, expected_state[name], 2e-6, name)
+        assert torch.equal(state[name], before[name])
+
+
+@needs_c
+def test_softplus_and_gelu_of_the_block_kernel() -> None:
+    """dt is small where softplus is: its relative error counts. GELU's tails must not drift."""
+    values = torch.cat([torch.linspace(-20, 20, 40_001), torch.tensor([-60.0, 60.0])])
+    for name, exact in (("softplus", F.softplus), ("gelu", F.gelu)):
+        y = values.clone()
+        getattr(native.library(), f"{name}_values")(y.data_ptr(), len(y))
+        expected = exact(values.double())
+        scale = expected.abs() if name == "softplus" else values.abs().double() + 1e-30
+        assert ((y - expected).abs() / scale).max() < 1e-6
+
+
+def test_where_the_block_kernel_stands_back() -> None:
+    x = torch.zeros(1, 3, 16)
+    assert ops.block_step(x) is None  # gradients are wanted
+    with torch.no_grad():
+        assert ops.block_step(x.double()) is None
+        assert ops.block_step(torch.zeros(100, 3, 16)) is None
+        with torch.autocast("cpu", torch.bfloat16):
+            assert ops.block_step(x) is None

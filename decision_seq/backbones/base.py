@@ -22,6 +22,7 @@ from decision_seq.ops.dropout import Dropout
 LayerState = dict[str, Tensor]  # dimension 0 of every tensor is the lane; all zeros = new
 State = list[LayerState]  # one entry a layer
 EVERY = slice(None)
+LAST = slice(-1, None)
 
 
 @dataclass(frozen=True)
@@ -125,10 +126,10 @@ class Block(nn.Module):
         """The state before the first token: all zeros, dimension 0 is the lane."""
         return self.mixer.init_state(batch_size, device, dtype)
 
-    def step(self, x: Tensor, state: LayerState) -> tuple[Tensor, LayerState]:
-        """[B, n, D], state -> [B, n, D], state"""
+    def step(self, x: Tensor, state: LayerState, read: slice = EVERY) -> tuple[Tensor, LayerState]:
+        """[B, n, D], state -> [B, l, D], state; the outputs at the l tokens of `read` only."""
         mixed, state = self.mixer.step(self.norm_mixer(x), state)
-        x = x + self.dropout(mixed)
+        x = x[:, read] + self.dropout(mixed[:, read])
         return x + self.dropout(self.mlp(self.norm_mlp(x))), state
 
     def penalty(self) -> Tensor | float:
@@ -166,13 +167,19 @@ class Backbone(nn.Module):
         device = torch.device(device)
         return [block.init_state(batch_size, device, dtype) for block in self._blocks()]
 
-    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """The next n tokens [B, n, D] of every lane; equals `forward` on the concatenation."""
+    def step(self, x: Tensor, state: State, read: slice = EVERY) -> tuple[Tensor, State]:
+        """The next n tokens [B, n, D] of every lane; equals `forward` on the concatenation.
+
+        Returns the outputs at the l tokens of `read` [B, l, D] and the new state.
+        """
         new_state = []
-        for block, layer in zip(self._blocks(), state, strict=True):
+        *blocks, last = self._blocks()
+        *layers, last_layer = state
+        for block, layer in zip(blocks, layers, strict=True):
             x, layer = block.step(x, layer)
             new_state.append(layer)
-        return self.norm(x), new_state
+        x, last_layer = last.step(x, last_layer, read)
+        return self.norm(x), [*new_state, last_layer]
 
     def reset(self, state: State, lanes: Tensor) -> State:
         """`lanes` [B] bool: those as new, the others untouched."""

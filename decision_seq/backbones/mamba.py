@@ -15,10 +15,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from decision_seq.backbones.base import BackboneConfig, LayerState, Layout, Mixer
+from decision_seq.backbones.base import (
+    EVERY,
+    BackboneConfig,
+    Block,
+    LayerState,
+    Layout,
+    Mixer,
+)
 from decision_seq.config import register
 from decision_seq.errors import UserError
 from decision_seq.ops import (
+    block_step,
     causal_conv_silu,
     causal_conv_silu_step,
     selective_scan,
@@ -26,6 +34,13 @@ from decision_seq.ops import (
 )
 
 DT_MIN, DT_MAX = 1e-3, 1e-1  # range of softplus(dt_proj.bias) at initialisation
+
+BLOCK_WEIGHTS = (  # of a block, in the order of ops/block.c
+    *("norm_mixer.weight", "norm_mixer.bias", "mixer.in_proj.weight", "mixer.conv1d.weight"),
+    *("mixer.conv1d.bias", "mixer.x_proj.weight", "mixer.dt_proj.weight", "mixer.dt_proj.bias"),
+    *("mixer.A_log", "mixer.D", "mixer.out_proj.weight", "norm_mlp.weight", "norm_mlp.bias"),
+    *("mlp.0.weight", "mlp.0.bias", "mlp.2.weight", "mlp.2.bias"),
+)
 
 
 @register("mamba", "selective state space; cost L; streams with a constant-size state")
@@ -45,6 +60,35 @@ class MambaConfig(BackboneConfig):
 
     def make_mixer(self, layout: Layout) -> Mixer:
         return Mamba(self)
+
+    def make_block(self, layout: Layout, layer: int) -> Block:
+        return MambaBlock(self.make_mixer(layout), self)
+
+
+class MambaBlock(Block):
+    """A block that streams by one call where there is a kernel for all of it."""
+
+    def __init__(self, mixer: Mixer, config: MambaConfig) -> None:
+        super().__init__(mixer, config)
+        # Where each weight lives: looking it up by attribute would cost as much as the kernel.
+        paths = [name.rpartition(".") for name in BLOCK_WEIGHTS]
+        self._homes = [(self.get_submodule(path)._parameters, name) for path, _, name in paths]
+
+    def step(self, x: Tensor, state: LayerState, read: slice = EVERY) -> tuple[Tensor, LayerState]:
+        """[B, n, D], state -> [B, l, D], state"""
+        kernel = None if self.training else block_step(x)
+        start, stop, stride = read.indices(x.shape[1])
+        if kernel is None or stop < x.shape[1] or stride != 1:
+            return super().step(x, state, read)
+        y, conv, h = kernel(
+            x.contiguous(),
+            [home[name] for home, name in self._homes],
+            self.norm_mixer.eps,
+            state["conv"].contiguous(),
+            state["h"].contiguous(),
+            stop - start,
+        )
+        return y, {"conv": conv, "h": h}
 
 
 class Mamba(Mixer):

@@ -237,8 +237,8 @@ class ParallelBlock(SerialBlock):
         one = self.mixer.init_state(batch_size, device, dtype)
         return {f"{i}.{name}": t for i in range(self.n_iter) for name, t in one.items()}
 
-    def step(self, x: Tensor, state: LayerState) -> tuple[Tensor, LayerState]:
-        """[B, n, D], state -> [B, n, D], state"""
+    def step(self, x: Tensor, state: LayerState, read: slice = EVERY) -> tuple[Tensor, LayerState]:
+        """[B, n, D], state -> [B, l, D], state"""
         new_state: LayerState = {}
         for i in range(self.n_iter):
             g, start = self.norm_mixer(x), f"{i}."
@@ -246,7 +246,7 @@ class ParallelBlock(SerialBlock):
             mixed, own = self.mixer.step(g, own)
             x = x + self.dropout(mixed + self.mlp(g))
             new_state |= {start + name: t for name, t in own.items()}
-        return x, new_state
+        return x[:, read], new_state
 
 
 BLOCKS: dict[str, type[SerialBlock]] = {"serial": SerialBlock, "parallel": ParallelBlock}

@@ -5,6 +5,8 @@ All functions compute in float32 (float64 stays float64; half precision is widen
 autocast) and return that dtype. Which implementation runs is decided in dispatch.py.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -12,12 +14,15 @@ from decision_seq.ops.dispatch import Path, PathStatus, choose, scan_paths
 
 __all__ = [
     "PathStatus",
+    "block_step",
     "causal_conv_silu",
     "causal_conv_silu_step",
     "scan_paths",
     "selective_scan",
     "selective_scan_step",
 ]
+
+MAX_BLOCK_ROWS = 24  # tokens at once beyond which matrix products by PyTorch are faster
 
 
 def selective_scan(
@@ -116,6 +121,19 @@ def causal_conv_silu_step(
         raise ValueError(f"history must be [B, k-1, E] = {list(expected)}, got {_s(history)}")
     path, inputs = _prepare(x, weight, bias, history)
     return path.conv_step(*inputs)
+
+
+def block_step(x: Tensor) -> Callable[..., tuple[Tensor, Tensor, Tensor]] | None:
+    """What continues a whole residual block by x [B, n, D] in one call (see cpu.block_step).
+
+    None where there is nothing of the kind (another device or dtype, gradients, autocast), and for
+    many tokens at once.
+    """
+    few = x.shape[0] * x.shape[1] <= MAX_BLOCK_ROWS
+    plain = few and x.dtype is torch.float32 and x.is_cpu and not torch.is_grad_enabled()
+    if not plain or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
+        return None
+    return choose(torch.float32, "cpu").block_step
 
 
 def _prepare(x: Tensor, *others: Tensor | None) -> tuple[Path, list[Tensor | None]]:

@@ -1,10 +1,12 @@
-"""The C kernel (scan.c) as differentiable torch operators, and direct calls for streaming.
+"""The C kernels as differentiable torch operators, and direct calls for streaming.
 
 float32 on CPU. Inputs may be views whose rows are evenly spaced, such as halves of in_proj's
 output; anything else is copied.
 """
 
+import ctypes
 import os
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -34,7 +36,7 @@ def threads() -> int:
     return 1 if _single_thread else torch.get_num_threads()
 
 
-def call(name: str, *arguments: int) -> None:
+def call(name: str, *arguments: float) -> None:
     if getattr(native.library(), name)(*arguments):
         raise MemoryError(f"{name}: out of memory")
 
@@ -271,3 +273,40 @@ def _conv(x: Tensor, weight: Tensor, bias: Tensor, history: Tensor | None) -> tu
         *(*x.shape, weight.shape[-1], threads()),
     )
     return y, new_history
+
+
+# ---------------------------------------------------------------- a whole block, streamed
+
+
+def block_step(
+    x: Tensor, weights: Sequence[Tensor], eps: float, conv: Tensor, h: Tensor, read: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Continue a residual block around Mamba; all tensors float32 on the CPU.
+
+    Args:
+        x: [B, n, D].
+        weights: in the order that block.c names.
+        eps: of both norms.
+        conv, h: state before, [B, k-1, E] and [B, E, N]; left as they are.
+        read: number of last tokens whose output is wanted.
+
+    Returns:
+        y [B, read, D], conv, h.
+    """
+    batch, length, width = x.shape
+    _, channels, states = h.shape
+    taps, rank, hidden = conv.shape[1] + 1, weights[6].shape[1], weights[13].shape[0]
+    weights = [w.contiguous() for w in weights]
+    addresses = (ctypes.c_void_p * len(weights))(*[w.data_ptr() for w in weights])
+    y, new_conv, new_h = (
+        x.new_empty(batch, read, width),
+        torch.empty_like(conv),
+        torch.empty_like(h),
+    )
+    call(
+        "block_step",
+        *(x.data_ptr(), ctypes.addressof(addresses), eps, conv.data_ptr(), h.data_ptr()),
+        *(new_conv.data_ptr(), new_h.data_ptr(), y.data_ptr(), batch, length, read, width),
+        *(channels, states, taps, rank, hidden, threads()),
+    )
+    return y, new_conv, new_h

@@ -29,6 +29,7 @@ class Path:
     scan_step: Callable[..., tuple[Tensor, Tensor]] = reference.selective_scan_step
     conv: Callable[..., Tensor] = reference.causal_conv_silu
     conv_step: Callable[..., tuple[Tensor, Tensor]] = reference.causal_conv_silu_step
+    block_step: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = None  # few have it
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ PATHS = {
             scan_step=cpu.selective_scan_step,
             conv=cpu.causal_conv_silu,
             conv_step=cpu.causal_conv_silu_step,
+            block_step=cpu.block_step,
         ),
         Path(
             name="torch",

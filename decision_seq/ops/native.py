@@ -1,4 +1,4 @@
-"""Compile scan.c for this machine on first use and load it through ctypes.
+"""Compile the C files here for this machine on first use and load it through ctypes.
 
 The library lands in the user's cache under a hash of everything that decides its content, so a new
 version, compiler or processor compiles anew and nothing is ever overwritten in use.
@@ -15,7 +15,9 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-SOURCE = Path(__file__).with_name("scan.c")
+FOLDER = Path(__file__).parent
+HEADER = FOLDER / "simd.h"
+SOURCES = [FOLDER / name for name in ("scan.c", "conv.c", "block.c")]
 # Not -ffast-math: it would break the rounding inside exp2_vec.
 FLAGS = [
     "-O3",
@@ -26,10 +28,11 @@ FLAGS = [
     "-fPIC",
     "-w",
 ]
+LIBRARIES = ["-lm"]
 # Tried in turn: Apple's compiler has no OpenMP, some compilers do not know -march=native.
 MACHINE_FLAGS = [["-march=native", "-fopenmp"], ["-march=native"], ["-fopenmp"], []]
 
-POINTER, INT, LONG = ctypes.c_void_p, ctypes.c_int, ctypes.c_long
+POINTER, INT, LONG, FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_long, ctypes.c_float
 VIEW = [POINTER, LONG]  # data and row stride
 SCAN = [*VIEW, *VIEW, POINTER, *VIEW, *VIEW, POINTER, *VIEW]  # u, dt, A, B, C, D, z
 SIGNATURES = {
@@ -38,6 +41,9 @@ SIGNATURES = {
     "scan_step": [*SCAN, *[POINTER] * 3, *[INT] * 5],
     "conv_forward": [*VIEW, *[POINTER] * 5, *[INT] * 5],
     "conv_backward": [POINTER, *VIEW, *[POINTER] * 5, *[INT] * 5],
+    "softplus_values": [POINTER, LONG],
+    "gelu_values": [POINTER, LONG],
+    "block_step": [POINTER, POINTER, FLOAT, *[POINTER] * 5, *[INT] * 10],
 }
 
 
@@ -72,7 +78,8 @@ def compiled() -> Path:
     """The path of the compiled library, built now unless the cache has it."""
     compiler = find_compiler()
     version = run([*compiler, "--version"])
-    identity = [SOURCE.read_text(), str(FLAGS), str(MACHINE_FLAGS), version.stdout, processor()]
+    code = [file.read_text() for file in (HEADER, *SOURCES)]
+    identity = [*code, str(FLAGS), str(MACHINE_FLAGS), version.stdout, processor()]
     key = hashlib.sha256("\0".join(identity).encode()).hexdigest()[:16]
     folder = cache_folder()
     target = folder / f"scan-{key}.so"
@@ -83,7 +90,8 @@ def compiled() -> Path:
     with tempfile.TemporaryDirectory(dir=folder) as build:
         output = Path(build) / "scan.so"
         for machine_flags in MACHINE_FLAGS:
-            result = run([*compiler, *machine_flags, *FLAGS, str(SOURCE), "-o", str(output)])
+            files = [*map(str, SOURCES), *LIBRARIES, "-o", str(output)]
+            result = run([*compiler, *machine_flags, *FLAGS, *files])
             if result.returncode == 0:
                 output.replace(target)
                 return target

@@ -1,108 +1,20 @@
-/* Selective scan and causal depthwise convolution on the CPU, forward, backward and streaming.
+/* Selective scan on the CPU: forward, backward and streaming.
  *
  *   h_t = exp(dt_t A) h_{t-1} + dt_t u_t B_t,    y_t = (C_t h_t + D u_t) silu(z_t)
  *
- * (Mamba, arXiv:2312.00752). float32 throughout. Compiled on first use for the machine at hand and
- * called through ctypes (native.py); no header but the C library's. Names as in the paper; lengths:
- * `width` E channels, `states` N states a channel, `length` L time steps.
+ * (Mamba, arXiv:2312.00752.) Names as in the paper; lengths: `width` E channels, `states` N states
+ * a channel, `length` L time steps.
  *
- * Vectors run over V channels, so the recurrence is elementwise. Ragged widths are handled by
- * partial loads and stores with zeros in the unused lanes, for which every formula below yields 0.
- * The inner functions take `lanes` and `count` and are inlined into callers that pass constants, so
- * that the common case compiles to straight vector code.
+ * Vectors run over V channels, so the recurrence is elementwise.
  *
  * Memory: forward keeps only the state at the start of every `chunk` steps, in checkpoints
- * [batch][chunk][channel block][N][V]; backward replays one chunk at a time from there.
- *
- * Determinism: work is cut into items that do not depend on the number of threads; what several
- * items contribute to one gradient is kept apart and summed in a fixed order afterwards.
- *
- * Matrices with a `_row` argument may be views: rows that many floats apart, row b * length + t. */
+ * [batch][chunk][channel block][N][V]; backward replays one chunk at a time from there. */
 
-#include <stdlib.h>
-#include <string.h>
+#include "simd.h"
 
-#ifdef __AVX512F__
-#include <immintrin.h>
-#endif
-#ifdef _OPENMP
-#include <omp.h>
-#else
-static int omp_get_thread_num(void) { return 0; }
-#endif
-
-#define V 16                  /* channels a vector; narrower hardware splits it */
-#define GROUP 8               /* states worked on together: their h, dL/dh and dA fit the registers */
-#define MAX_CHUNK 32          /* most steps between checkpoints */
-#define SPAN 16               /* channel blocks of one backward item */
-#define SMALL 32768           /* multiply-adds below which starting threads costs more than it saves */
-#define LOG2E 1.44269504088896f
-#define INLINE static inline __attribute__((always_inline))
-
-typedef float vec __attribute__((vector_size(4 * V)));
-typedef int ivec __attribute__((vector_size(4 * V)));
-
-INLINE long ceil_div(long a, long b) { return (a + b - 1) / b; }
-INLINE int min_int(int a, int b) { return a < b ? a : b; }
-INLINE vec splat(float x) { return x - (vec){0}; }
-
-INLINE vec load(const float *p, int lanes) {
-    vec v = {0};
-    memcpy(&v, p, lanes * sizeof(float));
-    return v;
-}
-
-INLINE void store(float *p, vec v, int lanes) { memcpy(p, &v, lanes * sizeof(float)); }
-
-INLINE vec at_least(vec x, float low) {
-    const ivec above = x > low;
-    return (vec)((above & (ivec)x) | (~above & (ivec)splat(low)));
-}
-
-INLINE float sum_lanes(vec v) {
-    typedef float half __attribute__((vector_size(2 * V)));
-    typedef float quarter __attribute__((vector_size(V)));
-    half h[2];
-    quarter q[2];
-    memcpy(h, &v, sizeof h);
-    h[0] += h[1];
-    memcpy(q, h, sizeof q);
-    q[0] += q[1];
-    return (q[0][0] + q[0][2]) + (q[0][1] + q[0][3]);
-}
-
-/* 2^x for x < 127, relative error below 2e-7, and exactly 1 at 0; far below -126 it is 0 with
- * AVX-512, which scales by powers of two in one instruction, and 2^-126 elsewhere. Adding
- * 1.5 * 2^23 leaves round(x) in the low bits of the sum, ready to be shifted into the exponent;
- * this is what -ffast-math would break. The polynomial is the minimax fit of 2^f on [-1/2, 1/2]
- * with constant term 1. */
-INLINE vec exp2_vec(vec x) {
-    const float shift = 12582912.f;
-#ifndef __AVX512F__
-    x = at_least(x, -126.f);
-#endif
-    vec shifted = x + shift, whole = shifted - shift, f = x - whole;
-    vec p = 1.3264727e-3f * f + 9.6715127e-3f;
-    p = p * f + 5.5507433e-2f;
-    p = p * f + 2.4022242e-1f;
-    p = p * f + 6.9314698e-1f;
-    p = p * f + 1.f;
-#ifdef __AVX512F__
-    return (vec)_mm512_scalef_ps((__m512)p, (__m512)whole);
-#else
-    return (vec)((ivec)p + ((ivec)shifted << 23));
-#endif
-}
-
-INLINE vec sigmoid(vec x) {
-    x = at_least(x, -80.f);
-    return 1.f / (1.f + exp2_vec(-LOG2E * x));
-}
-
-/* d silu(x) / dx, given s = sigmoid(x) */
-INLINE vec silu_slope(vec x, vec s) { return s * (1.f + x * (1.f - s)); }
-
-/* ---------------------------------------------------------------- selective scan */
+#define GROUP 8      /* states worked on together: their h, dL/dh and dA fit the registers */
+#define MAX_CHUNK 32 /* most steps between checkpoints */
+#define SPAN 16      /* channel blocks of one backward item */
 
 typedef struct {
     const float *u, *dt, *B, *C, *z; /* z may be NULL */
@@ -460,149 +372,5 @@ int scan_step(const float *u, long u_row, const float *dt, long dt_row, const fl
             if (e < width) step_output(&s, D, y, row, e, width - e);
         }
     }
-    return 0;
-}
-
-/* ---------------------------------------------------------------- causal convolution + SiLU */
-
-typedef struct {
-    const float *x, *history; /* history: [batch][taps - 1][E], or NULL for zeros */
-    long x_row;
-    int batch, length, width, taps;
-    float *weight; /* packed [taps + 1][padded width]; the last row is the bias */
-} Conv;
-
-INLINE long padded(const Conv *c) { return ceil_div(c->width, V) * V; }
-
-static int pack_weight(Conv *c, const float *weight, const float *bias) {
-    c->weight = aligned_alloc(64, (c->taps + 1) * padded(c) * sizeof(float));
-    if (!c->weight) return -1;
-    for (int e = 0; e < c->width; e++) {
-        for (int tap = 0; tap < c->taps; tap++)
-            c->weight[tap * padded(c) + e] = weight[(long)e * c->taps + tap];
-        c->weight[c->taps * padded(c) + e] = bias[e];
-    }
-    return 0;
-}
-
-/* The inputs that the taps of step t meet; NULL for zeros before the start. */
-INLINE void tap_rows(const Conv *c, int b, int t, const float **rows) {
-    for (int tap = 0; tap < c->taps; tap++) {
-        const int from = t - (c->taps - 1) + tap;
-        if (from >= 0)
-            rows[tap] = c->x + ((long)b * c->length + from) * c->x_row;
-        else if (c->history)
-            rows[tap] = c->history + ((long)(b + 1) * (c->taps - 1) + from) * c->width;
-        else
-            rows[tap] = NULL;
-    }
-}
-
-INLINE vec convolve(const Conv *c, const float **rows, int e, int lanes) {
-    vec sum = load(c->weight + c->taps * padded(c) + e, V);
-    for (int tap = 0; tap < c->taps; tap++)
-        if (rows[tap]) sum += load(rows[tap] + e, lanes) * load(c->weight + tap * padded(c) + e, V);
-    return sum;
-}
-
-INLINE void conv_forward_at(const Conv *c, const float **rows, float *y, int e, int lanes) {
-    const vec sum = convolve(c, rows, e, lanes);
-    store(y + e, sum * sigmoid(sum), lanes);
-}
-
-/* history and new_history may be NULL. Returns 0, or -1 if memory runs out. */
-int conv_forward(const float *x, long x_row, const float *weight, const float *bias,
-                 const float *history, float *y, float *new_history, int batch, int length,
-                 int width, int taps, int threads) {
-    Conv c = {x, history, x_row, batch, length, width, taps, NULL};
-    if (pack_weight(&c, weight, bias)) return -1;
-    if ((long)batch * length * width * taps < SMALL) threads = 1;
-#pragma omp parallel for collapse(2) schedule(static) num_threads(threads)
-    for (int b = 0; b < batch; b++)
-        for (int t = 0; t < length; t++) {
-            const float *rows[taps];
-            float *out = y + ((long)b * length + t) * width;
-            int e = 0;
-            tap_rows(&c, b, t, rows);
-            for (; e + V <= width; e += V) conv_forward_at(&c, rows, out, e, V);
-            if (e < width) conv_forward_at(&c, rows, out, e, width - e);
-        }
-    for (int b = 0; new_history && b < batch; b++) {
-        const float *rows[taps];
-        tap_rows(&c, b, length, rows);
-        for (int tap = 0; tap < taps - 1; tap++)
-            memcpy(new_history + ((long)b * (taps - 1) + tap) * width, rows[tap],
-                   width * sizeof(float));
-    }
-    free(c.weight);
-    return 0;
-}
-
-/* One row of the batch and one block of channels, forward in time. The last `taps` inputs and
- * gradients of the sum slide through x and dsum, so that dx follows taps - 1 steps behind. */
-INLINE void conv_backward_block(const Conv *c, int b, int e, int taps, int lanes, const float *dy,
-                                float *dx, float *dweight) {
-    const vec bias = load(c->weight + taps * padded(c) + e, V);
-    vec weight[taps], dw[taps], x[taps], dsum[taps], dbias = splat(0);
-    for (int tap = 0; tap < taps; tap++) {
-        weight[tap] = load(c->weight + tap * padded(c) + e, V);
-        dw[tap] = x[tap] = dsum[tap] = splat(0);
-    }
-    for (int t = 0; t < c->length + taps - 1; t++) {
-        const long row = (long)b * c->length + t;
-        for (int tap = 1; tap < taps; tap++) {
-            x[tap - 1] = x[tap];
-            dsum[tap - 1] = dsum[tap];
-        }
-        x[taps - 1] = dsum[taps - 1] = splat(0);
-        if (t < c->length) {
-            x[taps - 1] = load(c->x + row * c->x_row + e, lanes);
-            vec sum = bias;
-            for (int tap = 0; tap < taps; tap++) sum += x[tap] * weight[tap];
-            const vec grad = load(dy + row * c->width + e, lanes) * silu_slope(sum, sigmoid(sum));
-            for (int tap = 0; tap < taps; tap++) dw[tap] += x[tap] * grad;
-            dbias += grad;
-            dsum[taps - 1] = grad;
-        }
-        if (t >= taps - 1) {
-            vec sum = splat(0);
-            for (int tap = 0; tap < taps; tap++) sum += dsum[taps - 1 - tap] * weight[tap];
-            store(dx + (row - (taps - 1)) * c->width + e, sum, lanes);
-        }
-    }
-    for (int tap = 0; tap < taps; tap++) store(dweight + tap * padded(c) + e, dw[tap], V);
-    store(dweight + taps * padded(c) + e, dbias, V);
-}
-
-/* dy and all outputs are contiguous. Returns 0, or -1 if memory runs out. */
-int conv_backward(const float *dy, const float *x, long x_row, const float *weight,
-                  const float *bias, float *dx, float *dweight, float *dbias, int batch,
-                  int length, int width, int taps, int threads) {
-    Conv c = {x, NULL, x_row, batch, length, width, taps, NULL};
-    if (pack_weight(&c, weight, bias)) return -1;
-    if ((long)batch * length * width * taps < SMALL) threads = 1;
-    const long part = (taps + 1) * padded(&c);
-    float *parts = aligned_alloc(64, batch * part * sizeof(float));
-    if (!parts) {
-        free(c.weight);
-        return -1;
-    }
-#pragma omp parallel for collapse(2) schedule(dynamic, 4) num_threads(threads)
-    for (int b = 0; b < batch; b++)
-        for (int e = 0; e < width; e += V) {
-            const int lanes = min_int(V, width - e);
-            if (lanes == V && taps == 4)
-                conv_backward_block(&c, b, e, 4, V, dy, dx, parts + b * part);
-            else
-                conv_backward_block(&c, b, e, taps, lanes, dy, dx, parts + b * part);
-        }
-    for (int e = 0; e < width; e++)
-        for (int tap = 0; tap <= taps; tap++) {
-            float sum = 0;
-            for (int b = 0; b < batch; b++) sum += parts[b * part + tap * padded(&c) + e];
-            *(tap < taps ? dweight + (long)e * taps + tap : dbias + e) = sum;
-        }
-    free(parts);
-    free(c.weight);
     return 0;
 }

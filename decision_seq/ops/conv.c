@@ -1,0 +1,145 @@
+/* Causal depthwise convolution along time + SiLU on the CPU: forward, backward and streaming. */
+
+#include "simd.h"
+
+typedef struct {
+    const float *x, *history; /* history: [batch][taps - 1][E], or NULL for zeros */
+    long x_row;
+    int batch, length, width, taps;
+    float *weight; /* packed [taps + 1][padded width]; the last row is the bias */
+} Conv;
+
+INLINE long padded(const Conv *c) { return ceil_div(c->width, V) * V; }
+
+static int pack_weight(Conv *c, const float *weight, const float *bias) {
+    c->weight = aligned_alloc(64, (c->taps + 1) * padded(c) * sizeof(float));
+    if (!c->weight) return -1;
+    for (int e = 0; e < c->width; e++) {
+        for (int tap = 0; tap < c->taps; tap++)
+            c->weight[tap * padded(c) + e] = weight[(long)e * c->taps + tap];
+        c->weight[c->taps * padded(c) + e] = bias[e];
+    }
+    return 0;
+}
+
+/* The inputs that the taps of step t meet; NULL for zeros before the start. */
+INLINE void tap_rows(const Conv *c, int b, int t, const float **rows) {
+    for (int tap = 0; tap < c->taps; tap++) {
+        const int from = t - (c->taps - 1) + tap;
+        if (from >= 0)
+            rows[tap] = c->x + ((long)b * c->length + from) * c->x_row;
+        else if (c->history)
+            rows[tap] = c->history + ((long)(b + 1) * (c->taps - 1) + from) * c->width;
+        else
+            rows[tap] = NULL;
+    }
+}
+
+INLINE vec convolve(const Conv *c, const float **rows, int e, int lanes) {
+    vec sum = load(c->weight + c->taps * padded(c) + e, V);
+    for (int tap = 0; tap < c->taps; tap++)
+        if (rows[tap]) sum += load(rows[tap] + e, lanes) * load(c->weight + tap * padded(c) + e, V);
+    return sum;
+}
+
+INLINE void conv_forward_at(const Conv *c, const float **rows, float *y, int e, int lanes) {
+    const vec sum = convolve(c, rows, e, lanes);
+    store(y + e, sum * sigmoid(sum), lanes);
+}
+
+/* history and new_history may be NULL. Returns 0, or -1 if memory runs out. */
+int conv_forward(const float *x, long x_row, const float *weight, const float *bias,
+                 const float *history, float *y, float *new_history, int batch, int length,
+                 int width, int taps, int threads) {
+    Conv c = {x, history, x_row, batch, length, width, taps, NULL};
+    if (pack_weight(&c, weight, bias)) return -1;
+    if ((long)batch * length * width * taps < SMALL) threads = 1;
+#pragma omp parallel for collapse(2) schedule(static) num_threads(threads)
+    for (int b = 0; b < batch; b++)
+        for (int t = 0; t < length; t++) {
+            const float *rows[taps];
+            float *out = y + ((long)b * length + t) * width;
+            int e = 0;
+            tap_rows(&c, b, t, rows);
+            for (; e + V <= width; e += V) conv_forward_at(&c, rows, out, e, V);
+            if (e < width) conv_forward_at(&c, rows, out, e, width - e);
+        }
+    for (int b = 0; new_history && b < batch; b++) {
+        const float *rows[taps];
+        tap_rows(&c, b, length, rows);
+        for (int tap = 0; tap < taps - 1; tap++)
+            memcpy(new_history + ((long)b * (taps - 1) + tap) * width, rows[tap],
+                   width * sizeof(float));
+    }
+    free(c.weight);
+    return 0;
+}
+
+/* One row of the batch and one block of channels, forward in time. The last `taps` inputs and
+ * gradients of the sum slide through x and dsum, so that dx follows taps - 1 steps behind. */
+INLINE void conv_backward_block(const Conv *c, int b, int e, int taps, int lanes, const float *dy,
+                                float *dx, float *dweight) {
+    const vec bias = load(c->weight + taps * padded(c) + e, V);
+    vec weight[taps], dw[taps], x[taps], dsum[taps], dbias = splat(0);
+    for (int tap = 0; tap < taps; tap++) {
+        weight[tap] = load(c->weight + tap * padded(c) + e, V);
+        dw[tap] = x[tap] = dsum[tap] = splat(0);
+    }
+    for (int t = 0; t < c->length + taps - 1; t++) {
+        const long row = (long)b * c->length + t;
+        for (int tap = 1; tap < taps; tap++) {
+            x[tap - 1] = x[tap];
+            dsum[tap - 1] = dsum[tap];
+        }
+        x[taps - 1] = dsum[taps - 1] = splat(0);
+        if (t < c->length) {
+            x[taps - 1] = load(c->x + row * c->x_row + e, lanes);
+            vec sum = bias;
+            for (int tap = 0; tap < taps; tap++) sum += x[tap] * weight[tap];
+            const vec grad = load(dy + row * c->width + e, lanes) * silu_slope(sum, sigmoid(sum));
+            for (int tap = 0; tap < taps; tap++) dw[tap] += x[tap] * grad;
+            dbias += grad;
+            dsum[taps - 1] = grad;
+        }
+        if (t >= taps - 1) {
+            vec sum = splat(0);
+            for (int tap = 0; tap < taps; tap++) sum += dsum[taps - 1 - tap] * weight[tap];
+            store(dx + (row - (taps - 1)) * c->width + e, sum, lanes);
+        }
+    }
+    for (int tap = 0; tap < taps; tap++) store(dweight + tap * padded(c) + e, dw[tap], V);
+    store(dweight + taps * padded(c) + e, dbias, V);
+}
+
+/* dy and all outputs are contiguous. Returns 0, or -1 if memory runs out. */
+int conv_backward(const float *dy, const float *x, long x_row, const float *weight,
+                  const float *bias, float *dx, float *dweight, float *dbias, int batch,
+                  int length, int width, int taps, int threads) {
+    Conv c = {x, NULL, x_row, batch, length, width, taps, NULL};
+    if (pack_weight(&c, weight, bias)) return -1;
+    if ((long)batch * length * width * taps < SMALL) threads = 1;
+    const long part = (taps + 1) * padded(&c);
+    float *parts = aligned_alloc(64, batch * part * sizeof(float));
+    if (!parts) {
+        free(c.weight);
+        return -1;
+    }
+#pragma omp parallel for collapse(2) schedule(dynamic, 4) num_threads(threads)
+    for (int b = 0; b < batch; b++)
+        for (int e = 0; e < width; e += V) {
+            const int lanes = min_int(V, width - e);
+            if (lanes == V && taps == 4)
+                conv_backward_block(&c, b, e, 4, V, dy, dx, parts + b * part);
+            else
+                conv_backward_block(&c, b, e, taps, lanes, dy, dx, parts + b * part);
+        }
+    for (int e = 0; e < width; e++)
+        for (int tap = 0; tap <= taps; tap++) {
+            float sum = 0;
+            for (int b = 0; b < batch; b++) sum += parts[b * part + tap * padded(&c) + e];
+            *(tap < taps ? dweight + (long)e * taps + tap : dbias + e) = sum;
+        }
+    free(parts);
+    free(c.weight);
+    return 0;
+}
