@@ -233,7 +233,14 @@ def inspect(
     print(f"written: {', '.join(map(str, files))}")
 
 
-def compare(config: Positional[Path], out: Path, assignments: Assignments = ()) -> None:
+def compare(
+    config: Positional[Path],
+    out: Path,
+    assignments: Assignments = (),
+    runner: str = "local",
+    jobs: int | None = None,
+    gpus_per_cell: float | None = None,
+) -> None:
     """Train and evaluate a matrix of agents x datasets x seeds and write a report.
 
     Finished runs are skipped, so the same command continues an interrupted comparison.
@@ -241,12 +248,16 @@ def compare(config: Positional[Path], out: Path, assignments: Assignments = ()) 
     Args:
         config: YAML file, e.g. configs/compare-hopper.yaml.
         out: folder for the runs and report.html.
+        runner: local (processes of this machine) or ray (the cluster of RAY_ADDRESS, or one here).
+        jobs: runs at once; by default as many as cores, free memory and GPUs allow.
+        gpus_per_cell: share of a GPU that a run takes, e.g. 0.25; by default one GPU, or its share
+            of one where --jobs is larger than their number.
     """
     from decision_seq.eval.compare import load_matrix, run_matrix
     from decision_seq.eval.report import write_report
 
     cells = load_matrix(config, list(assignments))
-    runs, failed = run_matrix(cells, out, print)
+    runs, failed = run_matrix(cells, out, print, runner, jobs, gpus_per_cell)
     if runs:
         write_report(runs, out / "report.html", failed)
         print(f"report: {out / 'report.html'}")

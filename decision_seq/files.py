@@ -132,8 +132,8 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Rows of a .jsonl file, each with a `step`; none if it does not exist. A last line that was
+def read_jsonl(path: Path, key: str = "step") -> list[dict[str, Any]]:
+    """Rows of a .jsonl file, each with a `key`; none if it does not exist. A last line that was
     cut off is left out. Raises UserError if the file is damaged otherwise."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -149,7 +149,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
             if number == len(lines):  # cut off by a crash
                 break
             row = None
-        if not isinstance(row, dict) or "step" not in row:
+        if not isinstance(row, dict) or key not in row:
             raise UserError(f"{path}: line {number} is damaged; remove that line")
         rows.append(row)
     return rows

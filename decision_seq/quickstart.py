@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -14,7 +17,7 @@ import yaml
 
 from decision_seq.data.sources import minari_dataset
 from decision_seq.errors import UserError
-from decision_seq.eval.compare import load_matrix, run_command, run_matrix
+from decision_seq.eval.compare import load_matrix, run_matrix
 from decision_seq.eval.figures import target_return
 from decision_seq.eval.report import load_runs, score_table, summary, write_report
 from decision_seq.files import write_text
@@ -51,8 +54,9 @@ def run(out: Path, seed: int) -> None:
     os.environ["MINARI_DATASETS_PATH"] = str((out / "datasets").resolve())
     if not minari_dataset.folder(DATASET).exists():
         command = ["collect", "hopper", "medium", "--steps", str(STEPS), "--seed", str(seed)]
-        if reason := run_command(command, print):
-            raise UserError(f"{out}: collecting the data failed ({reason})")
+        print(f"$ decision-seq {shlex.join(command)}")
+        if subprocess.run([sys.executable, "-m", "decision_seq", *command]).returncode:
+            raise UserError(f"{out}: collecting the data failed; its message is above")
     write_text(out / "run.yaml", yaml.safe_dump(RUN, sort_keys=False))
     matrix = {
         "base": "run.yaml",
@@ -65,7 +69,7 @@ def run(out: Path, seed: int) -> None:
     folders, failed = run_matrix(cells, out, print)
     if failed:
         reasons = ", ".join(f"{name} ({reason})" for name, reason in failed.items())
-        raise UserError(f"{out}: these runs failed: {reasons}; their messages are above")
+        raise UserError(f"{out}: these runs failed: {reasons}")
     write_report(folders, out / "report.html")
     runs = load_runs(folders)
     write_text(out / "target-return.svg", target_return(runs))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from conftest import random_episodes, write_npz
 
 from decision_seq import listing
 from decision_seq.cli import main
+from decision_seq.eval.ledger import read_ledger
 from decision_seq.eval.results import read_rows
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -128,8 +128,12 @@ def test_compare_resumes_and_reports(cli, toy_file: Path, tmp_path: Path) -> Non
     out = tmp_path / "out"
     code, text, err = cli("compare", path, "--out", out, *SMALL)
     assert code == 0, text + err
-    ledger = json.loads((out / "ledger.json").read_text())
-    assert ledger == {"mamba_toy_seed0": "finished", "bc_toy_seed0": "finished"}
+    events = [(e["cell"], e["event"]) for e in read_ledger(out)]
+    assert sorted(events) == [
+        (cell, event)
+        for cell in ("bc_toy_seed0", "mamba_toy_seed0")
+        for event in ("finished", "started")
+    ]
     html = (out / "report.html").read_text()
     assert "mamba" in html and "bc" in html
     code, text, _ = cli("compare", path, "--out", out, *SMALL)

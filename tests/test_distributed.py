@@ -79,8 +79,8 @@ def losses(run: Path, name: str = "loss") -> list[float]:
 
 @pytest.fixture
 def spoilt_file(tmp_path: Path) -> Path:
-    """Toy episodes, one with a return that is infinite once it is scaled: a window of it spoils the
-    share of one process only."""
+    """Toy episodes, one with a return whose square is infinite: a window of it spoils the share of
+    one process only."""
     episodes = toy_episodes()
     episodes.rewards[int(episodes.lengths[0]) - 1] = 1e37
     return write_npz(tmp_path / "spoilt.npz", episodes)
@@ -134,8 +134,8 @@ def test_a_bad_batch_ends_both_and_is_said_once(spoilt_file: Path, tmp_path: Pat
     process = torchrun(config_for(spoilt_file), tmp_path / "run")
     output, _ = process.communicate(timeout=100)
     assert process.returncode != 0
-    assert output.count("decision-seq: ") == 1 and "not finite" not in output, output
-    assert "the batch's returns_to_go hold NaN or infinity" in output
+    assert output.count("decision-seq: ") == 1, output
+    assert "1 of 15 windows give it by themselves" in output, output
     assert len(list((tmp_path / "run" / "nonfinite").iterdir())) == 1
 
 

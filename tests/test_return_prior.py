@@ -16,8 +16,8 @@ from decision_seq.agents.return_prior import FILE, ReturnPrior, ensure_prior, lo
 from decision_seq.data.store import EpisodeStore, open_store
 from decision_seq.envs.toy import PointRun
 from decision_seq.errors import UserError
-from decision_seq.eval.compare import _finished
 from decision_seq.eval.evaluate import evaluate_run
+from decision_seq.eval.ledger import finished
 from decision_seq.eval.report import find_runs, load_runs, score_table, summary, write_report
 from decision_seq.eval.results import Row, asked, read_rows
 from decision_seq.run_config import RunConfig, load_run_config
@@ -196,12 +196,12 @@ def test_auto_targets_from_training_to_report(
 def test_compare_knows_when_an_auto_evaluation_is_finished(toy_file: Path, tmp_path: Path) -> None:
     run, config = tmp_path / "run", toy_run(toy_file, train={"steps": 2})
     train(config, run, torch.device("cpu"))
-    assert not _finished(run, config)
+    assert not finished(run, config)
     assert {asked(row) for row in evaluated(run)} == {"auto (quantile 0.9)"}
-    assert _finished(run, config)
+    assert finished(run, config)
     other = replace(config, eval=replace(config.eval, target_quantile=0.8))
-    assert not _finished(run, other)
-    assert not _finished(run, replace(config, eval=replace(config.eval, targets=(5.0,))))
+    assert not finished(run, other)
+    assert not finished(run, replace(config, eval=replace(config.eval, targets=(5.0,))))
 
 
 class ShiftedRun(PointRun):

@@ -59,9 +59,7 @@ class World:
         the whole batch; the gradients are averaged on the way back."""
         if self.size == 1:
             return lambda batch: agent.loss(batch)
-        shared = DistributedDataParallel(
-            _Loss(agent), broadcast_buffers=False, find_unused_parameters=True
-        )
+        shared = DistributedDataParallel(_Loss(agent))
         return lambda batch: shared(batch, self.mean(batch.mask.sum().float()))
 
     def mean(self, value: Tensor) -> Tensor:
