@@ -18,6 +18,7 @@ from PIL import Image
 from decision_seq.agents import AgentSpec
 from decision_seq.agents.return_conditioned import ReturnConditionedConfig
 from decision_seq.backbones.mamba import MambaConfig
+from decision_seq.envs.registry import make
 from decision_seq.errors import UserError
 from decision_seq.eval import video
 from decision_seq.eval.rollout import rollout
@@ -191,3 +192,23 @@ def test_mujoco_is_drawn_without_a_screen(tmp_path: Path) -> None:
     assert (robot[..., 0] - robot[..., 2] > 40).sum() > 1000  # a brown leg on a grey floor
     moved = np.abs(frames[-1][:480].astype(int) - frames[0][:480]).max(axis=-1) > 60
     assert moved.sum() > 1000
+
+
+def test_atari_is_shown_in_colour() -> None:
+    pytest.importorskip("ale_py")
+    video.check_video("breakout")
+    env, rng, actions, total, ended = make("breakout"), np.random.default_rng(0), [], 0.0, False
+    env.reset(seed=3)
+    while not ended:
+        actions.append(rng.integers(4))
+        _, reward, ended, _, _ = env.step(actions[-1])
+        total += float(reward)
+    row = {"target": 90.0, "env": "breakout", "env_seed": 3, "episode_return": total}
+    row |= {"agent": "dm", "context": "window"}
+    clip = video.Clip(row, np.array(actions), "best of 1")
+    drawn = make("breakout", render_mode="rgb_array")
+    frames = list(video.replay(drawn, clip, 10))
+    assert len(frames) == -(-len(actions) // 10) and frames[0].shape[1] == 320
+    picture = frames[-1][:420:2, ::2]
+    assert np.array_equal(picture, drawn.render())
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) >= 8  # rows of bricks in six colours
