@@ -23,10 +23,23 @@ HOPPER = CONFIGS / "hopper-decision-mamba.yaml"
 @pytest.mark.parametrize("path", RUNS, ids=lambda p: p.stem)
 def test_every_config_builds_its_agent(path: Path) -> None:
     config = load_run_config(path)
-    agent = config.agent.agent(config.agent, AgentSpec((11,), 3, False, 999))
+    atari = config.env in ("breakout", "pong", "qbert", "seaquest")
+    spec = AgentSpec((84, 84), 6, True, 999) if atari else AgentSpec((11,), 3, False, 999)
+    agent = config.agent.agent(config.agent, spec)
     assert isinstance(agent, SequenceAgent)
     env = path.stem.partition("-")[0]
     assert config.env.lower().startswith(env) and config.name in PRESETS
+
+
+@pytest.mark.parametrize("game", ["breakout", "pong", "qbert", "seaquest"])
+def test_attention_and_mamba_play_every_game(game: str) -> None:
+    for preset in ("decision-transformer", "decision-mamba"):
+        config = load_run_config(CONFIGS / f"{game}.yaml", [f"agent.preset={preset}"])
+        assert config.env == game and config.name == preset
+        agent = config.agent.agent(config.agent, AgentSpec((84, 84), 6, True, 999))
+        assert agent.features == 3136 and config.agent.returns.clipped
+    mixers = load_run_config(CONFIGS / f"{game}.yaml", ["agent.encoder.kind=symmetric"])
+    assert mixers.agent.encoder is not None and mixers.agent.encoder.kind == "symmetric"
 
 
 @pytest.mark.parametrize("preset", PRESETS)

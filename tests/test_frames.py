@@ -470,6 +470,7 @@ def test_agents_from_before_frames_are_read(tmp_path: Path) -> None:
     old |= {"action_dim": 2, "discrete": False, "max_timestep": 9}
     old_config = json.loads(header["config"])
     del old_config["encoder"], old_config["returns"]["clipped"]
+    changed = {"spec": json.dumps(old), "config": json.dumps(old_config)}
     path.write_bytes(save(tensors, header | changed))
     assert load_agent(path).spec == spec
 
