@@ -54,6 +54,7 @@ class Drawn(gym.Env[np.ndarray, np.ndarray]):
 
 gym.register("decision-seq-tests/Drawn-v0", Drawn)
 gym.register("decision-seq-tests/Fickle-v0", Drawn, kwargs={"honest": False})
+ENDS = (".mp4", ".gif")
 DRAWN, FICKLE = "decision-seq-tests/Drawn-v0", "decision-seq-tests/Fickle-v0"
 
 
@@ -93,21 +94,27 @@ def test_actions_are_recorded_and_change_no_row() -> None:
 def test_a_film_is_the_episode(tmp_path: Path) -> None:
     rows, actions = evaluated(DRAWN, [50.0], 5)
     shown: list[tuple[int, int]] = []
-    files = video.write_videos(tmp_path, rows, actions, ["best"], lambda *n: shown.append(n))
-    name = "decision-seq-tests-Drawn-v0_last-7_stream_50_best"
-    assert files == [tmp_path / "videos" / f"{name}{end}" for end in (".mp4", ".gif")]
-    assert sorted(files) == sorted((tmp_path / "videos").iterdir())
-    lane = int(np.argmax([row["episode_return"] for row in rows]))
-    length = rows[lane]["length"]
-    frames, speed = frames_of(files[0])
-    assert speed == 30 and len(frames) == -(-length // 2)  # 60 steps a second: every other one
-    assert shown == [(n + 1, len(frames)) for n in range(len(frames))]
-    # the last frame is the last step: how wide the stripe is says where the point has come to
-    place = sum(1 + float(step[lane, 0]) for step in actions[:length])
-    stripe = (frames[-1][100, :, 0] > 128).sum()
-    assert stripe == pytest.approx(min(2 * int(2 * place), 322), abs=4)
-    with Image.open(files[1]) as gif:
-        assert gif.n_frames == -(-len(frames) // 3) and gif.width == video.GIF_WIDTH
+    picks: list[video.Pick] = ["best", "worst"]
+    written = video.write_videos(tmp_path, rows, actions, picks, lambda *n: shown.append(n))
+    name = "decision-seq-tests-Drawn-v0_last-7_stream_50_{}"
+    files = [tmp_path / "videos" / f"{name.format(pick)}{end}" for pick in picks for end in ENDS]
+    assert written == files and sorted(files) == sorted((tmp_path / "videos").iterdir())
+    returns = [row["episode_return"] for row in rows]
+    best, worst = int(np.argmax(returns)), int(np.argmin(returns))
+    assert best != worst and len({row["length"] for row in rows}) > 1
+    assert shown == [(n + 1, len(shown)) for n in range(len(shown))]
+    for file, lane in zip(files[::2], (best, worst), strict=True):
+        length = rows[lane]["length"]
+        frames, speed = frames_of(file)
+        assert speed == 30 and len(frames) == -(-length // 2)  # 60 steps a second: every other one
+        # the last frame is the last step: the stripe's width says where the point has come to
+        place = sum(1 + float(step[lane, 0]) for step in actions[:length])
+        stripe = (frames[-1][100, :, 0] > 128).sum()
+        assert stripe == pytest.approx(min(2 * int(2 * place), 322), abs=4)
+        with Image.open(file.with_suffix(".gif")) as gif:
+            assert gif.n_frames == -(-len(frames) // 3) and gif.width == video.GIF_WIDTH
+        shown = shown[len(frames) :]
+    assert not shown
 
 
 def test_captions_say_target_return_and_step() -> None:
@@ -121,10 +128,11 @@ def test_captions_say_target_return_and_step() -> None:
     drawn = video.captioned(picture, clip, 3, 12.3)
     assert drawn.shape[0] % 2 == 0 and drawn.shape[1] == 322
     assert np.array_equal(drawn[:102], picture.repeat(2, 0).repeat(2, 1))  # nothing is drawn over
-    strip = drawn[102:]
+    strip, without_bar = drawn[102:], slice(102, -4)
     assert (strip == 255).all(axis=-1).sum() > 50  # white letters
-    assert not np.array_equal(strip, video.captioned(picture, clip, 4, 12.3)[102:])
-    assert not np.array_equal(strip, video.captioned(picture, clip, 3, 25.0)[102:])
+    for step, total in ((4, 12.3), (3, 25.0)):
+        other = video.captioned(picture, clip, step, total)
+        assert not np.array_equal(drawn[without_bar], other[without_bar])
     blue = (strip[-1] == (59, 130, 246)).all(axis=-1).sum()
     assert blue == pytest.approx(322 * 12.3 / 50, abs=2)
 

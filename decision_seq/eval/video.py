@@ -106,8 +106,8 @@ def _choose_backend() -> None:
     if given:
         raise UserError(f"MUJOCO_GL={given} cannot draw here; unset it, and --video looks for one")
     raise UserError(
-        f"--video found no way to draw MuJoCo without a screen (tried {', '.join(BACKENDS)}); "
-        "install a GPU's EGL driver or, on Debian and Ubuntu, `apt-get install libosmesa6`"
+        f"--video found no way to draw MuJoCo (tried {', '.join(BACKENDS)}); install a GPU's EGL "
+        "driver or, on Debian and Ubuntu, `apt-get install libosmesa6`"
     )
 
 
@@ -196,7 +196,6 @@ def replay(env: gym.Env[Any, Any], clip: Clip, every: int) -> Iterator[np.ndarra
 def captioned(picture: np.ndarray, clip: Clip, step: int, total: float) -> np.ndarray:
     """`picture` [h, w, 3], enlarged if it is small, above two lines of text and a bar that is full
     when the target is reached. Width and height are even, as encoders want them."""
-    picture = np.asarray(picture, np.uint8)
     times = math.ceil(NARROWEST / picture.shape[1])
     picture = picture.repeat(times, axis=0).repeat(times, axis=1)
     picture = picture[:, : picture.shape[1] // 2 * 2]
@@ -206,12 +205,10 @@ def captioned(picture: np.ndarray, clip: Clip, step: int, total: float) -> np.nd
     image = Image.new("RGB", (width, height + strip), (24, 24, 27))
     image.paste(Image.fromarray(picture), (0, 0))
     draw = ImageDraw.Draw(image)
-    for top, text, colour in (
-        (0.25 * size, clip.numbers(step, total), (255, 255, 255)),
-        (1.55 * size, clip.title, (170, 170, 180)),
-    ):
-        fitting = _font(size, text, width - size)
-        draw.text((size / 2, height + top), text, font=fitting, fill=colour)
+    lines = ((0.25, clip.numbers(step, total), "#ffffff"), (1.55, clip.title, "#aaaab4"))
+    for line, text, colour in lines:
+        font = _font(size, text, width - size)
+        draw.text((size / 2, height + line * size), text, colour, font)
     target = clip.row["target"]
     if target is not None and target > 0:
         reached = min(max(total / target, 0.0), 1.0) * width
@@ -221,13 +218,10 @@ def captioned(picture: np.ndarray, clip: Clip, step: int, total: float) -> np.nd
 
 def _font(size: int, text: str, width: float) -> Any:
     """Pillow's own font, so large that `text` fits into `width` pixels, `size` at most."""
-    needed = _sized(size).getlength(text)
-    return _sized(min(size, int(size * width / needed)))
+    return _sized(min(size, int(size * width / _sized(size).getlength(text))))
 
 
-@cache
-def _sized(size: int) -> Any:
-    return ImageFont.load_default(size)
+_sized = cache(ImageFont.load_default)
 
 
 def _write(path: Path, frames: Iterator[np.ndarray], speed: float) -> None:
