@@ -164,6 +164,7 @@ def evaluate_agent(
         dataset={"name": data["name"], "hash": data["hash"]},
         context=protocol.context,
         context_length=config.agent.context_length,
+        trained_steps=agent.spec.max_timestep + 1,  # of the longest episode it learnt from
         checkpoint=checkpoint,
         checkpoint_rule=_rule(checkpoint, config),
         candidates=_candidates(run, checkpoint, candidates),
@@ -225,6 +226,12 @@ def summary_table(rows: list[Row]) -> None:
     Console().print(table)
     if first["ood_mean"] is not None:
         print("OOD: how far visited states lie from the data's (mean 0), in standard deviations")
+    longest, trained = max(row["length"] for row in rows), first["trained_steps"]
+    if longest > trained:
+        print(
+            f"Episodes took up to {longest} steps, the longest in training {trained}: all steps "
+            "beyond share the last timestep's embedding."
+        )
     if first["env"].startswith("Walker2d-v5"):
         print("Walker2d-v5 has other foot friction than v2 to v4: these are not D4RL-v2 scores.")
 

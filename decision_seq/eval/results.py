@@ -51,6 +51,7 @@ OLDER: Row = {
     "candidates": None,
     "episodes": None,
     "lanes": None,
+    "trained_steps": None,
     "parameters": None,
     "peak_memory_mib": None,
     "hardware": None,
