@@ -6,52 +6,56 @@ import base64
 import io
 import json
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from PIL import Image
 
-from decision_seq.eval.evaluate import evaluate_run
+from decision_seq.cli import main
 from decision_seq.eval.report import write_report
-from decision_seq.run_config import load_run_config
-from decision_seq.train.checkpoint import agent_path
-from decision_seq.train.loop import train
 
 pytestmark = pytest.mark.browser
 CONFIG = Path(__file__).parents[1] / "configs" / "point-run-decision-mamba.yaml"
-SMALL = ["train.steps=6", "train.log_interval=1", "eval.episodes=3"]
+SMALL = ["train.steps=6", "train.log_interval=1", "train.checkpoint_interval=2"]
+SMALL += ["train.keep_interval=2", "eval.episodes=3"]
 SEEDS = 6  # enough for intervals
 PAPER = 718  # pixels between the margins of A4
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory, toy_file: Path) -> Path:
-    """A report of two agents, six seeds, two targets, both contexts. One seed of each is trained,
-    for six steps; the others are copies of it with other returns."""
+    """A report of two agents, six seeds, two targets, both contexts, with inspections and the best
+    of three checkpoints: every section there is. One seed of each is trained, for six steps; the
+    others are copies of it with other returns."""
     folder = tmp_path_factory.mktemp("report")
     runs: list[Path] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("decision_seq.data.store.cache_dir", lambda: folder / "cache")
         for shift, preset in enumerate(["decision-mamba", "decision-transformer"]):
             first = folder / f"{preset}-0"
-            config = load_run_config(
-                CONFIG,
-                [*SMALL, f"name={preset}", f"agent.preset={preset}", f"data.sources=[{toy_file}]"],
-            )
-            train(config, first, torch.device("cpu"))
+            settings = [*SMALL, f"name={preset}", f"agent.preset={preset}"]
+            settings.append(f"data.sources=[{toy_file}]")
+            sets = [word for setting in settings for word in ("--set", setting)]
+            command("train", CONFIG, *sets, "--out", first)
+            command("inspect", first)
             for context in ("window", "stream"):
-                evaluate_run(
-                    first, agent_path(first), 6, "last", torch.device("cpu"),
-                    [5.0, 12.0], 3, context, None, 0, lambda done, lanes: None,
-                )  # fmt: skip
+                command("evaluate", first, "--targets", 5, 12, "--context", context)
+            command("evaluate", first, "--checkpoint", "best")
             runs += [first, *(copied(first, seed, shift) for seed in range(1, SEEDS))]
     write_report(runs, folder / "report.html")
     return folder / "report.html"
+
+
+def command(*words: object) -> None:
+    """Run `decision-seq WORDS` in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["decision-seq", *map(str, words)])
+        main()
 
 
 def copied(run: Path, seed: int, shift: float) -> Path:
