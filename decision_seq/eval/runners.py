@@ -75,7 +75,9 @@ def share_out(
             f"a cell may take {MEMORY_A_CELL:g}; --jobs {wanted} insists"
         )
         wanted = fitting
-    return Share(wanted, max(1, cores // wanted), each if gpus else 0.0, remark)
+    said = os.environ.get("OMP_NUM_THREADS", "")  # the user knows better
+    threads = int(said) if said.isdecimal() else max(1, cores // wanted)
+    return Share(wanted, threads, each if gpus else 0.0, remark)
 
 
 class LocalRunner:
@@ -91,7 +93,7 @@ class LocalRunner:
 
     def start(self, work: Work) -> None:
         slot = self.slots.pop()
-        environment = _threads(self.share.threads)
+        environment = {"OMP_NUM_THREADS": str(self.share.threads)}
         if self.gpus:
             names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
             names = names if names != [""] else [str(i) for i in range(self.gpus)]
@@ -144,7 +146,7 @@ class RayRunner:
         capacity, gpus = int(total.get("CPU", 1)), total.get("GPU", 0.0)
         self.share = share_out(cells, jobs, gpus_per_cell, capacity, float("inf"), gpus)
         passed = {k: v for k, v in os.environ.items() if k.startswith(PASSED_ON)}
-        self.environment = passed | _threads(self.share.threads)
+        self.environment = passed | {"OMP_NUM_THREADS": str(self.share.threads)}
         self.task = ray.remote(
             num_cpus=self.share.threads, num_gpus=self.share.gpus, max_retries=0
         )(run_to_end)
@@ -196,8 +198,3 @@ def free_memory() -> float:
         limit = float((group / "memory.max").read_text())
         free = min(free, limit - float((group / "memory.current").read_text()))
     return free / 2**30
-
-
-def _threads(count: int) -> dict[str, str]:
-    """Threads of torch and its libraries, unless the user has said how many."""
-    return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(count))}

@@ -32,7 +32,8 @@ def save_checkpoint(
     keep_interval: int = 0,
 ) -> None:
     """Write a checkpoint; keep the last one, the one with the lowest validation loss, and the
-    weights of every `keep_interval` steps (0: of none)."""
+    weights of every `keep_interval` steps (0: of none). One written on interruption comes without
+    a validation loss and is no candidate, so that an interruption changes no result."""
     folder = _folder(run, step)
     if folder.exists():  # left by a run that stopped between writing it and indexing it
         shutil.rmtree(folder)
@@ -45,8 +46,8 @@ def save_checkpoint(
     index = read_index(run) if has_checkpoint(run) else {}
     best = index.get("validation", entry)
     best_loss = best["validation_loss"]
-    # without a validation loss there is no better one than the last
-    if validation_loss is None or best_loss is None or not best_loss <= validation_loss:
+    # where nothing is held out there is no better one than the last
+    if best_loss is None or (validation_loss is not None and not best_loss <= validation_loss):
         best = entry
     index = {"last": entry, "validation": best}
     write_text(run / "checkpoints" / "index.json", json.dumps(index))

@@ -164,7 +164,8 @@ def _loop(
     clock, saved = _Clock(learner.step), learner.step
 
     def write_checkpoint() -> None:
-        error = validation_loss(learner.averaged, validation, config)
+        due = learner.step % settings.checkpoint_interval == 0 or learner.step == settings.steps
+        error = validation_loss(learner.averaged, validation, config) if due else None
         if error is not None:
             log.write(learner.step, validation_loss=error)
         state, keep = learner.state(), config.train.keep_interval

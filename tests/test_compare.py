@@ -1,0 +1,315 @@
+"""compare: killed at any moment it completes, a failing cell fails alone, machines are shared."""
+
+from __future__ import annotations
+
+import io
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from rich.console import Console
+
+from decision_seq.errors import UserError
+from decision_seq.eval.board import Board, progress
+from decision_seq.eval.compare import load_matrix, run_matrix
+from decision_seq.eval.evaluate import evaluate_run
+from decision_seq.eval.ledger import Ledger, read_ledger
+from decision_seq.eval.results import read_rows
+from decision_seq.eval.runners import Share, free_memory, share_out
+from decision_seq.eval.work import CellProcess, Ended, Work
+from decision_seq.files import exclusive, read_jsonl
+from decision_seq.run_config import write_run_config
+from decision_seq.train.checkpoint import agent_path, read_index
+from decision_seq.train.log import MetricsLog
+from decision_seq.train.loop import train
+
+TOY = Path(__file__).parents[1] / "configs" / "point-run-decision-mamba.yaml"
+
+
+def matrix(toy_file: Path, folder: Path, **changes: Any) -> Path:
+    """A comparison of a small agent on two datasets, of which the first does not exist."""
+    plain = {
+        "base": str(TOY),
+        "agents": {"dt": {"preset": "decision-transformer"}},
+        "datasets": {"missing": ["/nowhere/data.npz"], "toy": [str(toy_file)]},
+        "seeds": [0],
+        "overrides": {
+            "agent": {"backbone": {"width": 16, "layers": 1, "dropout": 0.1}},
+            "train": {"steps": 80, "checkpoint_interval": 20, "log_interval": 20},
+            "eval": {"episodes": 2, "targets": [5]},
+        },
+    } | changes
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "compare.yaml"
+    path.write_text(yaml.safe_dump(plain, sort_keys=False))
+    return path
+
+
+def by_hand(path: Path, out: Path) -> Path:
+    """Every cell of the comparison in `path` that has data, trained and evaluated in one go."""
+    for cell in load_matrix(path, []):
+        if "missing" not in cell.name:
+            run = out / "runs" / cell.name
+            train(cell.config, run, torch.device("cpu"))
+            evaluate_run(
+                run, agent_path(run), cell.config.train.steps, "last", torch.device("cpu"),
+                None, None, None, None, None, lambda done, lanes: None,
+            )  # fmt: skip
+    return out
+
+
+def start(path: Path, out: Path, *options: str) -> subprocess.Popen[str]:
+    """`decision-seq compare`."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "decision_seq", "compare", str(path), "--out", str(out), *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def measured(out: Path) -> dict[str, list[dict[str, Any]]]:
+    """Learning curve and rows of every run, but for how long things took."""
+    found = {}
+    for run in sorted((out / "runs").iterdir()):
+        rows = read_jsonl(run / "metrics.jsonl") + read_rows(run)
+        if rows:
+            timed = ("milliseconds_per_step", "steps_per_second", "peak_memory_mib")
+            found[run.name] = [{k: v for k, v in r.items() if k not in timed} for r in rows]
+    return found
+
+
+def events(out: Path, kind: str) -> list[str]:
+    return [event["cell"] for event in read_ledger(out) if event["event"] == kind]
+
+
+def complete(path: Path, out: Path, kills: list[float], *options: str) -> str:
+    """Kill the command after so many seconds, again and again; then let it complete."""
+    for seconds in kills:
+        process = start(path, out, *options)
+        time.sleep(seconds)
+        process.kill()
+        process.wait()
+    output, _ = start(path, out, *options).communicate(timeout=250)
+    return output
+
+
+def until(happened: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 100
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+# ---- kill -9, then the same command --------------------------------------------------------------
+
+
+def test_killed_it_completes_and_names_what_fails(toy_file: Path, tmp_path: Path) -> None:
+    path, out = matrix(toy_file, tmp_path), tmp_path / "out"
+    first = start(path, out)
+    run = out / "runs" / "dt_toy_seed0"
+    until(lambda: (run / "checkpoints" / "index.json").exists())
+    first.kill()
+    first.wait()
+    output = complete(path, out, [random.Random(0).uniform(2, 4)])
+    assert "1 of 2 runs failed: dt_missing_seed0" in output, output
+    assert measured(out) == measured(by_hand(path, tmp_path / "hand"))
+    assert events(out, "finished") == ["dt_toy_seed0"]
+    assert 2 <= events(out, "started").count("dt_toy_seed0") <= 3
+    (failure, *_) = [e for e in read_ledger(out) if e["event"] == "failed"]
+    assert failure["cell"] == "dt_missing_seed0" and "/nowhere/data.npz" in failure["reason"]
+    assert "/nowhere/data.npz" in Path(failure["log"]).read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_killed_at_random_moments_it_completes(seed: int, toy_file: Path, tmp_path: Path) -> None:
+    draw = random.Random(seed)
+    path = matrix(toy_file, tmp_path, seeds=[0, 1], datasets={"toy": [str(toy_file)]})
+    out, kills = tmp_path / "out", [draw.uniform(1, 20) for _ in range(4)]
+    output = complete(path, out, kills, "--jobs", str(1 + seed % 2))
+    assert "report.html" in output, output
+    assert measured(out) == measured(by_hand(path, tmp_path / "hand"))
+    assert sorted(events(out, "finished")) == ["dt_toy_seed0", "dt_toy_seed1"]
+    assert events(out, "failed") == []
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_the_running_cell(toy_file: Path, tmp_path: Path) -> None:
+    path = matrix(toy_file, tmp_path, datasets={"toy": [str(toy_file)]})
+    out, run = tmp_path / "out", tmp_path / "out" / "runs" / "dt_toy_seed0"
+    long = ["--set", "train.steps=1000000", "--set", "train.checkpoint_interval=1000000"]
+    process = start(path, out, *long)
+    until(lambda: len(read_jsonl(run / "metrics.jsonl")) > 2)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130 and "the same command goes on" in output, output
+    assert read_index(run)["last"]["step"] >= read_jsonl(run / "metrics.jsonl")[-1]["step"]
+    assert events(out, "stopped") == ["dt_toy_seed0"]
+
+
+def test_a_cell_waits_for_what_a_killed_comparison_left(toy_file: Path, tmp_path: Path) -> None:
+    """The command inherits the lock, so it holds although the process that took it is gone."""
+    (cell,) = load_matrix(matrix(toy_file, tmp_path, datasets={"toy": [str(toy_file)]}), [])
+    config = tmp_path / "cell.yaml"
+    write_run_config(cell.config, config)
+    steps = ("--set", "train.steps=10000000")
+    command = ("train", str(config), "--out", str(tmp_path / "run"), *steps)
+    lock, log = tmp_path / "cell.lock", tmp_path / "cell.log"
+    work = Work("cell", tmp_path / "run", cell.config, (command,), lock, log)
+    earlier = CellProcess(work, {})
+    assert earlier.poll() is None
+    orphan = earlier.process
+    assert orphan is not None and earlier.lock is not None
+    earlier.lock.close()  # as when its process dies
+    later = CellProcess(replace(work, commands=(("list", "nothing"),)), {})
+    for _ in range(3):
+        assert later.poll() is None and later.process is None
+    orphan.kill()
+    orphan.wait()
+    until(lambda: (later.poll() or later.process) is not None)
+    ended: list[Ended] = []
+    until(lambda: bool(ended.append(e) or True if (e := later.poll()) else False))
+    assert ended[0].reason is not None and ended[0].reason.startswith("exit code 2")
+
+
+def test_one_comparison_a_folder(toy_file: Path, tmp_path: Path) -> None:
+    cells = load_matrix(matrix(toy_file, tmp_path), [])
+    lock = exclusive(tmp_path / "out" / ".compare.lock", wait=False)
+    with lock, pytest.raises(UserError, match="another process is writing there"):
+        run_matrix(cells, tmp_path / "out", print)
+
+
+def test_a_cut_off_line_is_dropped_from_the_ledger(tmp_path: Path) -> None:
+    Ledger(tmp_path).add("a", "started", attempt=1)
+    with (tmp_path / "ledger.jsonl").open("a") as file:
+        file.write('{"cell": "b", "ev')
+    again = Ledger(tmp_path)
+    again.add("a", "finished")
+    assert [(e["cell"], e["event"]) for e in read_ledger(tmp_path)] == [
+        ("a", "started"),
+        ("a", "finished"),
+    ]
+    assert again.last("a") == "finished" and again.last("b") is None
+
+
+# ---- sharing out ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("cells", "jobs", "each", "machine", "wanted"),
+    [
+        (20, None, None, (2, 20.0, 0), Share(2, 1)),  # as many as cores
+        (1, None, None, (8, 20.0, 0), Share(1, 8)),  # no more than cells
+        (20, 3, None, (8, 20.0, 0), Share(3, 2)),
+        (20, 8, None, (8, 5.0, 0), Share(8, 1)),  # who says so gets it
+        (20, None, None, (16, 99.0, 2), Share(2, 8, 1.0)),  # one a GPU
+        (20, 8, None, (16, 99.0, 2), Share(8, 2, 0.25)),
+        (20, None, 0.25, (16, 99.0, 1), Share(4, 4, 0.25)),
+        (20, 8, 0.5, (16, 99.0, 1), Share(2, 8, 0.5)),  # more would not fit
+    ],
+)
+def test_cores_and_gpus_are_divided(
+    cells: int,
+    jobs: int | None,
+    each: float | None,
+    machine: tuple[int, float, float],
+    wanted: Share,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert share_out(cells, jobs, each, *machine) == wanted
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert share_out(cells, jobs, each, *machine).threads == 3
+
+
+def test_little_memory_means_fewer_cells_and_a_sentence() -> None:
+    share = share_out(20, None, None, 8, 5.0, 0)
+    assert share.jobs == 2
+    assert share.remark.startswith("2 cells at once instead of 8: 5.0 GiB of memory are free")
+    assert share_out(20, None, None, 8, 0.3, 0).jobs == 1
+    assert 0 < free_memory() < 1e6
+
+
+def test_what_cannot_be_shared_out_is_refused(toy_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--jobs is 0"):
+        share_out(2, 0, None, 2, 5.0, 0)
+    with pytest.raises(UserError, match=r"--gpus-per-cell is 3\.0; there are 2 GPUs"):
+        share_out(2, None, 3.0, 2, 5.0, 2)
+    cells = load_matrix(matrix(toy_file, tmp_path), [])
+    with pytest.raises(UserError, match="--runner slurm: does not exist; choose local or ray"):
+        run_matrix(cells, tmp_path / "out", print, "slurm")
+
+
+# ---- the matrix ----------------------------------------------------------------------------------
+
+
+def test_options_are_an_axis(toy_file: Path, tmp_path: Path) -> None:
+    options = {"short": {"agent": {"context_length": 3}}, "long": {"agent": {"context_length": 9}}}
+    cells = load_matrix(matrix(toy_file, tmp_path, options=options, seeds=[0, 1]), [])
+    assert len(cells) == 8 and len({cell.name for cell in cells}) == 8
+    found = {(c.config.name, c.config.agent.context_length) for c in cells}
+    assert found == {("dt short", 3), ("dt long", 9)}
+    assert cells[0].name == "dt_short_missing_seed0"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"options": {"a/b": {}}}, "label 'a/b'"),
+        ({"options": {"a": {"seed": 3}}}, "options.a sets seed"),
+        ({"options": {"a": {"agent": {"widht": 3}}}}, "widht"),
+        ({"agents": {"a": {}, "a_b": {}}, "options": {"c": {}, "b_c": {}}}, "would be called"),
+    ],
+)
+def test_bad_options_are_refused(
+    changes: dict[str, Any], words: str, toy_file: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=words):
+        load_matrix(matrix(toy_file, tmp_path, **changes), [])
+
+
+def test_set_reaches_the_matrix_and_its_cells(toy_file: Path, tmp_path: Path) -> None:
+    path = matrix(toy_file, tmp_path)
+    (cell,) = load_matrix(
+        path, ["datasets={toy: [b.npz]}", "seeds=[7]", "train.steps=5", "datasets.missing=[a.npz]"]
+    )[:1]
+    assert [Path(s).name for s in cell.config.data.sources] == ["a.npz"]
+    assert cell.config.seed == 7 and cell.config.train.steps == 5
+
+
+# ---- what is seen --------------------------------------------------------------------------------
+
+
+def test_the_table_shows_progress(toy_file: Path, tmp_path: Path) -> None:
+    cells = load_matrix(matrix(toy_file, tmp_path), ["train.steps=1000"])
+    run = tmp_path / "run"
+    running = {cells[1].name: (run, cells[1].config)}
+    board = Board([cell.name for cell in cells])
+    board.states |= {cells[0].name: "failed", cells[1].name: "running"}
+
+    def shown() -> str:
+        console = Console(width=100, record=True, file=io.StringIO())
+        console.print(board.table(running))
+        return console.export_text()
+
+    assert "starting" in shown() and "0/1000" in shown()
+    run.mkdir()
+    with MetricsLog(run, 0) as log:
+        log.write(200, loss=0.51234, steps_per_second=10.0)
+        log.write(200, validation_loss=0.6)
+    text = shown()
+    for words in ("training", "200/1000", "10.0", "0.5123", "0:01:20", "1 failed, 1 running"):
+        assert words in text
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 1000, "loss": 0.4, "steps_per_second": 9.0}\n{"step": 10')
+    assert progress(run)["step"] == 1000 and "evaluating" in shown()
