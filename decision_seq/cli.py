@@ -247,7 +247,7 @@ def compare(
 
     Args:
         config: YAML file, e.g. configs/compare-hopper.yaml.
-        out: folder for the runs and report.html.
+        out: folder for the runs and the report (report.html, .md, .csv, .json).
         runner: local (processes of this machine) or ray (the cluster of RAY_ADDRESS, or one here).
         jobs: runs at once; by default as many as cores, free memory and GPUs allow.
         gpus_per_cell: share of a GPU that a run takes, e.g. 0.25; by default one GPU, or its share
@@ -266,16 +266,17 @@ def compare(
 
 
 def report(runs: Positional[tuple[Path, ...]], out: Path = Path("report.html")) -> None:
-    """Write a report from the rows of run folders: self-contained HTML, or a table in Markdown.
+    """Write a report from the rows of run folders: a self-contained page, Markdown, CSV and JSON.
 
     Args:
         runs: run folders, or folders that hold some.
-        out: file to write, .html or .md.
+        out: file to write; .html with .md, .csv and .json beside it, or one of these alone.
     """
-    from decision_seq.eval.report import find_runs, write_report
+    from decision_seq.eval.report import write_report
+    from decision_seq.eval.report_runs import find_runs
 
-    write_report(find_runs(runs), out)
-    print(f"report: {out}")
+    files = write_report(find_runs(runs), out)
+    print(f"report: {', '.join(map(str, files))}")
 
 
 def list_(what: Positional[Literal["backbones", "agents", "envs", "tiers", "kernels"]]) -> None:

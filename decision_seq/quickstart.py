@@ -19,7 +19,9 @@ from decision_seq.data.sources import minari_dataset
 from decision_seq.errors import UserError
 from decision_seq.eval.compare import load_matrix, run_matrix
 from decision_seq.eval.figures import target_return
-from decision_seq.eval.report import load_runs, score_table, summary, write_report
+from decision_seq.eval.report import write_report
+from decision_seq.eval.report_data import Data
+from decision_seq.eval.report_runs import load_runs
 from decision_seq.files import write_text
 
 DATASET = "decision-seq/hopper/medium-v0"
@@ -71,10 +73,12 @@ def run(out: Path, seed: int) -> None:
         reasons = ", ".join(f"{name} ({reason})" for name, reason in failed.items())
         raise UserError(f"{out}: these runs failed: {reasons}")
     write_report(folders, out / "report.html")
-    runs = load_runs(folders)
-    write_text(out / "target-return.svg", target_return(runs))
+    data = Data(load_runs(folders), {})
+    runs = data.runs
+    figure = target_return(runs, runs[0].dataset["name"], data.style)
+    write_text(out / "target-return.svg", figure)
     print()
-    for sentence in summary(score_table(runs), runs):
+    for sentence in data.summary:
         print(sentence)
     data_mean = json.loads((folders[0] / "dataset.json").read_text())["return_mean"]
     for one in runs:

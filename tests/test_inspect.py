@@ -278,7 +278,7 @@ def test_inspect_a_run_and_report_it(cli: Any, toy_file: Path, tmp_path: Path) -
 
     assert cli("report", out, "--out", report)[0] == 0
     html = report.read_text()
-    assert "What it looks back at" in html and html.count("<svg") == 3
+    assert "What it looks back at" in html and "influence on the action" in html
     half = numbers["influence"]["half_life"]
     assert f"{half['tokens']} tokens ({half['steps']} steps)" in html and "not measured" in html
     cli("inspect", out, "--context-length", "20")

@@ -18,7 +18,9 @@ from decision_seq.envs.toy import PointRun
 from decision_seq.errors import UserError
 from decision_seq.eval.evaluate import evaluate_run
 from decision_seq.eval.ledger import finished
-from decision_seq.eval.report import find_runs, load_runs, score_table, summary, write_report
+from decision_seq.eval.report import write_report
+from decision_seq.eval.report_data import Data
+from decision_seq.eval.report_runs import find_runs, load_runs
 from decision_seq.eval.results import Row, asked, read_rows
 from decision_seq.run_config import RunConfig, load_run_config
 from decision_seq.run_config import run_config as resolve
@@ -183,10 +185,11 @@ def test_auto_targets_from_training_to_report(
     given = evaluated(run, targets=[12.0])
     assert {(r["target_rule"], r["target_quantile"]) for r in given} == {("given", None)}
     assert len(read_rows(run)) == 18
-    scores = score_table(load_runs(find_runs([run])))
+    data = Data(load_runs(find_runs([run])), {})
+    scores = data.scores
     assert sorted(s.target for s in scores) == ["12", "auto (quantile 0.25)", "auto (quantile 0.9)"]
     assert all(s.episodes == 6 for s in scores)
-    assert "when asked for 1" in summary(scores, load_runs([run]))[0]
+    assert "when asked for 1" in data.summary[0]
     for name in ("report.html", "report.md"):
         write_report([run], tmp_path / name)
         text = (tmp_path / name).read_text()
