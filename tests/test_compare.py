@@ -23,7 +23,7 @@ from decision_seq.eval.board import Board, progress
 from decision_seq.eval.compare import load_matrix, run_matrix
 from decision_seq.eval.evaluate import evaluate_run
 from decision_seq.eval.ledger import Ledger, read_ledger
-from decision_seq.eval.results import read_rows
+from decision_seq.eval.results import MEASURED, read_rows
 from decision_seq.eval.runners import Share, free_memory, share_out
 from decision_seq.eval.work import CellProcess, Ended, Work
 from decision_seq.files import exclusive, read_jsonl
@@ -83,7 +83,7 @@ def measured(out: Path) -> dict[str, list[dict[str, Any]]]:
     for run in sorted((out / "runs").iterdir()):
         rows = read_jsonl(run / "metrics.jsonl") + read_rows(run)
         if rows:
-            timed = ("milliseconds_per_step", "steps_per_second", "peak_memory_mib")
+            timed = (*MEASURED, "peak_memory_mib", "steps_per_second")
             found[run.name] = [{k: v for k, v in r.items() if k not in timed} for r in rows]
     return found
 
@@ -200,6 +200,31 @@ def test_a_cut_off_line_is_dropped_from_the_ledger(tmp_path: Path) -> None:
         ("a", "finished"),
     ]
     assert again.last("a") == "finished" and again.last("b") is None
+
+
+# ---- Ray -----------------------------------------------------------------------------------------
+
+
+def test_ray_gives_the_same_rows(toy_file: Path, tmp_path: Path) -> None:
+    """Two cells at once on a Ray of this machine; one fails, which is said."""
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'decision-seq[ray]'")
+    path, out = matrix(toy_file, tmp_path), tmp_path / "out"
+    output, _ = start(path, out, "--runner", "ray", "--jobs", "2").communicate(timeout=250)
+    assert "2 of 2 cells to run, 2 at once (ray)" in output, output
+    assert "1 of 2 runs failed: dt_missing_seed0" in output, output
+    assert measured(out) == measured(by_hand(path, tmp_path / "hand"))
+    (failure,) = [e for e in read_ledger(out) if e["event"] == "failed"]
+    assert "/nowhere/data.npz" in failure["reason"]
+    assert {e["runner"] for e in read_ledger(out) if e["event"] == "started"} == {"ray"}
+
+
+def test_without_ray_it_says_how_to_get_it(
+    toy_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    cells = load_matrix(matrix(toy_file, tmp_path), [])
+    with pytest.raises(UserError, match=r"pip install 'decision-seq\[ray\]'"):
+        run_matrix(cells, tmp_path / "out", print, "ray")
 
 
 # ---- sharing out ---------------------------------------------------------------------------------
