@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import hashlib
+import os
 import re
 import zlib
 from collections.abc import Iterator
@@ -121,18 +122,27 @@ class Replay:
             total = sum(map(len, whole.values()))
             asked = f", the first longer than steps={self.choice.steps}" if total else ""
             raise UserError(f"{self.folder}: its buffers hold {total} whole episodes{asked}")
-        frames: np.ndarray | None = None
         columns: dict[str, list[np.ndarray]] = {"action": [], "reward": [], "terminal": []}
-        row = 0
         for number, spans in chosen.items():
             for column, parts in columns.items():
                 values = read_column(self.path(column, number))
                 parts += [values[start:stop] for start, stop in spans]
+        actions, rewards, terminal = (np.concatenate(parts) for parts in columns.values())
+        info = self._info() | ({"rewards": "clipped"} if np.abs(rewards).max() <= 1 else {})
+        ended, never = terminal != 0, np.zeros(steps, bool)
+        frames = self._frames(chosen, steps)
+        return from_flat(str(self.folder), frames, actions, rewards, ended, never, info)
+
+    def _frames(self, chosen: dict[int, np.ndarray], steps: int) -> np.ndarray:
+        """[steps, H, W] of the episodes chosen, on disk."""
+        frames: np.ndarray = np.empty(0)
+        row = 0
+        for number, spans in chosen.items():
             with Column(self.path("observation", number)) as file:
                 shape = (steps, *file.shape[1:])
-                if frames is None:
+                if row == 0:
                     frames = array_on_disk(shape)
-                if file.dtype != np.uint8 or frames.ndim != 3 or frames.shape != shape:
+                if file.dtype != np.uint8 or len(shape) != 3 or frames.shape != shape:
                     raise UserError(
                         f"{file.path}: holds {file.dtype} of shape {file.shape}; expected uint8 "
                         "[steps, 84, 84]"
@@ -141,14 +151,8 @@ class Replay:
                     for chunk in file.rows(start, stop):
                         frames[row : row + len(chunk)] = chunk
                         row += len(chunk)
-                    release(frames)
-        assert frames is not None
-        actions, rewards, terminal = (np.concatenate(parts) for parts in columns.values())
-        info = self._info() | ({"rewards": "clipped"} if np.abs(rewards).max() <= 1 else {})
-        ended = terminal != 0
-        return from_flat(
-            str(self.folder), frames, actions, rewards, ended, np.zeros_like(ended), info
-        )
+                        release(frames)
+        return frames
 
     def _info(self) -> dict[str, Any]:
         """The game with sticky actions, which Dopamine records, and how many actions it takes."""
@@ -190,7 +194,7 @@ def find(source: str) -> Replay | None:
     """The buffers that `folder` or `folder?steps=...` names, or None if it names none."""
     path, _, query = source.partition("?")
     for folder in (Path(path), Path(path) / "replay_logs"):
-        if folder.is_dir() and any(OBSERVATIONS.fullmatch(p.name) for p in folder.iterdir()):
+        if os.path.isdir(folder) and any(map(OBSERVATIONS.fullmatch, os.listdir(folder))):
             return Replay(folder, _choice(source, query))
     return None
 
