@@ -74,7 +74,7 @@ def to_markdown(data: Data) -> str:
 def inline(figure: Figure, name: str) -> str:
     """The drawing as part of a page: in the page's ink, with its alternative text, and with ids
     that no other drawing there has."""
-    svg = figure.svg.replace(INK, "currentColor")
+    svg = figure.draw().replace(INK, "currentColor")
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
     svg = re.sub(r'(href="#|url\(#)', rf"\1{name}-", svg)
     return svg.replace("<svg ", f'<svg role="img" aria-label="{escape(figure.alt)}" ', 1)

@@ -5,8 +5,9 @@ A section that has nothing to say is None, and left out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from decision_seq.eval.report_tables import FAR, Cost, Versus
 class Figure:
     """A drawing, and what it shows for those who do not see it."""
 
-    svg: str
+    draw: Callable[[], str]  # as SVG
     alt: str
 
 
@@ -81,7 +82,7 @@ def scores(data: Data) -> Section:
         "checkpoint. Bold: the highest mean for that dataset, target and context.",
         tuple(
             Figure(
-                figures.seed_scores(task, data.style),
+                partial(figures.seed_scores, task, data.style),
                 f"Score of every training seed on {task.name}, a row an agent: "
                 + "; ".join(f"{a} {np.mean(task.of(a)):.1f}" for a in sorted(task.scores)),
             )
@@ -132,7 +133,7 @@ def together(data: Data) -> Section | None:
     return Section(
         "All seeds of all tasks together",
         "Tasks: " + "; ".join(task.name for task in data.pooled) + ".",
-        (Figure(figures.profiles(data.pooled, data.thresholds, data.style), alt),),
+        (Figure(partial(figures.profiles, data.pooled, data.thresholds, data.style), alt),),
         "Performance profile: the share of training seeds that score above each threshold, every "
         "task counting alike. A line above another everywhere is better whatever the measure.",
         Table(("agent", *names), rows),
@@ -146,7 +147,7 @@ def targets(data: Data) -> Section:
     """Target against achieved return."""
     drawn = tuple(
         Figure(
-            figures.target_return(data.runs, name, data.style),
+            partial(figures.target_return, data.runs, name, data.style),
             f"Achieved against target return on {name}, an agent a line, with the returns in the "
             "data as a histogram",
         )
@@ -165,14 +166,14 @@ def learning(data: Data) -> Section:
     """Loss and, where there are several checkpoints, score by step."""
     drawn = [
         Figure(
-            figures.losses(data.runs, name, data.style),
+            partial(figures.losses, data.runs, name, data.style),
             f"Training and validation loss on {name} against the gradient step, by agent",
         )
         for name in datasets(data.runs)
     ]
     drawn += [
         Figure(
-            figures.scores_by_step(task, curves, data.style),
+            partial(figures.scores_by_step, task, curves, data.style),
             f"Score on {task} against the gradient step, by agent",
         )
         for task, curves in data.score_by_step.items()
@@ -213,8 +214,10 @@ def spending(data: Data) -> Section | None:
     names = sorted({s.dataset for s in data.selections})
     drawn = tuple(
         Figure(
-            figures.evaluations_spent(
-                [s for s in data.selections if s.dataset == name], data.style
+            partial(
+                figures.evaluations_spent,
+                [s for s in data.selections if s.dataset == name],
+                data.style,
             ),
             f"Expected score on {name} of the policy chosen by rollouts, against rollouts spent",
         )
@@ -267,8 +270,8 @@ def cost(data: Data) -> Section:
             ("rollout_memory_mib", "rollout, peak memory in MiB"),
         ):
             if any(getattr(c, field) is not None for c in data.costs):
-                svg = figures.cost_curves(data.costs, field, label, data.style)
-                drawn.append(Figure(svg, f"{label} against context length, by agent and lanes"))
+                draw = partial(figures.cost_curves, data.costs, field, label, data.style)
+                drawn.append(Figure(draw, f"{label} against context length, by agent and lanes"))
     columns = ("agent", "dataset", "K", "context", "lanes", "runs", "parameters", "training, s",
                "training, MiB", "rollout, ms a step", "rollout, MiB")  # fmt: skip
     where = sorted({c.hardware for c in data.costs})
@@ -291,7 +294,7 @@ def lookback(data: Data) -> Section | None:
     inspected = [run for run in data.runs if run.inspection]
     drawn = tuple(
         Figure(
-            figures.influence(inspected, name, data.style),
+            partial(figures.influence, inspected, name, data.style),
             f"Influence of the past on the action on {name} against steps back, by agent",
         )
         for name in datasets(inspected)
