@@ -1,0 +1,334 @@
+"""The report: what it says of runs whose rows are known, and that every form has every number."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from decision_seq.errors import UserError
+from decision_seq.eval import report, stats
+from decision_seq.eval.report_data import Data, to_csv, to_json
+from decision_seq.eval.report_runs import Run
+from decision_seq.eval.report_sections import sections
+from decision_seq.eval.report_tables import commands
+from decision_seq.eval.results import OLDER, Row
+from decision_seq.run_config import run_config
+
+STEPS = 30
+
+
+def row(agent: str, seed: int, episode: int, score: float, **changes: Any) -> Row:
+    """An episode row as `evaluate` writes it."""
+    return OLDER | {
+        "run": f"{agent}-{seed}", "agent": agent, "train_seed": seed, "env": "Hopper-v5",
+        "dataset": {"name": "hopper", "hash": "abc"}, "checkpoint": "last",
+        "checkpoint_rule": "last", "candidates": 1, "step": STEPS, "context": "window",
+        "context_length": 20, "target": None if agent == "bc" else 3600.0, "env_seed": episode,
+        "episode_return": 32.5 * score, "normalized_score": score, "length": 100, "lanes": 2,
+        "milliseconds_per_step": 2.0, "versions": {"decision_seq": "1", "torch": "2"},
+        "hardware": {"cpu": "Abacus", "cores": 2, "gpu": None, "threads": 1}, "parameters": 7000,
+        "score_reference": "d4rl", "peak_memory_mib": 300.0,
+    } | changes  # fmt: skip
+
+
+def make_run(folder: Path, agent: str, seed: int, rows: list[Row], dataset: str = "hopper") -> Run:
+    plain = {
+        "env": "hopper", "name": agent, "seed": seed, "data": {"sources": ["x.npz"]},
+        "agent": {"preset": "bc" if agent == "bc" else "decision-mamba"},
+        "eval": {"targets": [3600], "episodes": 2},
+    }  # fmt: skip
+    summary = {"name": dataset, "hash": f"{dataset}-hash", "return_mean": 900.0,
+               "returns": [500.0, 900.0, 1300.0]}  # fmt: skip
+    last = [r for r in rows if r["checkpoint"] == "last" and r["step"] == STEPS]
+    others = [r for r in rows if r not in last]
+    (folder / "runs" / f"{agent}-{seed}").mkdir(parents=True, exist_ok=True)
+    config = run_config(plain, {}, "test")
+    return Run(folder / "runs" / f"{agent}-{seed}", config, summary, last, agent, None, others)
+
+
+def runs_of(folder: Path, means: dict[str, list[float]], dataset: str = "hopper") -> list[Run]:
+    """For each agent a run for each training seed, of two episodes around the seed's mean."""
+    return [
+        make_run(
+            folder, agent, seed,
+            [row(agent, seed, i, mean + shift) for i, shift in enumerate((-1.0, 1.0))], dataset,
+        )
+        for agent, by_seed in means.items()
+        for seed, mean in enumerate(by_seed)
+    ]  # fmt: skip
+
+
+CLOSE = {"mamba": [50.0, 61, 42, 55, 47], "attention": [48.0, 60, 43, 52, 46]}
+FAR = {"mamba": [80.0, 81, 82, 83, 84], "attention": [48.0, 60, 43, 52, 46], "bc": [20.0] * 5}
+
+
+def section(data: Data, title: str) -> Any:
+    return next(s for s in sections(data) if s.title == title)
+
+
+def test_a_clear_winner_is_named_and_the_rest_in_order(tmp_path: Path) -> None:
+    data = Data(runs_of(tmp_path, FAR), {})
+    assert data.summary[0].startswith("On hopper, the highest mean is mamba's: return 2665 when")
+    assert "asked for 3600 (82.0 normalized [" in data.summary[0]
+    assert "It is better than all others on the same seeds" in data.summary[0]
+    assert "over attention" in data.summary[0] and len(data.summary) == 1
+    first, second = data.comparisons
+    assert (first.worse, second.worse) == ("attention", "bc")
+    assert first.sure and first.difference and first.difference.value == pytest.approx(32.2)
+    assert first.improvement.value == 1
+    assert first.improvement.interval and first.improvement.interval.low < 0.9
+
+
+def test_a_small_lead_can_be_chance_and_pairing_finds_it(tmp_path: Path) -> None:
+    """Mean difference 1.2 over a spread of 6: nothing without pairs. With them it is found only if
+    it is the same on every seed."""
+    data = Data(runs_of(tmp_path, CLOSE), {})
+    (line,) = data.comparisons
+    assert line.difference and line.difference.value == pytest.approx(1.2)
+    assert not line.sure and "can be chance" in data.summary[0]
+    steady = {"mamba": CLOSE["attention"], "bc": [v - 1.2 for v in CLOSE["attention"]]}
+    data = Data(runs_of(tmp_path / "b", steady), {})
+    assert data.comparisons[0].sure and "It is better than bc" in data.summary[0]
+
+
+def test_too_few_seeds_are_said_and_no_interval_is_drawn(tmp_path: Path) -> None:
+    few = {agent: means[: stats.FEWEST - 1] for agent, means in FAR.items()}
+    data = Data(runs_of(tmp_path, few), {})
+    assert "cannot be said: too few seeds (4 in common)" in data.summary[0]
+    assert data.summary[-1].startswith("With 4 training seeds these differences can be chance")
+    assert all(s.interval is None for s in data.scores)
+    texts = [text for r in section(data, "Scores").table.rows for text in r]
+    assert not any("[" in text for text in texts)
+    assert "too few seeds to say" in str(section(data, "Which is better, and how sure").table)
+
+
+def test_only_common_seeds_are_paired(tmp_path: Path) -> None:
+    runs = runs_of(tmp_path, CLOSE)
+    runs[0].rows[0] |= {"env_seed": 99, "normalized_score": 1000.0}  # in no other run
+    data = Data(runs[:-1], {})  # attention lacks seed 4
+    (line,) = data.comparisons
+    assert line.seeds == 4
+    # seed 0 has episode 1 in common: 51 and 49
+    assert line.difference and line.difference.value == pytest.approx((2 + 1 - 1 + 3) / 4)
+
+
+def test_agents_are_compared_at_the_highest_target_that_most_were_asked_for(
+    tmp_path: Path,
+) -> None:
+    runs = runs_of(tmp_path, FAR)
+    for run in runs:
+        if run.agent != "bc":  # a lower target at which all are better
+            low = [r | {"target": 1800.0, "normalized_score": 95.0} for r in run.rows]
+            run.rows += low + [r | {"context": "stream"} for r in low if run.agent == "mamba"]
+    runs[0].rows.append(row("mamba", 0, 0, 99.0, target=9000.0))  # asked of one agent only
+    data = Data(runs, {})
+    (task,) = data.tasks
+    assert (task.target, task.context, task.unit) == ("3600", "window", "normalized")
+    assert task.of("mamba") == [80, 81, 82, 83, 84] and task.of("bc") == [20] * 5
+
+
+def test_tasks_are_pooled_only_on_a_common_scale(tmp_path: Path) -> None:
+    runs = runs_of(tmp_path, FAR) + runs_of(tmp_path / "w", CLOSE, "walker")
+    data = Data(runs, {})
+    assert set(data.aggregates) == {"mamba", "attention"}  # bc lacks walker
+    scores = np.array([*FAR["mamba"], *CLOSE["mamba"]])
+    iqm = float(stats.interquartile_mean(scores))
+    assert data.aggregates["mamba"]["interquartile mean"].value == pytest.approx(iqm)
+    assert [c.task for c in data.comparisons].count("all") == 1
+    assert "Over all 2 tasks" in data.summary[2]
+    for run in runs:
+        for r in run.rows:
+            r["normalized_score"] = None
+    data = Data(runs, {})
+    assert data.aggregates == {} and len(data.comparisons) == 3
+    assert all(s.unit == "return" for s in data.scores)
+
+
+def with_other_checkpoints(runs: list[Run]) -> list[Run]:
+    """Steps 10 and 20 kept; 20 is best by 5, and every policy's luck in selection is the same."""
+    for run in runs:
+        for step, shift in ((10, -8.0), (20, 5.0), (STEPS, 0.0)):
+            for r in run.rows:
+                score = r["normalized_score"] + shift
+                other = r | {"step": step, "normalized_score": score, "candidates": 3}
+                run.others.append(other | {"checkpoint": "candidate"})
+                chooses = {"checkpoint": "selection", "env_seed": r["env_seed"] + 2}
+                run.others.append(other | chooses)
+                if step == 20:
+                    rule = "highest mean return in rollouts from environment seeds 2 to 3"
+                    best = {"checkpoint": "best", "checkpoint_rule": rule}
+                    run.others.append(other | best)
+    return runs
+
+
+def test_best_stands_next_to_last_and_says_what_it_cost(tmp_path: Path) -> None:
+    data = Data(with_other_checkpoints(runs_of(tmp_path, FAR)), {})
+    assert data.scores == Data(runs_of(tmp_path, FAR), {}).scores  # made from the last alone
+    assert len(data.choices) == 3
+    for line in data.choices:
+        assert (line.second, line.candidates) == ("best", "3")
+        assert line.difference.value == pytest.approx(5) == line.other - line.base
+    protocol = dict(data.protocol)
+    assert "seeds 2 to 3, out of 3 candidates" in protocol["chosen checkpoints, beside the last"]
+    chosen = next(s for s in data.selections if (s.agent, s.episodes) == ("mamba", 2))
+    assert chosen.scores == pytest.approx([81, (87 * 2 + 82) / 3, 87])
+    assert data.score_by_step["hopper, Hopper-v5"]["bc"] == [(10, 12), (20, 25), (30, 20)]
+    text = "\n".join(data.commands)
+    assert f"evaluate NEW/{data.runs[0].folder.name} --checkpoint best" in text
+
+
+def test_window_and_stream_are_compared_on_the_same_episodes(tmp_path: Path) -> None:
+    runs = runs_of(tmp_path, CLOSE)
+    for run in runs:
+        run.rows += [
+            r | {"context": "stream", "normalized_score": r["normalized_score"] - 3,
+                 "milliseconds_per_step": 0.5} for r in run.rows
+        ]  # fmt: skip
+    data = Data(runs, {})
+    for line in data.contexts:
+        assert line.difference.value == pytest.approx(-3) and line.milliseconds == (2.0, 0.5)
+        assert line.difference.interval and line.difference.interval.high < 0
+    assert section(data, "Window or stream").table.rows[0][7].startswith("-3.0 [-3.0, -3.0]")
+
+
+def test_the_protocol_box_says_all_and_tolerates_older_rows(tmp_path: Path) -> None:
+    protocol = dict(Data(runs_of(tmp_path, FAR), {}).protocol)
+    assert protocol["hardware of the rollouts"] == "2 x Abacus, torch threads: 1, no GPU"
+    assert protocol["references of normalized scores"] == "d4rl"
+    assert protocol["datasets (hash of the episodes)"] == "hopper (hopper-hash)"
+    assert protocol["targets"] == "named by hand; none asked for"
+    assert protocol["checkpoint"] == "last (gradient step 30)"
+    assert protocol["episodes a target and seed"] == "2"
+    assert "recomputed at every step" in protocol["context"]
+    runs = runs_of(tmp_path, FAR)
+    for run in runs:
+        run.rows = [r | OLDER for r in run.rows]
+    data = Data(runs, {})
+    assert "older version" in dict(data.protocol)["hardware of the rollouts"]
+    assert "not in the rows" in report.to_html(data)
+
+
+def test_costs_come_from_rows_and_metrics(tmp_path: Path) -> None:
+    (run,) = runs_of(tmp_path, {"mamba": [50.0]})
+    lines = [
+        {"step": 10, "loss": 1.0, "steps_per_second": 5.0, "peak_memory_mib": 200.0},
+        {"step": 10, "validation_loss": 1.5},
+        {"step": 30, "loss": 0.5, "steps_per_second": 10.0, "peak_memory_mib": 210.0},
+    ]
+    (run.folder / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    (cost,) = Data([run], {}).costs
+    assert cost.training_seconds == pytest.approx(10 / 5 + 20 / 10)
+    assert (cost.training_memory_mib, cost.rollout_memory_mib) == (210, 300)
+    assert (cost.parameters, cost.lanes, cost.context_length) == (7000, 2, 20)
+
+
+def test_commands_come_from_the_ledger_where_there_is_one(tmp_path: Path) -> None:
+    (run,) = runs_of(tmp_path, {"mamba": [50.0]})
+    run.rows += [r | {"context": "stream"} for r in run.rows]
+    config = run.folder / "config.yaml"
+    assert commands([run]) == [
+        f"decision-seq train {config} --out NEW/mamba-0",
+        "decision-seq evaluate NEW/mamba-0",
+        "decision-seq evaluate NEW/mamba-0 --context stream",
+    ]
+    typed = ["decision-seq train cells/a.yaml --out x/mamba-0", "decision-seq evaluate x/mamba-0"]
+    event = {"cell": "mamba-0", "event": "started", "commands": typed}
+    (tmp_path / "ledger.jsonl").write_text(json.dumps(event) + "\n")
+    assert commands([run]) == [*typed, "decision-seq evaluate x/mamba-0 --context stream"]
+
+
+class Page(HTMLParser):
+    """Tags left open, ids, and every drawing's alternative text."""
+
+    VOID = ("meta", "link", "br")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.labels: list[str | None] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        self.ids += [str(given["id"])] if "id" in given else []
+        if tag == "svg":
+            self.labels.append(given.get("aria-label"))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_whole_and_stands_alone(tmp_path: Path) -> None:
+    runs = with_other_checkpoints(runs_of(tmp_path, FAR)) + runs_of(tmp_path / "w", CLOSE, "walker")
+    data = Data(runs, {"lost_seed0": "exit code 2"})
+    html = report.to_html(data)
+    page = Page(html)
+    assert page.open == [] and len(page.ids) == len(set(page.ids))
+    assert len(page.labels) >= 8 and all(label and len(label) > 20 for label in page.labels)
+    for target in re.findall(r'(?:href="|url\()#([^")]+)', html):
+        assert target in page.ids
+    assert "lost_seed0: exit code 2" in html and "<script" not in html
+    assert "http" not in re.sub(r"http://www\.w3\.org[\w/.]*", "", html)
+    titles = re.findall("<h2>(.*?)</h2>", html)
+    assert titles == [
+        "Scores", "Which is better, and how sure", "All seeds of all tasks together",
+        "Does it follow the target?", "Learning curves", "Last or best checkpoint",
+        "What choosing by rollouts is worth", "What it costs", "Protocol", "Reproduce",
+    ]  # fmt: skip
+
+
+def test_names_cannot_break_the_page_or_the_table(tmp_path: Path) -> None:
+    name = 'a | <b onclick="x">`$\\frac'
+    data = Data(runs_of(tmp_path, {name: [1.0], "bc": [2.0]}), {})
+    html, markdown = report.to_html(data), report.to_markdown(data)
+    assert "<b onclick" not in html and Page(html).open == []
+    rows = [line for line in markdown.splitlines() if line.startswith("| hopper |")]
+    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in rows if "Hopper-v5" in line}) <= 3
+
+
+def test_every_form_has_the_same_numbers(tmp_path: Path) -> None:
+    data = Data(with_other_checkpoints(runs_of(tmp_path, FAR)), {})
+    plain = json.loads(json.dumps(to_json(data), allow_nan=False))
+    lines = list(csv.DictReader(io.StringIO(to_csv(data))))
+    markdown = report.to_markdown(data)
+    by_seed = {
+        (x["agent"], x["train_seed"]): float(x["value"])
+        for x in lines
+        if x["table"] == "scores" and x["statistic"] == "mean over episodes"
+    }
+    assert by_seed == {(a, str(i)): v for a, means in FAR.items() for i, v in enumerate(means)}
+    for score in plain["scores"]:
+        (line,) = [
+            x for x in lines
+            if x["statistic"] == "mean over seeds" and x["agent"] == score["agent"]
+        ]  # fmt: skip
+        assert float(line["value"]) == score["mean"]
+        assert float(line["low"]) == score["interval"]["low"]
+        assert f"{score['mean']:.1f}" in markdown
+    assert {x["table"] for x in lines} == {
+        "scores", "aggregates", "comparisons", "checkpoints", "costs", "choosing"
+    }  # fmt: skip
+    assert plain["comparisons"][0]["improvement"]["value"] == 1
+    assert len(plain["profile"]["thresholds"]) == len(plain["profile"]["shares"]["bc"])
+
+
+def test_files_are_written_by_their_ending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = runs_of(tmp_path, CLOSE)
+    monkeypatch.setattr(report, "load_runs", lambda folders: runs)
+    written = report.write_report([], tmp_path / "a" / "r.html")
+    assert [file.name for file in written] == ["r.html", "r.md", "r.csv", "r.json"]
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == sorted(f.name for f in written)
+    assert report.write_report([], tmp_path / "b" / "r.csv") == [tmp_path / "b" / "r.csv"]
+    with pytest.raises(UserError, match=r"r\.pdf: a report is written as \.html, \.md"):
+        report.write_report([], tmp_path / "r.pdf")
