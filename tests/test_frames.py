@@ -30,6 +30,8 @@ from decision_seq.data.transforms import ReturnSpec, as_conditioned
 from decision_seq.data.windows import WindowSampler
 from decision_seq.envs.registry import make
 from decision_seq.errors import UserError
+from decision_seq.eval.influence import full_windows, measure_influence
+from decision_seq.eval.rollout import rollout
 from decision_seq.model.encoders import FrameEncoder, ImageEncoderConfig, NatureConfig
 from decision_seq.model.encoders.base import random_shift
 from decision_seq.run_config import run_config
@@ -447,6 +449,25 @@ def test_gradients_reach_the_encoder(store: EpisodeStore, kind: str) -> None:
     if kind == "asymmetric":
         penalty = agent.encoder.penalty()
         assert penalty > 0 and agent.penalty().item() == pytest.approx(penalty.item())
+
+
+def test_bfloat16_sees_the_same_pixels(store: EpisodeStore) -> None:
+    torch.manual_seed(0)
+    agent = SequenceAgent.for_dataset(agent_config(), store).eval()
+    batch = sampler(store, 6, agent.config.returns).batch(0, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert agent.encoder is not None
+        assert agent.encoder(batch.observations).dtype == torch.bfloat16
+        rough = agent.loss(batch)
+    torch.testing.assert_close(rough, agent.loss(batch), rtol=0.02, atol=0.02)
+
+
+def test_frames_are_inspected_but_have_no_return_prior(store: EpisodeStore) -> None:
+    agent = SequenceAgent.for_dataset(agent_config(), store).eval()
+    norms = measure_influence(agent, full_windows(store, agent, 6, count=3, seed=0)).norms
+    assert np.isfinite(norms).all() and norms.shape == (3, 6 * 3 - 1)
+    with pytest.raises(UserError, match=r"auto, which takes vector observations, but .* frames"):
+        rollout(agent, "pong", "auto", 1, 0, "window")
 
 
 def test_a_checkpoint_of_frames_acts_by_itself(store: EpisodeStore, tmp_path: Path) -> None:
