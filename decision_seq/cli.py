@@ -149,10 +149,12 @@ def evaluate(
         evaluate_agent,
         evaluate_best,
         evaluation_config,
+        mean_scores,
         summary_table,
     )
     from decision_seq.progress import progress_bar
     from decision_seq.train.checkpoint import agent_at, read_index, saved_steps
+    from decision_seq.train.log import log_result
 
     index, on = read_index(run), _device(device)
     config = evaluation_config(run, targets, episodes, context, env, seed, target_quantile)
@@ -178,6 +180,7 @@ def evaluate(
     if checkpoint == "best":
         summary_table(last)
     summary_table(rows)
+    log_result(run, config, rows[0]["step"], mean_scores(rows))
     if actions is not None:
         with progress_bar() as bar:
             task = bar.add_task("filming", total=None, note="frames")

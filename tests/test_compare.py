@@ -29,7 +29,7 @@ from decision_seq.eval.work import CellProcess, Ended, Work
 from decision_seq.files import exclusive, read_jsonl
 from decision_seq.run_config import write_run_config
 from decision_seq.train.checkpoint import agent_path, read_index
-from decision_seq.train.log import MetricsLog
+from decision_seq.train.log import MetricsLog, log_result
 from decision_seq.train.loop import train
 
 TOY = Path(__file__).parents[1] / "configs" / "point-run-decision-mamba.yaml"
@@ -338,3 +338,17 @@ def test_the_table_shows_progress(toy_file: Path, tmp_path: Path) -> None:
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 1000, "loss": 0.4, "steps_per_second": 9.0}\n{"step": 10')
     assert progress(run)["step"] == 1000 and "evaluating" in shown()
+
+
+def test_tensorboard_has_hyperparameters_beside_scores(toy_file: Path, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    (_, cell) = load_matrix(matrix(toy_file, tmp_path), [])
+    log_result(tmp_path, cell.config, 60, {"score/5": 71.5})
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("score/5")] == [(60, 71.5)]
+    content = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    fields = HParamsPluginData.FromString(content).session_start_info.hparams
+    assert fields["agent.backbone.width"].number_value == 16
+    assert fields["agent.backbone.kind"].string_value == "attention"

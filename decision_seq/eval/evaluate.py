@@ -236,5 +236,16 @@ def summary_table(rows: list[Row]) -> None:
         print("Walker2d-v5 has other foot friction than v2 to v4: these are not D4RL-v2 scores.")
 
 
+def mean_scores(rows: list[Row]) -> dict[str, float]:
+    """Means over episodes by name, for TensorBoard: `return/3600`, `score/3600`."""
+    means = {}
+    for target, group in groupby(rows, key=asked):
+        part = list(group)
+        means[f"return/{target}"] = float(np.mean([row["episode_return"] for row in part]))
+        if part[0]["normalized_score"] is not None:
+            means[f"score/{target}"] = float(np.mean([row["normalized_score"] for row in part]))
+    return means
+
+
 def _mean_std(values: list[float]) -> str:
     return f"{np.mean(values):.1f} ± {np.std(values):.1f}"

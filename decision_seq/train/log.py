@@ -6,11 +6,14 @@ import contextlib
 import json
 import math
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType, TracebackType
+from typing import Any
 
+from decision_seq.config import to_plain
 from decision_seq.files import read_jsonl, write_text, writing
+from decision_seq.run_config import RunConfig
 
 
 class MetricsLog:
@@ -51,6 +54,27 @@ class MetricsLog:
         with contextlib.suppress(OSError) if error else writing(self.path):
             self._file.close()
             self._board.close()
+
+
+def log_result(run: Path, config: RunConfig, step: int, scalars: Mapping[str, float]) -> None:
+    """What a run came to, for TensorBoard: `scalars` at `step`, and the config's fields beside them
+    as hyperparameters (its HPARAMS page)."""
+    from torch.utils.tensorboard import SummaryWriter
+    from torch.utils.tensorboard.summary import hparams
+
+    with writing(run / "tensorboard"), SummaryWriter(str(run / "tensorboard")) as board:
+        for name, value in scalars.items():
+            board.add_scalar(name, value, step)
+        for part in hparams(_flat(to_plain(config)), dict(scalars)):
+            board.file_writer.add_summary(part)
+
+
+def _flat(value: Any, key: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted keys; what is not a plain value is text."""
+    if isinstance(value, Mapping):
+        parts = [_flat(part, f"{key}.{name}" if key else name) for name, part in value.items()]
+        return {name: leaf for part in parts for name, leaf in part.items()}
+    return {key: value if isinstance(value, bool | int | float | str) else str(value)}
 
 
 class NoLog(contextlib.AbstractContextManager["NoLog", None]):
