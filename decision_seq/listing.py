@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Iterator
 
 
@@ -27,14 +28,25 @@ def agents() -> Iterator[str]:
 
 def envs() -> Iterator[str]:
     """Short names and MuJoCo ids, with the references of normalized scores."""
+    from decision_seq.envs.atari import GAMES
     from decision_seq.envs.reference_scores import reference_returns
-    from decision_seq.envs.registry import MUJOCO_IDS, NAMES
+    from decision_seq.envs.registry import ATARI_IDS, MUJOCO_IDS, NAMES
 
     names = {identifier: name for name, identifier in NAMES.items()}
-    for identifier in dict.fromkeys([*MUJOCO_IDS, *NAMES.values()]):
+    others = [i for i in NAMES.values() if i not in ATARI_IDS.values()]
+    for identifier in dict.fromkeys([*MUJOCO_IDS, *others]):
         reference = reference_returns(identifier)
         scores = f"normalized 0..100 = {reference[0]:g}..{reference[1]:g}" if reference else ""
         yield f"{names.get(identifier, ''):12} {identifier:26} {scores}"
+    games = ", ".join(name for name in ATARI_IDS if not name.endswith("-sticky"))
+    yield from textwrap.wrap(
+        f"{len(GAMES)} Atari games, each with -sticky added for sticky actions (pong is "
+        "Atari/Pong-nosticky-v0, pong-sticky Atari/Pong-sticky-v0), normalized 0..100 = "
+        f"random..human: {games}",
+        width=100,
+        subsequent_indent=" " * 13,
+        break_on_hyphens=False,
+    )
     yield "Any other registered gymnasium id with vector observations works as well."
 
 
@@ -42,13 +54,13 @@ def tiers() -> Iterator[str]:
     """Behaviour policies that `collect` knows without a --policy."""
     from decision_seq.envs.behaviour import embedded_tiers
     from decision_seq.envs.registry import NAMES
-    from decision_seq.envs.tiers import TOYS
+    from decision_seq.envs.tiers import GAMES, TOYS
 
     names = {identifier: name for name, identifier in NAMES.items()}
     for env, tier, metadata in embedded_tiers():
         score = f"normalized score {float(metadata['normalized_score']):.1f}"
         yield f"{env:12} {tier:8} {score}  ({metadata['algorithm']})"
-    for (identifier, tier), (_, summary) in TOYS.items():
+    for (identifier, tier), (_, summary) in {**TOYS, **GAMES}.items():
         yield f"{names[identifier]:12} {tier:8} {summary}"
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 
 from decision_seq.data.sources import minari_dataset
@@ -17,12 +18,12 @@ from decision_seq.envs.reference_scores import reference_returns
 from decision_seq.errors import UserError
 from decision_seq.files import check_space, workspace
 
-Act = Callable[[np.ndarray], np.ndarray]  # observation [S] -> action [A] or index
+Act = Callable[[np.ndarray], Any]  # observation -> action [A] or index
 
 
 def collect(
     env: str,
-    behaviour: Callable[[np.random.Generator], Act],
+    behaviour: Callable[[np.random.Generator, gym.Env[Any, Any]], Act],
     steps: int,
     dataset_id: str,
     seed: int,
@@ -33,7 +34,8 @@ def collect(
 
     Args:
         env: environment name or gymnasium id.
-        behaviour: called with a random generator at the start of an episode; returns its policy.
+        behaviour: called with a random generator and the environment, which is then reset, at the
+            start of an episode; returns its policy.
         steps: fewest steps; the last episode is completed.
         dataset_id: Minari id to write, which must not exist.
         seed: of environment and policy; episode i uses seed + i for the environment.
@@ -55,7 +57,7 @@ def collect(
     while done < steps:
         episode_seed = seed + len(buffers)
         rng = np.random.default_rng([seed, len(buffers)])
-        buffers.append(_episode(environment, behaviour(rng), episode_seed))
+        buffers.append(_episode(environment, behaviour(rng, environment), episode_seed))
         done += len(buffers[-1]["rewards"])
         on_step(min(done, steps))
     returns = np.array([sum(b["rewards"]) for b in buffers])
@@ -100,8 +102,8 @@ def _episode(env: Any, act: Act, seed: int) -> dict[str, Any]:
         ended = terminated or truncated
     return {
         "seed": seed,
-        "observations": np.stack(observations),  # [T + 1, S]
-        "actions": np.stack(actions),  # [T, A]
+        "observations": np.stack(observations),  # [T + 1, S], or frames [T + 1, 84, 84]
+        "actions": np.stack(actions),  # [T, A], or [T]
         "rewards": rewards,
         "terminations": terminations,
         "truncations": truncations,

@@ -106,14 +106,14 @@ class AtariGame(gym.Env[np.ndarray, np.int64]):
     ) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
         stack, info = self.begin(int(self.np_random.integers(2**31)) if seed is None else seed)
-        return stack[-1], info
+        return stack[-1].copy(), info  # a view would keep the whole stack in memory
 
     def step(
         self, action: np.int64 | int
     ) -> tuple[np.ndarray, SupportsFloat, bool, bool, dict[str, Any]]:
         self.send(int(action))
         stack, reward, terminated, truncated = self.receive()
-        return stack[-1], reward, terminated, truncated, {}
+        return stack[-1].copy(), reward, terminated, truncated, {}
 
     def begin(self, seed: int) -> tuple[np.ndarray, dict[str, Any]]:
         """Start an episode that depends on `seed` alone. Returns its first stack [4, 84, 84] of

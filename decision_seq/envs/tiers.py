@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import gymnasium as gym
 import numpy as np
 
+from decision_seq.envs.atari import game_id
+from decision_seq.envs.atari_players import NOISE, PLAYERS, scripted
 from decision_seq.envs.behaviour import MLPPolicy, embedded_policy, embedded_tiers
 from decision_seq.envs.memory import often_right
 from decision_seq.envs.registry import MEMORY_IDS, NAMES, env_id, make
@@ -15,12 +20,24 @@ from decision_seq.envs.sb3_policy import ForeignLayout, load_sb3
 from decision_seq.envs.toy import steady_runner
 from decision_seq.errors import UserError
 
-Behaviour = Callable[[np.random.Generator], Callable[[np.ndarray], np.ndarray]]
+Act = Callable[[np.ndarray], Any]  # observation -> action [A] or index
+Start = Callable[[np.random.Generator], Act]  # at the start of an episode
+Behaviour = Callable[[np.random.Generator, gym.Env[Any, Any]], Act]  # and given the environment
 
 # (gymnasium id, tier) -> policy of a toy environment, and what it does
-TOYS: dict[tuple[str, str], tuple[Behaviour, str]] = {
+TOYS: dict[tuple[str, str], tuple[Start, str]] = {
     (NAMES["point-run"], "mixed"): (steady_runner, "one constant speed an episode"),
     **{(i, "medium"): (often_right, "right three times of four") for i in MEMORY_IDS.values()},
+}
+# the same of games, with the share of random buttons in an episode
+GAMES: dict[tuple[str, str], tuple[Behaviour, str]] = {
+    (game_id(game, sticky), tier): (
+        partial(scripted, noise),
+        f"scripted, {' or '.join(f'{share:.0%}' for share in noise)} of the buttons at random",
+    )
+    for game in PLAYERS
+    for sticky in (False, True)
+    for tier, noise in NOISE.items()
 }
 
 
@@ -42,27 +59,38 @@ def behaviour_for(
     if policy is not None:
         provenance = {"behaviour": f"{policy.name} (Stable-Baselines3)", "tier": tier}
         try:
-            return _checked(load_sb3(policy), str(policy), identifier), provenance
+            return _blind(_checked(load_sb3(policy), str(policy), identifier)), provenance
         except ForeignLayout as reason:
             if not trust:
                 raise UserError(
                     f"{reason}; Stable-Baselines3 can roll it out, but runs code that the file may "
                     "hold: if you trust where it is from, add --trust-policy"
                 ) from None
-            return library_behaviour(policy, make(identifier), str(reason)), provenance
+            loaded_by_it = library_behaviour(policy, make(identifier), str(reason))
+            return _blind(loaded_by_it), provenance
+    if games := {t: of for (e, t), of in GAMES.items() if e == identifier}:
+        if tier not in games:
+            raise UserError(f"{env} has no player {tier!r}; there is: {', '.join(games)}")
+        player, summary = games[tier]
+        return player, {"behaviour": f"decision-seq {env.lower()}-{tier} ({summary})", "tier": tier}
     if toy := {t: policy for (e, t), (policy, _) in TOYS.items() if e == identifier}:
         if tier not in toy:
             raise UserError(f"{env} has no behaviour policy {tier!r}; there is: {', '.join(toy)}")
-        return toy[tier], {"behaviour": toy[tier].__name__.replace("_", " "), "tier": tier}
+        return _blind(toy[tier]), {"behaviour": toy[tier].__name__.replace("_", " "), "tier": tier}
     name = identifier.rpartition("-v")[0].lower()
     loaded = embedded_policy(name, tier)
     metadata = next(m for e, t, m in embedded_tiers() if (e, t) == (name, tier))
     provenance = {"behaviour": f"decision-seq {name}-{tier}", "tier": tier}
     provenance |= {k: metadata[k] for k in ("algorithm", "command") if k in metadata}
-    return _checked(loaded, f"{env} {tier}", identifier), provenance
+    return _blind(_checked(loaded, f"{env} {tier}", identifier)), provenance
 
 
-def _checked(policy: MLPPolicy, source: str, identifier: str) -> Behaviour:
+def _blind(start: Start) -> Behaviour:
+    """A policy that needs nothing of the environment but its observations."""
+    return lambda rng, _env: start(rng)
+
+
+def _checked(policy: MLPPolicy, source: str, identifier: str) -> Start:
     """`policy` as a behaviour, once its widths are known to fit the environment's."""
     environment = make(identifier)
     shapes = (environment.observation_space.shape, environment.action_space.shape)
