@@ -17,7 +17,7 @@ from decision_seq.errors import UserError
 from decision_seq.eval import report, stats
 from decision_seq.eval.report_data import Data, to_csv, to_json
 from decision_seq.eval.report_runs import Run
-from decision_seq.eval.report_sections import sections
+from decision_seq.eval.report_sections import Table, sections
 from decision_seq.eval.report_tables import commands
 from decision_seq.eval.results import OLDER, Row
 from decision_seq.run_config import run_config
@@ -77,7 +77,7 @@ def section(data: Data, title: str) -> Any:
 def test_a_clear_winner_is_named_and_the_rest_in_order(tmp_path: Path) -> None:
     data = Data(runs_of(tmp_path, FAR), {})
     assert data.summary[0].startswith("On hopper, the highest mean is mamba's: return 2665 when")
-    assert "asked for 3600 (82.0 normalized [" in data.summary[0]
+    assert "asked for 3600 (normalized: 82.0 [" in data.summary[0]
     assert "It is better than all others on the same seeds" in data.summary[0]
     assert "over attention" in data.summary[0] and len(data.summary) == 1
     first, second = data.comparisons
@@ -293,8 +293,20 @@ def test_names_cannot_break_the_page_or_the_table(tmp_path: Path) -> None:
     data = Data(runs_of(tmp_path, {name: [1.0], "bc": [2.0]}), {})
     html, markdown = report.to_html(data), report.to_markdown(data)
     assert "<b onclick" not in html and Page(html).open == []
-    rows = [line for line in markdown.splitlines() if line.startswith("| hopper |")]
-    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in rows if "Hopper-v5" in line}) <= 3
+    tables = re.findall(r"(?:^\|.*\n)+", markdown, re.MULTILINE)
+    assert len(tables) >= 4
+    for table in tables:
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
+
+
+def test_what_all_rows_share_is_said_once() -> None:
+    rows = [["hopper", "window", "a", "3"], ["hopper", "window", "b", "3"]]
+    columns = ("dataset", "context", "agent", "score")
+    words, table = Table(columns, rows, 3, frozenset({1})).folded()
+    assert words == "dataset: hopper; context: window"
+    assert table == Table(("agent", "score"), [["a", "3"], ["b", "3"]], 1, frozenset({1}))
+    alone = Table(columns, rows[:1], 3)
+    assert alone.folded() == ("", alone)
 
 
 def test_every_form_has_the_same_numbers(tmp_path: Path) -> None:

@@ -44,12 +44,12 @@ def seed_scores(task: Task, style: Style) -> str:
     for place, agent in enumerate(agents):
         colour, scores = style[agent][0], task.of(agent)
         result = stats.estimate({"": scores}, stats.mean)
-        ax.plot(scores, [place] * len(scores), "o", color=colour, markersize=4, alpha=0.5)
+        ax.plot(scores, [place - 0.22] * len(scores), "o", color=colour, markersize=4, alpha=0.6)
         ax.plot(result.value, place, "|", color=colour, markersize=16, markeredgewidth=3)
         if result.interval:
             ends = [result.interval.low, result.interval.high]
             ax.plot(ends, [place, place], color=colour, linewidth=2)
-    ax.set_yticks(range(len(agents)), agents, fontsize=9)
+    ax.set_yticks(range(len(agents)), agents, fontsize=9, parse_math=False)
     ax.set_ylim(-0.6, len(agents) - 0.4)
     ax.set_xlabel("normalized score" if task.unit == "normalized" else "return")
     return to_svg(figure, [ax])
@@ -247,7 +247,8 @@ def to_svg(figure: Figure, axes: Sequence[Axes]) -> str:
         ax.yaxis.label.set_color(INK)
         handles, labels = ax.get_legend_handles_labels()
         if handles:
-            below: Any = {"loc": "outside lower center", "ncols": 2, "handles": handles}
+            columns = 2 if max(map(len, labels)) <= 24 else 1
+            below: Any = {"loc": "outside lower center", "ncols": columns, "handles": handles}
             legend = (
                 figure.legend(labels=labels, **below, **LEGEND) if alone else ax.legend(**LEGEND)
             )

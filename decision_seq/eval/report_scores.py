@@ -232,9 +232,12 @@ def summary(
         goal = "" if line.mean_target is None else f" when asked for {line.mean_target:.0f}"
         data = next(r.dataset for r in runs if r.dataset["name"] == task.dataset)
         place = task.dataset if _alone(task, tasks) else f"{task.dataset} in {task.env}"
+        score = f"{line.mean:.1f}{_bracket(line.interval)}"
+        reached = f"return {score}{goal}"
+        if line.unit == "normalized":
+            reached = f"return {line.mean_return:.0f}{goal} (normalized: {score})"
         sentences.append(
-            f"On {place}, the highest mean is {leader}'s: return {line.mean_return:.0f}{goal} "
-            f"({line.mean:.1f} {line.unit}{_bracket(line.interval)}); the data's mean return is "
+            f"On {place}, the highest mean is {leader}'s: {reached}; the data's mean return is "
             f"{data['return_mean']:.0f}. {verdict([c for c in lines if c.task == task.name])}"
         )
     if overall := [c for c in lines if c.task == "all"]:

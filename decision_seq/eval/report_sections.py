@@ -34,6 +34,20 @@ class Table:
     text: int = 1
     marked: frozenset[int] = frozenset()  # rows that stand out
 
+    def folded(self) -> tuple[str, Table]:
+        """What all rows have in common, in words, and the table without those columns: a phone has
+        no room for a column that says the same in every row. One row stays as it is."""
+        same = [
+            i
+            for i in range(self.text)
+            if len(self.rows) > 1 and len({row[i] for row in self.rows}) == 1
+        ]
+        words = "; ".join(f"{self.columns[i]}: {self.rows[0][i]}" for i in same)
+        keep = [i for i in range(len(self.columns)) if i not in same]
+        rows = [[row[i] for i in keep] for row in self.rows]
+        columns = tuple(self.columns[i] for i in keep)
+        return words, Table(columns, rows, self.text - len(same), self.marked)
+
 
 @dataclass(frozen=True)
 class Section:
@@ -104,15 +118,15 @@ def comparison(data: Data) -> Section | None:
             lead = f"{c.difference.value:.1f}{bracket(c.difference.interval)}"
         probability = f"{c.improvement.value:.2f}{bracket(c.improvement.interval, 2)}"
         sure = {True: "better", False: "can be chance", None: "too few seeds to say"}[c.sure]
-        rows.append([c.task, c.better, c.worse, sure, lead, probability, str(c.seeds)])
+        rows.append([c.task, c.better, c.worse, lead, probability, str(c.seeds), sure])
     if not rows:
         return None
-    columns = ("task", "agent", "against", "so it is", "paired difference",
-               "probability of improvement", "common seeds")  # fmt: skip
+    columns = ("task", "agent", "against", "paired difference", "probability of improvement",
+               "common seeds", "so it is")  # fmt: skip
     return Section(
         "Which is better, and how sure",
         "The agent with the highest mean on each task against every other.",
-        table=Table(columns, rows, 4),
+        table=Table(columns, rows, 3),
         note="Differences are between runs of the same training seed in the same environment "
         "seeds. Probability of improvement: how likely a seed of the one scores higher than a seed "
         "of the other. In brackets 95 % intervals, of one comparison each: of twenty comparisons "
