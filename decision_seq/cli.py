@@ -282,11 +282,13 @@ def report(runs: Positional[tuple[Path, ...]], out: Path = Path("report.html")) 
     print(f"report: {', '.join(map(str, files))}")
 
 
-def list_(what: Positional[Literal["backbones", "agents", "envs", "tiers", "kernels"]]) -> None:
+def list_(
+    what: Positional[Literal["backbones", "encoders", "agents", "envs", "tiers", "kernels"]],
+) -> None:
     """Print what there is to choose from.
 
     Args:
-        what: backbones, agents, envs, tiers (behaviour policies) or kernels.
+        what: backbones, encoders (of frames), agents, envs, tiers (behaviour policies) or kernels.
     """
     from decision_seq.listing import LISTINGS
 

@@ -16,6 +16,17 @@ def backbones() -> Iterator[str]:
         yield f"{kind:12} {count / 1e6:5.2f} M parameters  {config.summary}"
 
 
+def encoders() -> Iterator[str]:
+    """Encoders of Atari's frames, with their parameters and features."""
+    from decision_seq.model.encoders import ImageEncoderConfig
+
+    for kind, config in sorted(ImageEncoderConfig.registry.items()):
+        model = config().build((4, 84, 84))
+        count = sum(p.numel() for p in model.parameters())
+        size = f"{count / 1e6:5.2f} M parameters {model.features:5} features"
+        yield f"{kind:12} {size}  {config.summary}"
+
+
 def agents() -> Iterator[str]:
     """Kinds, then presets."""
     from decision_seq.agents import PRESETS, AgentConfig
@@ -75,6 +86,7 @@ def kernels() -> Iterator[str]:
 
 LISTINGS: dict[str, Callable[[], Iterator[str]]] = {
     "backbones": backbones,
+    "encoders": encoders,
     "agents": agents,
     "envs": envs,
     "tiers": tiers,
