@@ -185,6 +185,15 @@ def test_best_stands_next_to_last_and_says_what_it_cost(tmp_path: Path) -> None:
     assert f"evaluate NEW/{data.runs[0].folder.name} --checkpoint best" in text
 
 
+def test_who_is_lucky_in_the_rollouts_that_choose_is_chosen(tmp_path: Path) -> None:
+    runs = with_other_checkpoints(runs_of(tmp_path, {"mamba": [82.0]}))
+    for r in runs[0].others:
+        if (r["step"], r["checkpoint"]) == (10, "selection"):
+            r["normalized_score"] += 20
+    (line,) = [s for s in Data(runs, {}).selections if s.episodes == 2]
+    assert line.scores == pytest.approx([81, (74 + 74 + 87) / 3, 74])  # by the other rollouts
+
+
 def test_window_and_stream_are_compared_on_the_same_episodes(tmp_path: Path) -> None:
     runs = runs_of(tmp_path, CLOSE)
     for run in runs:
