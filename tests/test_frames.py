@@ -189,6 +189,9 @@ def test_sources_are_joined_on_disk() -> None:
     whole = concatenate(parts, ["a", "b"])
     assert isinstance(whole.observations, np.memmap)
     assert np.array_equal(whole.observations, np.concatenate([p.observations for p in parts]))
+    other = dataclasses.replace(parts[1], info={"env_id": "ALE/Breakout-v5"})
+    with pytest.raises(UserError, match=r"b: is of the game breakout, but a of pong; sources"):
+        concatenate([parts[0], other], ["a", "b"])
 
 
 def test_a_store_is_written_and_hashed_piece_by_piece(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from decision_seq.data.frames import joined, single_frames
+from decision_seq.envs.reference_scores import atari_game
 from decision_seq.errors import UserError
 
 MAX_DISCRETE_ACTIONS = 65_536  # beyond that it is no list of actions
@@ -104,6 +105,12 @@ def concatenate(parts: list[Episodes], names: list[str]) -> Episodes:
                     f"{name}: `{key}` is {describe(theirs)} but {names[0]} has {describe(mine)}; "
                     "sources of one dataset must come from the same environment"
                 )
+        games = [atari_game(info.get("env_id", "")) for info in (first.info, part.info)]
+        if all(games) and games[0] != games[1]:  # their frames have one shape
+            raise UserError(
+                f"{name}: is of the game {games[1]}, but {names[0]} of {games[0]}; sources of one "
+                "dataset must come from the same environment"
+            )
     keys = ("observations", "actions", "rewards", "terminated", "truncated")
     arrays: dict[str, Any] = {key: joined([getattr(p, key) for p in parts]) for key in keys}
     lengths = np.concatenate([p.lengths for p in parts])

@@ -187,7 +187,7 @@ class Replay:
         """Row before which the newest step stands, the oldest after it; 0 in a buffer that was
         written when it was full, as those of DQN-replay."""
         path = self.folder / f"add_count_ckpt.{number}.gz"
-        return int(read_column(path)[0]) % rows if path.is_file() else 0
+        return int(read_column(path)[0]) % rows if rows and path.is_file() else 0
 
 
 def find(source: str) -> Replay | None:
