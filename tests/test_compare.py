@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,12 @@ import torch
 import yaml
 from rich.console import Console
 
+from decision_seq.cli import main
 from decision_seq.errors import UserError
 from decision_seq.eval.board import Board, progress
 from decision_seq.eval.compare import load_matrix, run_matrix
 from decision_seq.eval.evaluate import evaluate_run
-from decision_seq.eval.ledger import Ledger, read_ledger
+from decision_seq.eval.ledger import Ledger, finished, read_ledger
 from decision_seq.eval.results import MEASURED, read_rows
 from decision_seq.eval.runners import Share, free_memory, share_out
 from decision_seq.eval.work import CellProcess, Ended, Work
@@ -86,6 +87,13 @@ def measured(out: Path) -> dict[str, list[dict[str, Any]]]:
             timed = (*MEASURED, "peak_memory_mib", "steps_per_second")
             found[run.name] = [{k: v for k, v in r.items() if k not in timed} for r in rows]
     return found
+
+
+def typed(arguments: Sequence[str]) -> None:
+    """A command, in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["decision-seq", *arguments])
+        main()
 
 
 def events(out: Path, kind: str) -> list[str]:
@@ -310,6 +318,27 @@ def test_set_reaches_the_matrix_and_its_cells(toy_file: Path, tmp_path: Path) ->
     )[:1]
     assert [Path(s).name for s in cell.config.data.sources] == ["a.npz"]
     assert cell.config.seed == 7 and cell.config.train.steps == 5
+
+
+def test_every_evaluation_has_its_command_and_its_rows(toy_file: Path, tmp_path: Path) -> None:
+    wanted = [{}, {"context": "stream"}, {"context": "window", "checkpoint": "best"}]
+    path = matrix(toy_file, tmp_path, evaluations=wanted, datasets={"toy": [str(toy_file)]})
+    sets = ["train.steps=4", "train.checkpoint_interval=2", "train.keep_interval=2"]
+    (cell,) = load_matrix(path, sets)
+    run = tmp_path / "run"
+    commands = [evaluation.command(run) for evaluation in cell.evaluations]
+    assert [" ".join(command[2:]) for command in commands] == [
+        "",
+        "--context stream",
+        "--context window --checkpoint best",
+    ]
+    train(cell.config, run, torch.device("cpu"))
+    for number, command in enumerate(commands, 1):
+        assert not finished(run, cell.config, cell.evaluations)
+        typed(command)
+        assert finished(run, cell.config, cell.evaluations[:number])
+    with pytest.raises(UserError, match="evaluations must each name"):
+        load_matrix(path, ["evaluations=[]"])
 
 
 # ---- what is seen --------------------------------------------------------------------------------

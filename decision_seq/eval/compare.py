@@ -1,5 +1,5 @@
-"""`compare`: a matrix of agents x options x datasets x seeds, each cell two commands that a person
-could type."""
+"""`compare`: a matrix of agents x options x datasets x seeds, each cell commands that people could
+type."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 from decision_seq.config import build, load_yaml, merge, parse_overrides
 from decision_seq.errors import UserError
 from decision_seq.eval.board import Board
-from decision_seq.eval.ledger import Ledger, finished
+from decision_seq.eval.ledger import Evaluation, Ledger, finished
 from decision_seq.eval.runners import RUNNERS, Runner
 from decision_seq.eval.work import POLL, Ended, Work
 from decision_seq.files import exclusive
@@ -34,6 +34,8 @@ class CompareConfig:
     seeds: tuple[int, ...]
     # label -> what to lay over a cell, e.g. {long: {agent: {context_length: 60}}}
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
+    # how each trained run is evaluated, e.g. [{context: window}, {context: stream}]
+    evaluations: tuple[Evaluation, ...] = (Evaluation(),)
     # laid over every cell, e.g. {train: {steps: 2000}}
     overrides: dict[str, Any] = field(default_factory=dict)
 
@@ -44,6 +46,7 @@ class Cell:
 
     name: str
     config: RunConfig
+    evaluations: tuple[Evaluation, ...]
 
 
 def load_matrix(path: Path, assignments: list[str]) -> list[Cell]:
@@ -71,9 +74,12 @@ def load_matrix(path: Path, assignments: list[str]) -> list[Cell]:
                     fields = merge(merge(everywhere, own), option_fields)
                     config = run_config(base, fields, f"{path} ({base_path.name})")
                     parts = [agent, option, dataset, f"seed{seed}"]
-                    cells.append(Cell("_".join(filter(None, parts)), config))
-    if not cells:
-        raise UserError(f"{path}: agents, datasets and seeds must each name at least one")
+                    name = "_".join(filter(None, parts))
+                    cells.append(Cell(name, config, matrix.evaluations))
+    if not cells or not matrix.evaluations:
+        raise UserError(
+            f"{path}: agents, datasets, seeds and evaluations must each name at least one"
+        )
     names = [cell.name for cell in cells]
     for name in names:
         if names.count(name) > 1:
@@ -111,7 +117,7 @@ def run_matrix(
         ledger = Ledger(out)
         todo = []
         for cell in cells:
-            if not finished(out / "runs" / cell.name, cell.config):
+            if not finished(out / "runs" / cell.name, cell.config, cell.evaluations):
                 todo.append(cell)
             elif ledger.last(cell.name) != "finished":  # killed before it could be written down
                 ledger.add(cell.name, "finished")
@@ -189,12 +195,13 @@ def _run(
 
 
 def _work(cell: Cell, out: Path) -> Work:
-    """The cell as two commands."""
+    """The cell as commands."""
     run, config = out / "runs" / cell.name, out / "cells" / f"{cell.name}.yaml"
     train = ("train", str(config), "--out", str(run), "--resume")
-    commands = (train, ("evaluate", str(run)))
+    commands = (train, *(evaluation.command(run) for evaluation in cell.evaluations))
     lock = out / "cells" / f"{cell.name}.lock"
-    return Work(cell.name, run, cell.config, commands, lock, _log(out, cell.name))
+    log = _log(out, cell.name)
+    return Work(cell.name, run, cell.config, commands, lock, log, cell.evaluations)
 
 
 def _log(out: Path, name: str) -> Path:

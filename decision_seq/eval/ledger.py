@@ -10,16 +10,33 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from decision_seq.agents.base import Context
 from decision_seq.envs.registry import env_id
-from decision_seq.eval.results import asked, read_rows, target_name
+from decision_seq.eval.results import Row, asked, read_rows, target_name
 from decision_seq.files import read_jsonl, write_text, writing
 from decision_seq.run_config import RunConfig
 
 Event = Literal["started", "finished", "failed", "stopped"]
 FILE = "ledger.jsonl"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One `evaluate` of a trained run."""
+
+    context: Context | None = None  # by default the run's
+    checkpoint: Literal["last", "validation", "best"] = "last"
+
+    def command(self, run: Path) -> tuple[str, ...]:
+        """Arguments of decision-seq."""
+        context = ("--context", self.context) if self.context else ()
+        checkpoint = ("--checkpoint", self.checkpoint) if self.checkpoint != "last" else ()
+        return ("evaluate", str(run), *context, *checkpoint)
 
 
 class Ledger:
@@ -54,11 +71,19 @@ def read_ledger(out: Path) -> list[dict[str, Any]]:
     return read_jsonl(out / FILE, "cell")
 
 
-def finished(run: Path, config: RunConfig) -> bool:
-    """Whether the run folder holds every row that evaluating `config` gives."""
-    rows = [r for r in read_rows(run) if r["step"] == config.train.steps]
-    rows = [r for r in rows if r["context"] == config.eval.context and r["checkpoint"] == "last"]
-    rows = [r for r in rows if r["env"] == env_id(config.env)]
+def finished(
+    run: Path, config: RunConfig, evaluations: Sequence[Evaluation] = (Evaluation(),)
+) -> bool:
+    """Whether the run folder holds every row that the `evaluations` of `config` give."""
+    rows = [r for r in read_rows(run) if r["env"] == env_id(config.env)]
+    return all(_evaluated(rows, config, evaluation) for evaluation in evaluations)
+
+
+def _evaluated(rows: list[Row], config: RunConfig, evaluation: Evaluation) -> bool:
+    context = evaluation.context or config.eval.context
+    rows = [r for r in rows if (r["context"], r["checkpoint"]) == (context, evaluation.checkpoint)]
+    if evaluation.checkpoint == "last":  # the others may be any step
+        rows = [r for r in rows if r["step"] == config.train.steps]
     if not config.agent.follows_target:
         wanted = [target_name(None)]
     elif config.eval.targets == "auto":

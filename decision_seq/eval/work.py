@@ -1,4 +1,4 @@
-"""A cell of a comparison at work: its two commands, run one after the other with its lock held.
+"""A cell of a comparison at work: its commands, run one after the other with its lock held.
 
 The commands inherit the descriptor of the lock file, so the lock lasts as long as any of them, even
 where the comparison itself was killed: a restart waits for what still runs and does not run it
@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from decision_seq.eval.ledger import finished
+from decision_seq.eval.ledger import Evaluation, finished
 from decision_seq.run_config import RunConfig
 
 POLL = 0.2  # seconds between looks at what runs
@@ -36,6 +36,7 @@ class Work:
     commands: tuple[tuple[str, ...], ...]  # arguments of decision-seq
     lock: Path
     log: Path  # what the commands say
+    evaluations: tuple[Evaluation, ...] = (Evaluation(),)  # whose rows make it finished
     folder: Path = field(default_factory=Path.cwd)  # where they are typed
 
 
@@ -63,7 +64,8 @@ class CellProcess:
             self.lock = _try_lock(self.work.folder / self.work.lock)
             if self.lock is None:  # commands that a killed comparison left are still running
                 return None
-            if finished(self.work.folder / self.work.run, self.work.config):
+            run = self.work.folder / self.work.run
+            if finished(run, self.work.config, self.work.evaluations):
                 return self._end(None)
         if self.process is not None:
             code = self.process.poll()
