@@ -7,13 +7,25 @@ import sys
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
 
+from decision_seq.agents import AgentSpec, SequenceAgent
+from decision_seq.agents.return_conditioned import ReturnConditionedConfig
+from decision_seq.backbones.mamba import MambaConfig
+from decision_seq.data.collect import collect
+from decision_seq.data.replay import replay_from_seeds
+from decision_seq.data.sources import resolve
+from decision_seq.data.store import open_store
+from decision_seq.data.transforms import ReturnSpec
+from decision_seq.data.windows import WindowSampler
 from decision_seq.envs import atari
 from decision_seq.envs.atari import GAMES, AtariGame
 from decision_seq.envs.reference_scores import atari_game, normalized_score, references
 from decision_seq.envs.registry import env_id, make, open_lanes, versions
+from decision_seq.envs.tiers import behaviour_for
 from decision_seq.errors import UserError
+from decision_seq.eval.rollout import rollout
 
 ale_py = pytest.importorskip("ale_py", reason="needs the extra `atari`")
 
@@ -143,3 +155,89 @@ def test_scores_by_both_published_forms() -> None:
     for game in GAMES:
         assert atari_game(atari.game_id(game, False)) == game
     assert atari_game("Hopper-v5") is None and list(references("Hopper-v5")) == ["d4rl"]
+
+
+def test_a_stored_game_replayed_through_a_rollout_is_what_training_saw() -> None:
+    """Stacks, rewards and ends are those of the stored episode, and an agent that meets them step
+    by step predicts what it predicts for the window in training."""
+    behaviour, provenance = behaviour_for("breakout", "medium", None)
+    summary = collect("breakout", behaviour, 300, "own/breakout-v0", 2, provenance)
+    assert summary["episodes"] >= 1 and "at random" in provenance["behaviour"]
+    episodes = resolve("own/breakout-v0").read()
+    assert episodes.observations.shape[1:] == (84, 84) and episodes.observations.dtype == np.uint8
+    assert episodes.seeds[0] == 2 and episodes.info["env_id"] == "Atari/Breakout-nosticky-v0"
+    assert replay_from_seeds(episodes, make("breakout")) is None  # what `data check` asks
+
+    store = open_store(["own/breakout-v0"])
+    length, known = int(store.lengths[0]), 30  # steps
+    config = ReturnConditionedConfig(
+        context_length=known,
+        returns=ReturnSpec(scale=10),
+        backbone=MambaConfig(width=16, layers=1, dropout=0.0),
+    )
+    agent = SequenceAgent.for_dataset(config, store).eval()
+    window = WindowSampler(store, np.array([0]), length, config.returns, seed=0)
+    batch = window.windows(torch.zeros(1, dtype=torch.int64))
+    values = agent.values(batch.observations, batch.actions, batch.returns_to_go)
+    with torch.no_grad():
+        trained = agent({k: v[:, :known] for k, v in values.items()}, batch.timesteps[:, :known])
+    predicted: list[torch.Tensor] = []
+    agent.action_head.register_forward_hook(lambda *args: predicted.append(args[2][0]))
+
+    lanes = open_lanes("breakout", 1)
+    stacks = lanes.reset([episodes.seeds[0]])
+    state = agent.init_state(1, "window", torch.tensor([float(store.episode_returns[0])]))
+    action, reward, ended = torch.zeros(1, dtype=torch.int64), np.zeros(1), [False, False]
+    for t in range(length):
+        assert not any(ended)
+        assert np.array_equal(stacks[0], batch.observations[0, t].numpy())
+        if t < known:
+            received = torch.from_numpy(reward).float()
+            _, state = agent.act(torch.from_numpy(stacks), action, received, state)
+            assert torch.equal(state.return_to_go, batch.returns_to_go[:, t])
+        action = batch.actions[:, t]
+        stacks, reward, terminated, truncated = lanes.step(action.numpy(), np.array([True]))
+        ended = [bool(terminated[0]), bool(truncated[0])]
+        assert reward[0] == episodes.rewards[t]
+    assert ended == [True, False]
+    assert torch.allclose(torch.stack(predicted), trained[0], atol=1e-4)
+    lanes.close()
+
+
+def test_players_beat_chance() -> None:
+    """The expert players; random ones lose every point of Pong and score about 2 in Breakout."""
+    summary = collect(
+        "breakout",
+        behaviour_for("breakout", "expert", None)[0],
+        1,
+        "own/b-v0",
+        5,
+        {"behaviour": "x"},
+    )
+    assert summary["return_mean"] > 10
+    env = make("pong")
+    env.reset(seed=0)
+    act = behaviour_for("pong", "expert", None)[0](np.random.default_rng(0), env)
+    rewards = [float(env.step(act(np.zeros(0)))[1]) for _ in range(700)]
+    assert sum(rewards) >= 0 and len([r for r in rewards if r]) >= 1
+    env.close()
+    with pytest.raises(UserError, match=r"no player 'random'; there is: medium, expert"):
+        behaviour_for("pong", "random", None)
+
+
+def test_agents_are_rolled_out_in_several_games_at_once() -> None:
+    config = ReturnConditionedConfig(
+        context_length=4, backbone=MambaConfig(width=16, layers=1, dropout=0.0), temperature=1.0
+    )
+    torch.manual_seed(0)
+    spec = AgentSpec((84, 84), 4, discrete=True, max_timestep=100)
+    agent = config.agent(config, spec).eval()
+    rows = rollout(agent, "breakout", [5.0], 2, 3, "stream")
+    again = rollout(agent, "breakout", [5.0], 1, 4, "stream")[0]
+    assert (rows[1].episode_return, rows[1].length) == (again.episode_return, again.length)
+    for row in rows:
+        assert row.length > 100 and row.ood is None
+        assert row.score_reference == "human" and row.normalized_score == pytest.approx(
+            100 * (row.episode_return - 1.7) / (30.5 - 1.7)
+        )
+        assert set(row.normalized_scores) == {"human", "gamer-rounded"}
