@@ -178,9 +178,10 @@ def test_a_stored_game_replayed_through_a_rollout_is_what_training_saw() -> None
     agent = SequenceAgent.for_dataset(config, store).eval()
     window = WindowSampler(store, np.array([0]), length, config.returns, seed=0)
     batch = window.windows(torch.zeros(1, dtype=torch.int64))
-    values = agent.values(batch.observations, batch.actions, batch.returns_to_go)
+    whole = (batch.observations, batch.actions, batch.returns_to_go, batch.timesteps)
+    *columns, timesteps = (column[:, :known] for column in whole)
     with torch.no_grad():
-        trained = agent({k: v[:, :known] for k, v in values.items()}, batch.timesteps[:, :known])
+        trained = agent(agent.values(*columns), timesteps)
     predicted: list[torch.Tensor] = []
     agent.action_head.register_forward_hook(lambda *args: predicted.append(args[2][0]))
 
@@ -206,21 +207,18 @@ def test_a_stored_game_replayed_through_a_rollout_is_what_training_saw() -> None
 
 def test_players_beat_chance() -> None:
     """The expert players; random ones lose every point of Pong and score about 2 in Breakout."""
-    summary = collect(
-        "breakout",
-        behaviour_for("breakout", "expert", None)[0],
-        1,
-        "own/b-v0",
-        5,
-        {"behaviour": "x"},
-    )
-    assert summary["return_mean"] > 10
-    env = make("pong")
-    env.reset(seed=0)
-    act = behaviour_for("pong", "expert", None)[0](np.random.default_rng(0), env)
-    rewards = [float(env.step(act(np.zeros(0)))[1]) for _ in range(700)]
-    assert sum(rewards) >= 0 and len([r for r in rewards if r]) >= 1
-    env.close()
+
+    def first_rewards(name: str) -> list[float]:
+        env = make(name)
+        env.reset(seed=0)
+        act = behaviour_for(name, "expert", None)[0](np.random.default_rng(0), env)
+        rewards = [float(env.step(act(np.zeros(0)))[1]) for _ in range(500)]
+        env.close()
+        return rewards
+
+    pong = first_rewards("pong")
+    assert sum(pong) >= 0 and any(pong)
+    assert sum(first_rewards("breakout")) > 10
     with pytest.raises(UserError, match=r"no player 'random'; there is: medium, expert"):
         behaviour_for("pong", "random", None)
 
