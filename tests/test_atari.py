@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -239,3 +240,36 @@ def test_agents_are_rolled_out_in_several_games_at_once() -> None:
             100 * (row.episode_return - 1.7) / (30.5 - 1.7)
         )
         assert set(row.normalized_scores) == {"human", "gamer-rounded"}
+
+
+def test_agents_of_stable_baselines_are_collected_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sb3 = pytest.importorskip("stable_baselines3", reason="needs the extra `policies`")
+    pytest.importorskip("sb3_contrib", reason="needs the extra `policies`")
+
+    class Stacks(gym.Env):  # type: ignore[type-arg]
+        """What make_atari_env and VecFrameStack show their agents, newest frame last."""
+
+        observation_space = gym.spaces.Box(0, 255, (84, 84, 4), np.uint8)
+        action_space = gym.spaces.Discrete(4)
+
+    model = sb3.A2C("CnnPolicy", Stacks(), seed=0)
+    model.save(tmp_path / "a2c.zip")
+    with pytest.raises(UserError, match="--trust-policy"):
+        behaviour_for("breakout", "a2c", tmp_path / "a2c.zip")
+    behaviour, provenance = behaviour_for("breakout", "a2c", tmp_path / "a2c.zip", trust=True)
+    env = make("breakout")
+    act = behaviour(np.random.default_rng(3), env)
+    lanes = open_lanes("breakout", 1)
+    frame, stacks = env.reset(seed=0)[0], lanes.reset([0])
+    for t in range(8):
+        torch.manual_seed(t)
+        action = act(frame)
+        torch.manual_seed(t)
+        assert action == model.predict(np.moveaxis(stacks[0], 0, -1), deterministic=False)[0]
+        frame = env.step(action)[0]
+        stacks = lanes.step(action[None], np.array([True]))[0]
+    assert provenance["behaviour"] == "a2c.zip (Stable-Baselines3)"
+    lanes.close()
+    env.close()

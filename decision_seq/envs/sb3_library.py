@@ -4,13 +4,16 @@ rolled out by Stable-Baselines3 and sb3-contrib, which run code that such a file
 from __future__ import annotations
 
 import sys
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium import spaces
 
+from decision_seq.envs.atari import FRAME_STACK
 from decision_seq.envs.sb3_policy import normalization, read_zip
 from decision_seq.errors import UserError
 
@@ -55,8 +58,11 @@ def library_behaviour(
     key = str(policy_class.get("__module__", "common")).split(".")[-2:][0]
     name = ALGORITHMS.get(key, "PPO")
     algorithm = getattr(stable_baselines3, name, None) or getattr(sb3_contrib, name)
+    shape = env.observation_space.shape or ()
+    frames = len(shape) == 2  # these libraries' agents see stacks of them, as ours do
+    seen_space = spaces.Box(0, 255, (FRAME_STACK, *shape), np.uint8)
     unpicklable = {  # of no use for acting, and what old files cannot restore
-        "observation_space": env.observation_space,
+        "observation_space": seen_space if frames else env.observation_space,
         "action_space": env.action_space,
         "learning_rate": 0.0,
         "lr_schedule": lambda _: 0.0,
@@ -70,16 +76,21 @@ def library_behaviour(
             f"{path}: Stable-Baselines3 cannot load it as {name} for {env.spec and env.spec.id} "
             f"({type(error).__name__}: {first}); choose the environment it was trained in"
         ) from None
-    mean, std, clip = normalization(path, int(np.prod(env.observation_space.shape or ())))
+    mean, std, clip = normalization(path, int(np.prod(shape)))
 
     def start(rng: np.random.Generator) -> Callable[[np.ndarray], np.ndarray]:
         model.set_random_seed(int(rng.integers(2**31)))
         if getattr(model, "use_sde", False):
             model.policy.reset_noise()
         memory: dict[str, Any] = {"state": None, "first": np.ones(1, bool)}
+        stack = deque([np.zeros(shape, np.uint8)] * FRAME_STACK, FRAME_STACK)
 
         def act(observation: np.ndarray) -> np.ndarray:
-            seen = np.clip((observation - mean) / std, -clip, clip).astype(np.float32)
+            if frames:
+                stack.append(observation)
+                seen = np.stack(stack)
+            else:
+                seen = np.clip((observation - mean) / std, -clip, clip).astype(np.float32)
             action, memory["state"] = model.predict(
                 seen, memory["state"], memory["first"], deterministic=False
             )
