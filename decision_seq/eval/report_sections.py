@@ -36,10 +36,11 @@ class Table:
 
     def folded(self) -> tuple[str, Table]:
         """What all rows have in common, in words, and the table without those columns: a phone has
-        no room for a column that says the same in every row. One row stays as it is."""
+        no room for a column that says the same in every row. The last of the text columns, what a
+        row is about, stays, and so does a single row."""
         same = [
             i
-            for i in range(self.text)
+            for i in range(self.text - 1)
             if len(self.rows) > 1 and len({row[i] for row in self.rows}) == 1
         ]
         words = "; ".join(f"{self.columns[i]}: {self.rows[0][i]}" for i in same)

@@ -374,7 +374,7 @@ def _context(row: Row) -> str:
     means = {
         "window": "the last K steps are recomputed at every step",
         "stream": "the state is carried over the whole episode",
-    }[row["context"]]
+    }.get(row["context"], "?")
     return f"{row['context']}, K = {row['context_length']}: {means}"
 
 
