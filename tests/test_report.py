@@ -103,7 +103,7 @@ def test_too_few_seeds_are_said_and_no_interval_is_drawn(tmp_path: Path) -> None
     few = {agent: means[: stats.FEWEST - 1] for agent, means in FAR.items()}
     data = Data(runs_of(tmp_path, few), {})
     assert "cannot be said: too few seeds (4 in common)" in data.summary[0]
-    assert data.summary[-1].startswith("With 4 training seeds these differences can be chance")
+    assert data.summary[-1].startswith("With 4 training seeds these numbers can be chance")
     assert all(s.interval is None for s in data.scores)
     texts = [text for r in section(data, "Scores").table.rows for text in r]
     assert not any("[" in text for text in texts)

@@ -248,7 +248,7 @@ def summary(
     fewest = min(len(s.seeds) for s in scores)
     if fewest < stats.FEWEST:
         sentences.append(
-            f"With {fewest} training seed{'s' if fewest > 1 else ''} these differences can be "
+            f"With {fewest} training seed{'s' if fewest > 1 else ''} these numbers can be "
             f"chance: no interval is given below {stats.FEWEST} seeds, and none should be imagined."
         )
     return [sentence.strip() for sentence in sentences]
