@@ -6,6 +6,7 @@ import contextlib
 import os
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,8 @@ def collect(
 
     Args:
         env: environment name or gymnasium id.
-        behaviour: called with a random generator and the environment, which is then reset, at the
-            start of an episode; returns its policy.
+        behaviour: called with a random generator and the environment, once that is reset for an
+            episode; returns its policy.
         steps: fewest steps; the last episode is completed.
         dataset_id: Minari id to write, which must not exist.
         seed: of environment and policy; episode i uses seed + i for the environment.
@@ -57,7 +58,7 @@ def collect(
     while done < steps:
         episode_seed = seed + len(buffers)
         rng = np.random.default_rng([seed, len(buffers)])
-        buffers.append(_episode(environment, behaviour(rng, environment), episode_seed))
+        buffers.append(_episode(environment, partial(behaviour, rng), episode_seed))
         done += len(buffers[-1]["rewards"])
         on_step(min(done, steps))
     returns = np.array([sum(b["rewards"]) for b in buffers])
@@ -87,8 +88,9 @@ def check_id(dataset_id: str) -> None:
         )
 
 
-def _episode(env: Any, act: Act, seed: int) -> dict[str, Any]:
+def _episode(env: Any, start: Callable[[Any], Act], seed: int) -> dict[str, Any]:
     observation, _ = env.reset(seed=seed)
+    act = start(env)
     observations, actions, rewards, terminations, truncations = [observation], [], [], [], []
     ended = False
     while not ended:

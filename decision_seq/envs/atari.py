@@ -118,8 +118,8 @@ class AtariGame(gym.Env[np.ndarray, np.int64]):
     def begin(self, seed: int) -> tuple[np.ndarray, dict[str, Any]]:
         """Start an episode that depends on `seed` alone. Returns its first stack [4, 84, 84] of
         frames, oldest first: three black ones and the first; and how many frames were played."""
-        self._seed, self._sent = seed % 2**31, list[int]()
-        stacks, info = self.vector.reset(seed=np.array([self._seed]))
+        self.seed, self._sent = seed % 2**31, list[int]()
+        stacks, info = self.vector.reset(seed=np.array([self.seed]))
         self.no_ops = int(info["episode_frame_number"][0])
         self._second: Any = None
         return stacks[0], {"episode_frame_number": self.no_ops}
@@ -152,7 +152,7 @@ class AtariGame(gym.Env[np.ndarray, np.int64]):
 
             self._second = ale_py.ALEInterface()
             self._second.setFloat("repeat_action_probability", STICKY * self.sticky)
-            self._second.setInt("random_seed", self._seed)
+            self._second.setInt("random_seed", self.seed)
             self._second.loadROM(roms.get_rom_path(self.game))
             for _ in range(self.no_ops):
                 self._second.act(ale_py.Action.NOOP)

@@ -1,7 +1,7 @@
 """Scripted players of Pong and Breakout, which read from the console's memory where things are.
 
-They press a random button now and then. How often is drawn for every episode, so that a dataset
-holds episodes of good and of bad players.
+They press a random button now and then. How often changes from episode to episode, so that a
+dataset holds games of good and of bad players.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from decision_seq.envs.atari import AtariGame
 
 NOOP, FIRE, RIGHT, LEFT = range(4)  # of both games; in Pong right is up and left is down
 UP, DOWN = RIGHT, LEFT
-# tier -> shares of random buttons, one of them for an episode
+# tier -> shares of random buttons, one of them for each episode
 NOISE = {"medium": (0.02, 0.05, 0.1, 0.2), "expert": (0.01,)}
 
 
@@ -125,10 +125,11 @@ PLAYERS: dict[str, type[Player]] = {"pong": PongPlayer, "breakout": BreakoutPlay
 def scripted(
     noise: tuple[float, ...], rng: np.random.Generator, env: gym.Env[Any, Any]
 ) -> Callable[[np.ndarray], int]:
-    """A player of `env` for one episode, with a share of random buttons drawn from `noise`."""
+    """A player of `env` for one episode. The shares of random buttons in `noise` take turns from
+    seed to seed: games are long, and a small dataset shall hold all of them."""
     game = env.unwrapped
     assert isinstance(game, AtariGame)
-    player, share = PLAYERS[game.game](), rng.choice(noise)
+    player, share = PLAYERS[game.game](), noise[game.seed % len(noise)]
     buttons = int(game.action_space.n)  # type: ignore[attr-defined]
 
     def act(_frame: np.ndarray) -> int:
