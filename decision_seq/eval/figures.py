@@ -127,7 +127,7 @@ def evaluations_spent(lines: Sequence[Selection], style: Style) -> str:
     most = max(line.episodes for line in lines)
     for line in lines:
         spent = line.episodes * np.arange(1, len(line.scores) + 1)
-        label = f"{line.agent}, judged by {line.episodes}"
+        label = f"{line.agent}, {line.episodes} to judge one"
         ax.plot(spent, line.scores, ".-" if line.episodes == most else ".:",
                 color=style[line.agent][0], label=label)  # fmt: skip
     ax.set_xscale("log")

@@ -232,10 +232,11 @@ def summary(
         goal = "" if line.mean_target is None else f" when asked for {line.mean_target:.0f}"
         data = next(r.dataset for r in runs if r.dataset["name"] == task.dataset)
         place = task.dataset if _alone(task, tasks) else f"{task.dataset} in {task.env}"
-        score = f"{line.mean:.1f}{_bracket(line.interval)}"
-        reached = f"return {score}{goal}"
+        interval = f", 95 % interval{_bracket(line.interval)}" if line.interval else ""
+        reached = f"return {line.mean:z.1f}{goal}{interval}"
         if line.unit == "normalized":
-            reached = f"return {line.mean_return:.0f}{goal} (normalized: {score})"
+            score = f"{line.mean:z.1f}{interval}"
+            reached = f"return {line.mean_return:z.0f}{goal} (normalized: {score})"
         sentences.append(
             f"On {place}, the highest mean is {leader}'s: {reached}; the data's mean return is "
             f"{data['return_mean']:.0f}. {verdict([c for c in lines if c.task == task.name])}"
@@ -267,8 +268,8 @@ def verdict(lines: Sequence[Comparison]) -> str:
         return (
             f"It is better than {others} on the same seeds, with 95 % confidence in each "
             f"comparison: by {rival.difference.value:.1f}{_bracket(rival.difference.interval)} "
-            f"over {rival.worse}, than which a seed of it scores higher with probability "
-            f"{rival.improvement.value:.2f}{_bracket(rival.improvement.interval, 2)}."
+            f"over {rival.worse}. One of its seeds scores higher than one of {rival.worse}'s with "
+            f"probability {rival.improvement.value:.2f}{_bracket(rival.improvement.interval, 2)}."
         )
     names = ", ".join(c.worse for c in unsure)
     if unsure[0].sure is None:
@@ -294,7 +295,9 @@ def _alone(task: Task, tasks: Sequence[Task]) -> bool:
 
 
 def _bracket(interval: stats.Interval | None, digits: int = 1) -> str:
-    return "" if interval is None else f" [{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
+    if interval is None:
+        return ""
+    return f" [{interval.low:z.{digits}f}, {interval.high:z.{digits}f}]"
 
 
 def _marked(line: Score, lines: list[Score]) -> Score:

@@ -75,10 +75,10 @@ def scores(data: Data) -> Section:
     for s in data.scores:
         spread = f" ± {s.spread:.1f}" if len(s.seeds) > 1 else ""
         unit = " (return)" if s.unit == "return" else ""
-        seeds = ", ".join(f"{mean:.1f} (seed {seed})" for seed, mean in s.seeds)
+        seeds = ", ".join(f"{mean:z.1f} (seed {seed})" for seed, mean in s.seeds)
         rows.append(
             [s.dataset, s.env, s.target, s.context, s.agent,
-             f"{s.mean:.1f}{spread}{bracket(s.interval)}{unit}", seeds, f"{s.mean_return:.0f}",
+             f"{s.mean:z.1f}{spread}{bracket(s.interval)}{unit}", seeds, f"{s.mean_return:z.0f}",
              str(s.episodes)]
         )  # fmt: skip
     note = (
@@ -94,17 +94,19 @@ def scores(data: Data) -> Section:
     return Section(
         "Scores",
         "Every training seed is shown; a seed's score is the mean over its episodes, from the last "
-        "checkpoint. Bold: the highest mean for that dataset, target and context.",
+        "checkpoint."
+        + " Bold: the highest mean for that dataset, target and context. It may still be chance: "
+        "the next section says how sure it is." * bool(data.comparisons),
         tuple(
             Figure(
                 partial(figures.seed_scores, task, data.style),
                 f"Score of every training seed on {task.name}, a row an agent: "
-                + "; ".join(f"{a} {np.mean(task.of(a)):.1f}" for a in sorted(task.scores)),
+                + "; ".join(f"{a} {np.mean(task.of(a)):z.1f}" for a in sorted(task.scores)),
             )
             for task in data.tasks
         ),
-        "A dot a training seed, a bar at their mean, and as a line its 95 % interval where there "
-        f"are seeds enough. {data.chosen_by}",
+        "Each dot is a training seed, the bar their mean, and the line its 95 % interval, where "
+        f"there are seeds enough. {data.chosen_by}",
         Table(columns, rows, 5, frozenset(i for i, s in enumerate(data.scores) if s.best)),
         note,
     )
@@ -116,14 +118,14 @@ def comparison(data: Data) -> Section | None:
     for c in data.comparisons:
         lead = "no common scale"
         if c.difference:
-            lead = f"{c.difference.value:.1f}{bracket(c.difference.interval)}"
+            lead = f"{c.difference.value:z.1f}{bracket(c.difference.interval)}"
         probability = f"{c.improvement.value:.2f}{bracket(c.improvement.interval, 2)}"
         sure = {True: "better", False: "can be chance", None: "too few seeds to say"}[c.sure]
         rows.append([c.task, c.better, c.worse, lead, probability, str(c.seeds), sure])
     if not rows:
         return None
     columns = ("task", "agent", "against", "paired difference", "probability of improvement",
-               "common seeds", "so it is")  # fmt: skip
+               "common seeds", "verdict")  # fmt: skip
     return Section(
         "Which is better, and how sure",
         "The agent with the highest mean on each task against every other.",
@@ -141,7 +143,7 @@ def together(data: Data) -> Section | None:
         return None
     names = list(next(iter(data.aggregates.values())))
     rows = [
-        [agent, *(f"{found[name].value:.1f}{bracket(found[name].interval)}" for name in names)]
+        [agent, *(f"{found[name].value:z.1f}{bracket(found[name].interval)}" for name in names)]
         for agent, found in data.aggregates.items()
     ]
     alt = "Share of seeds above each score: " + ", ".join(data.aggregates)
@@ -152,9 +154,11 @@ def together(data: Data) -> Section | None:
         "Performance profile: the share of training seeds that score above each threshold, every "
         "task counting alike. A line above another everywhere is better whatever the measure.",
         Table(("agent", *names), rows),
-        "The interquartile mean is that of the middle half of all seeds. The optimality gap, for "
-        "normalized scores, is how far they fall short of 100 on average. 95 % intervals in "
-        f"brackets, from seeds resampled within their task, where each has {stats.FEWEST} or more.",
+        "The interquartile mean is that of the middle half of all seeds. "
+        + "The optimality gap is how far scores fall short of 100 on average; lower is better. "
+        * ("optimality gap" in names)
+        + "95 % intervals in brackets, from seeds resampled within their task, where each has "
+        f"{stats.FEWEST} or more.",
     )
 
 
@@ -171,9 +175,9 @@ def targets(data: Data) -> Section:
     return Section(
         "Does it follow the target?",
         figures=drawn,
-        caption="Achieved against asked return; a dot a training seed, a line through their mean. "
-        "Dashed: exactly what was asked. Grey bars: returns of the episodes in the data. A level "
-        "line is an agent that takes no target.",
+        caption="Achieved return against the target asked for. Each dot is a training seed, the "
+        "line goes through their means. Dashed: exactly what was asked. Grey bars: returns of the "
+        "episodes in the data. A level line is an agent that takes no target, or does not heed it.",
     )
 
 
@@ -208,7 +212,7 @@ def checkpoints(data: Data) -> Section | None:
         return None
     rows = [
         [v.dataset, v.env, v.target, v.context, v.agent, v.second, v.candidates, str(v.seeds),
-         f"{v.base:.1f}", f"{v.other:.1f}", difference(v)]
+         f"{v.base:z.1f}", f"{v.other:z.1f}", difference(v)]
         for v in data.choices
     ]  # fmt: skip
     columns = ("dataset", "environment", "target", "context", "agent", "rule", "candidates",
@@ -239,8 +243,8 @@ def spending(data: Data) -> Section | None:
         for name in names
     )
     rows = [
-        [s.dataset, s.agent, str(s.candidates), str(s.episodes), f"{s.scores[0]:.1f}",
-         f"{s.scores[-1]:.1f}", str(s.episodes * s.candidates)]
+        [s.dataset, s.agent, str(s.candidates), str(s.episodes), f"{s.scores[0]:z.1f}",
+         f"{s.scores[-1]:z.1f}", str(s.episodes * s.candidates)]
         for s in data.selections
     ]  # fmt: skip
     columns = ("dataset", "agent", "candidates", "episodes to judge one", "score of a random one",
@@ -262,7 +266,7 @@ def contexts(data: Data) -> Section | None:
     if not data.contexts:
         return None
     rows = [
-        [v.dataset, v.env, v.target, v.agent, str(v.seeds), f"{v.base:.1f}", f"{v.other:.1f}",
+        [v.dataset, v.env, v.target, v.agent, str(v.seeds), f"{v.base:z.1f}", f"{v.other:z.1f}",
          difference(v), f"{v.milliseconds[0]:.2f}", f"{v.milliseconds[1]:.2f}"]
         for v in data.contexts
     ]  # fmt: skip
@@ -335,12 +339,14 @@ def lookback(data: Data) -> Section | None:
 
 def bracket(interval: stats.Interval | None, digits: int = 1) -> str:
     """An interval after a number, or nothing."""
-    return "" if interval is None else f" [{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
+    if interval is None:
+        return ""
+    return f" [{interval.low:z.{digits}f}, {interval.high:z.{digits}f}]"
 
 
 def difference(line: Versus) -> str:
     """The paired difference with its interval."""
-    return f"{line.difference.value:+.1f}{bracket(line.difference.interval)}"
+    return f"{line.difference.value:+z.1f}{bracket(line.difference.interval)}"
 
 
 def _cost_row(c: Cost, where: Sequence[str]) -> list[str]:
