@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from decision_seq.ops import native, reference
+from decision_seq.ops import autograd, native, reference
 from decision_seq.ops.native import unusable as unusable
 
 BLOCK = 16  # channels a vector, V in scan.c
@@ -69,10 +69,7 @@ def view(tensor: Tensor | None) -> tuple[int, int]:
 def selective_scan(
     u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor | None = None
 ) -> Tensor:
-    inputs = (u, dt, A, B, C, D, z)
-    with_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
-    y, _ = torch.ops.decision_seq.scan_cpu(*inputs, with_grad)
-    return y
+    return autograd.scan(torch.ops.decision_seq.scan_cpu, (u, dt, A, B, C, D, z))
 
 
 @torch.library.custom_op("decision_seq::scan_cpu", mutates_args=(), device_types="cpu")
@@ -164,17 +161,7 @@ def _(
     return [x.new_empty(x.shape) for x in (u, dt, A, B, C, D, z) if x is not None]
 
 
-def _save_scan(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple) -> None:
-    ctx.save_for_backward(*inputs[:-1], output[1])
-
-
-def _scan_grads(ctx: torch.autograd.function.FunctionCtx, dy: Tensor, _: Tensor) -> tuple:
-    saved = ctx.saved_tensors  # type: ignore[attr-defined]
-    grads = scan_cpu_backward(dy, *saved)
-    return *grads, *[None] * (8 - len(grads))
-
-
-scan_cpu.register_autograd(_scan_grads, setup_context=_save_scan)
+autograd.register_scan(scan_cpu, scan_cpu_backward)
 
 
 def selective_scan_step(
@@ -242,15 +229,7 @@ def _(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tens
     return x.new_empty(x.shape), weight.new_empty(weight.shape), bias.new_empty(bias.shape)
 
 
-def _save_conv(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _conv_grads(ctx: torch.autograd.function.FunctionCtx, dy: Tensor) -> tuple:
-    return conv_silu_cpu_backward(dy, *ctx.saved_tensors)  # type: ignore[attr-defined]
-
-
-conv_silu_cpu.register_autograd(_conv_grads, setup_context=_save_conv)
+autograd.register_conv(conv_silu_cpu, conv_silu_cpu_backward)
 
 
 def causal_conv_silu_step(

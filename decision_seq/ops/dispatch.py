@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from decision_seq.errors import UserError
-from decision_seq.ops import blocked, cpu, reference
+from decision_seq.ops import blocked, cpu, mamba_ssm_scan, reference, triton_scan
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Path:
 
     name: str
     what: str
+    fused: bool  # a kernel; it is said once where none of those for the device can run
     unusable: Callable[[], str]  # why this machine cannot run it; "" if it can
     accepts: Callable[[torch.dtype, str], bool]  # dtype and device type of the data
     scan: Callable[..., Tensor] = reference.selective_scan
@@ -48,6 +49,7 @@ PATHS = {
         Path(
             name="c",
             what="C kernel for float32 on CPU",
+            fused=True,
             unusable=cpu.unusable,
             accepts=cpu.accepts,
             scan=cpu.selective_scan,
@@ -57,8 +59,29 @@ PATHS = {
             block_step=cpu.block_step,
         ),
         Path(
+            name="mamba_ssm",
+            what="mamba-ssm's kernels for float32 on NVIDIA GPUs",
+            fused=True,
+            unusable=mamba_ssm_scan.unusable,
+            accepts=mamba_ssm_scan.accepts,
+            scan=mamba_ssm_scan.selective_scan,
+            scan_step=triton_scan.selective_scan_step,
+            conv=triton_scan.causal_conv_silu,
+        ),
+        Path(
+            name="triton",
+            what="Triton kernels for float32 on GPUs",
+            fused=True,
+            unusable=triton_scan.unusable,
+            accepts=triton_scan.accepts,
+            scan=triton_scan.selective_scan,
+            scan_step=triton_scan.selective_scan_step,
+            conv=triton_scan.causal_conv_silu,
+        ),
+        Path(
             name="torch",
             what="cache-blocked PyTorch",
+            fused=False,
             unusable=lambda: "",
             accepts=lambda dtype, device: True,
             scan=blocked.selective_scan,
@@ -66,6 +89,7 @@ PATHS = {
         Path(
             name="reference",
             what="plain sequential PyTorch, for checking the others",
+            fused=False,
             unusable=lambda: "",
             accepts=lambda dtype, device: True,
         ),
@@ -95,12 +119,16 @@ def choose_name(dtype: torch.dtype, device: str) -> str:
     forced = forced_path()
     if forced and forced.accepts(dtype, device):
         return forced.name
+    better: dict[str, str] = {}  # why not
     for path in PATHS.values():
         if path.accepts(dtype, device):
             reason = path.unusable()
             if not reason:
+                if not path.fused:
+                    for name, why in better.items():
+                        say_once(f"decision-seq: the {name} scan kernel is not used: {why}.")
                 return path.name
-            say_once(f"decision-seq: the {path.name} scan kernel is not used: {reason}.")
+            better[path.name] = reason
     raise AssertionError("the reference path accepts everything")
 
 

@@ -1,0 +1,39 @@
+"""mamba-ssm's fused scan, where that package imports; the rest is as in triton_scan.py.
+
+It wants time as the last dimension: [B, E, L] for u, dt and z, [B, N, L] for B and C.
+"""
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def accepts(dtype: torch.dtype, device: str) -> bool:
+    return dtype == torch.float32 and device == "cuda"
+
+
+@functools.cache
+def unusable() -> str:
+    """Why the package cannot be used, or "" if it can. Its import fails without a GPU build."""
+    if not torch.cuda.is_available():
+        return "there is no GPU that PyTorch can use"
+    try:
+        _scan()
+    except (ImportError, OSError, RuntimeError) as error:
+        return f"mamba-ssm does not import ({' '.join(str(error).split())})"
+    return ""
+
+
+def _scan() -> Callable[..., Tensor]:
+    from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+
+    return selective_scan_fn
+
+
+def selective_scan(
+    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor | None = None
+) -> Tensor:
+    u, dt, B, C = (t.mT.contiguous() for t in (u, dt, B, C))
+    return _scan()(u, dt, A, B, C, D, None if z is None else z.mT.contiguous()).mT

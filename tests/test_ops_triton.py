@@ -1,0 +1,177 @@
+"""The Triton kernels against the float64 reference, run by Triton's interpreter on the CPU.
+
+A process of its own runs them: TRITON_INTERPRET counts when Triton is imported, and importing
+Triton changes what PyTorch's compiler does.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+needs_triton = pytest.mark.skipif(
+    not importlib.util.find_spec("triton"),
+    reason="triton is not installed; it comes with PyTorch's CUDA builds, or pip install triton",
+)
+
+# B, L, E, N: odd widths and lengths, one of each, more than a block and than a chunk of either size
+SHAPES = [(1, 1, 1, 1), (2, 17, 5, 3), (1, 33, 40, 16), (2, 5, 33, 20), (3, 16, 32, 8)]
+LONG = (1, 1030, 2, 2)  # checkpoints every 32 steps
+
+CHECK = """
+import json, sys
+import torch
+sys.path[:0] = json.loads(sys.argv[2])
+from test_ops import conv_inputs, scan_inputs, single, with_grads
+from decision_seq import ops
+from decision_seq.ops import reference, triton_scan
+from decision_seq.ops.dispatch import choose
+
+assert choose(torch.float32, "cpu").name == "triton", choose(torch.float32, "cpu")
+assert choose(torch.float64, "cpu").name == "torch"
+errors = {}
+
+def error(actual, expected):
+    return float((actual.double() - expected).norm() / expected.norm().clamp_min(1e-30))
+
+def compare(what, function, oracle, inputs):
+    expected, expected_grads = with_grads(oracle, inputs)
+    y, grads = with_grads(function, single(inputs))
+    assert y.dtype == torch.float32
+    errors[what] = [error(y, expected), *map(error, grads, expected_grads)]
+
+for shape in json.loads(sys.argv[1]):
+    shape = tuple(shape)
+    for gated in (True, False):
+        inputs = scan_inputs(shape, gated)
+        compare(f"scan {shape} {gated}", ops.selective_scan, reference.selective_scan, inputs)
+    for taps in (1, 4):
+        inputs = conv_inputs(shape, taps)
+        compare(f"conv {shape} {taps}", ops.causal_conv_silu, reference.causal_conv_silu, inputs)
+
+# views: u and z are halves of one matrix, dt is time-major
+torch.manual_seed(0)
+xz = torch.randn(2, 7, 80, dtype=torch.float64)
+u, dt, A, B, C, D, z = scan_inputs((2, 7, 40, 5))
+def strided(xz, dt, B):
+    u, z = xz.chunk(2, -1)
+    u = ops.causal_conv_silu(u, torch.ones(40, 1, 4).to(xz), torch.zeros(40).to(xz))
+    return ops.selective_scan(u, dt.transpose(0, 1), A.to(xz), B.mT, C.to(xz), D.to(xz), z)
+leaves = [xz, dt.transpose(0, 1).contiguous(), B.mT.contiguous()]
+compare("views", strided, strided, leaves)
+
+# streaming: three tokens, then two
+inputs = scan_inputs((2, 5, 33, 3))
+u, dt, A, B, C, D, z = single(inputs)
+state, outputs = torch.zeros(2, 33, 3), []
+for part in (slice(0, 3), slice(3, 5)):
+    y, state = ops.selective_scan_step(
+        u[:, part], dt[:, part], A, B[:, part], C[:, part], D, z[:, part], state)
+    outputs.append(y)
+_, expected_state = reference.selective_scan_step(*inputs, torch.zeros(2, 33, 3).double())
+errors["stream"] = [error(torch.cat(outputs, 1), reference.selective_scan(*inputs)),
+                    error(state, expected_state)]
+
+for shape in [(0, 5, 17, 4), (2, 0, 17, 4)]:
+    y, grads = with_grads(ops.selective_scan, single(scan_inputs(shape)))
+    assert y.shape == shape[:3] and not any(g.any() for g in grads)
+    y, grads = with_grads(ops.causal_conv_silu, single(conv_inputs(shape, 4)))
+    assert y.shape == shape[:3] and not any(g.any() for g in grads)
+
+leaves = [t.requires_grad_() for t in single(scan_inputs((2, 3, 4, 2)))]
+torch.library.opcheck(torch.ops.decision_seq.scan_triton.default, (*leaves, True))
+leaves = [t.requires_grad_() for t in single(conv_inputs((2, 3, 4, 2), 3))]
+torch.library.opcheck(torch.ops.decision_seq.conv_silu_triton.default, tuple(leaves))
+print(json.dumps(errors))
+"""
+
+
+def interpreted(shapes: list[tuple[int, ...]]) -> dict[str, list[float]]:
+    """Errors of y and of every gradient, by case."""
+    done = subprocess.run(
+        [sys.executable, "-c", CHECK, json.dumps(shapes), json.dumps([os.path.dirname(__file__)])],
+        env={**os.environ, "TRITON_INTERPRET": "1", "DECISION_SEQ_SCAN": "triton"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    errors: dict[str, list[float]] = json.loads(done.stdout.splitlines()[-1])
+    return errors
+
+
+def check(errors: dict[str, list[float]]) -> None:
+    for what, (value, *grads) in errors.items():
+        assert value < 1e-6, f"{what}: value {value:.1e}"
+        assert all(grad < 1e-5 for grad in grads), f"{what}: gradients {grads}"
+
+
+@needs_triton
+def test_the_kernels_agree_with_the_float64_reference() -> None:
+    check(interpreted(SHAPES))
+
+
+@needs_triton
+@pytest.mark.slow
+def test_long_windows() -> None:
+    check(interpreted([LONG]))
+
+
+COMPILE = """
+from triton import compile
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from decision_seq.ops import triton_kernels as k
+
+scan, conv = {"BLOCK": 32, "N": 16}, {"TAPS": 4, "STEPS": 32, "BLOCK": 64}
+cases = [
+    (k.scan_forward, {"GATED": True, "KEEP": True, "STREAM": False, **scan}),
+    (k.scan_forward, {"GATED": False, "KEEP": False, "STREAM": True, **scan}),
+    (k.scan_backward, {"GATED": True, **scan}),
+    (k.conv_forward, conv),
+    (k.conv_backward, conv),
+]
+integers = ("length", "width", "states", "chunk")
+for kernel, constants in cases:
+    signature = {
+        name: "constexpr" if name in constants
+        else "i32" if name in integers or name.endswith(("_b", "_t"))
+        else "*fp32"
+        for name in kernel.arg_names
+    }
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+    assert "cubin" in compile(source, target=GPUTarget("cuda", 80, 32)).asm
+"""
+
+
+@needs_triton
+@pytest.mark.slow
+def test_the_kernels_compile_for_a_gpu() -> None:
+    """The interpreter takes what the compiler may not; compiling needs no GPU."""
+    subprocess.run([sys.executable, "-c", COMPILE], check=True, timeout=250)
+
+
+def test_mamba_ssm_is_called_as_it_documents(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It needs a GPU; here its documented layout, with the reference's scan inside."""
+    import test_ops
+
+    from decision_seq.ops import mamba_ssm_scan, reference
+
+    def selective_scan_fn(u, delta, A, B, C, D, z=None):  # type: ignore[no-untyped-def]
+        assert u.is_contiguous() and u.shape == delta.shape == (2, 17, 5)  # [B, E, L]
+        assert B.is_contiguous() and B.shape == C.shape == (2, 3, 5)  # [B, N, L]
+        y = reference.selective_scan(u.mT, delta.mT, A, B.mT, C.mT, D, z if z is None else z.mT)
+        return y.mT
+
+    monkeypatch.setattr(mamba_ssm_scan, "_scan", lambda: selective_scan_fn)
+    for gated in (True, False):
+        inputs = test_ops.scan_inputs((2, 5, 17, 3), gated)
+        expected = reference.selective_scan(*inputs)
+        assert torch.equal(mamba_ssm_scan.selective_scan(*inputs), expected)
