@@ -1,46 +1,34 @@
-"""Time and memory of every selective-scan path, interleaved in one process.
+"""Selective scan, convolution and streamed tokens by every path, mambapy's scan among them."""
 
-    python -m benchmarks.scan
+from __future__ import annotations
 
-mamba.py's parallel scan is measured too where the package mambapy is installed. Every round runs
-every contender once, so that a busy machine slows all of them alike; the best of the rounds is
-what the code costs, the median beside it shows how noisy the machine was. With one thread, time is
-the processor's, so that other work on the machine counts as little as it can.
-"""
-
-import importlib.util
-import multiprocessing
-import platform
-import resource
-import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.measure import (
+    Call,
+    Options,
+    Table,
+    benchmark,
+    floor,
+    installed,
+    interleaved,
+    peak_memory,
+)
 from decision_seq import ops
-from decision_seq.ops.dispatch import PATHS
+from decision_seq.ops.dispatch import PATHS, Path
 
-ROUNDS, SLOW = 20, 0.5  # what is slower than SLOW seconds gets a tenth of the rounds
-TRAINING_SHAPE = (64, 60, 256, 16)  # B, L, E, N of a Decision Mamba layer, batch 64, K = 20
+BATCH, WIDTH, STATES, TAPS = 64, 256, 16, 4  # of a Decision Mamba layer
+LENGTHS = (60, 150, 3000)
 LONG_SHAPE = (64, 3000, 512, 16)
-TAPS = 4
+EVERY_LENGTH = ("c", "triton", "mamba_ssm", "torch")  # the others would take minutes at 3000
 
 
-def main() -> None:
-    print(f"{processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
-    for threads in (1, 2):
-        torch.set_num_threads(threads)
-        print_times(f"Scan, forward + backward, {threads} thread(s)", scan_contenders())
-        print_times(f"Convolution + SiLU, forward + backward, {threads} thread(s)", convolutions())
-    torch.set_num_threads(1)
-    print_times("A hundred streamed tokens, one lane, scan step, 1 thread", step_contenders())
-    print_memory()
-
-
-def scan_inputs(shape: tuple[int, ...]) -> list[Tensor]:
+def scan_inputs(shape: tuple[int, ...], device: str = "cpu") -> list[Tensor]:
+    """u, dt, A, B, C, D, z of a trained layer's sizes."""
     batch, length, width, states = shape
     torch.manual_seed(0)
     inputs = [
@@ -52,24 +40,18 @@ def scan_inputs(shape: tuple[int, ...]) -> list[Tensor]:
         torch.ones(width),
         torch.randn(batch, length, width),
     ]
-    return [tensor.requires_grad_() for tensor in inputs]
+    return [tensor.to(device).requires_grad_() for tensor in inputs]
 
 
-def forward_backward(function: Callable[..., Tensor], inputs: list[Tensor]) -> Callable[[], object]:
+def forward_backward(function: Callable[..., Tensor], inputs: list[Tensor]) -> Call:
     dy = torch.randn_like(inputs[0])
     return lambda: torch.autograd.grad(function(*inputs), inputs, dy)
 
 
-def usable_paths() -> list[str]:
-    return [path.name for path in ops.scan_paths() if path.usable]
-
-
-def scan_contenders() -> dict[str, Callable[[], object]]:
-    inputs = scan_inputs(TRAINING_SHAPE)
-    contenders = {name: forward_backward(PATHS[name].scan, inputs) for name in usable_paths()}
-    if importlib.util.find_spec("mambapy"):
-        contenders["mambapy"] = forward_backward(mambapy_scan, inputs)
-    return contenders
+def usable(options: Options) -> list[Path]:
+    """The paths that run here, best first."""
+    takes = [path for path in PATHS.values() if path.accepts(torch.float32, options.device)]
+    return [path for path in takes if not path.unusable()]
 
 
 def mambapy_scan(
@@ -83,89 +65,94 @@ def mambapy_scan(
     return ((states @ C.unsqueeze(-1)).squeeze(3) + D * u) * F.silu(z)
 
 
-def convolutions() -> dict[str, Callable[[], object]]:
-    batch, length, width, _ = TRAINING_SHAPE
-    inputs = [torch.randn(batch, length, width), torch.randn(width, 1, TAPS), torch.randn(width)]
-    inputs = [tensor.requires_grad_() for tensor in inputs]
-
-    def conv1d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        y = F.conv1d(x.mT, weight, bias, padding=TAPS - 1, groups=width)[..., :length]
-        return F.silu(y).mT
-
-    contenders = {name: PATHS[name].conv for name in usable_paths() if name != "reference"}
-    contenders["torch.conv1d"] = conv1d
-    return {name: forward_backward(function, inputs) for name, function in contenders.items()}
+def conv1d_silu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """PyTorch's own convolution, as mambapy and transformers use it."""
+    y = F.conv1d(x.mT, weight, bias, padding=weight.shape[-1] - 1, groups=x.shape[2])
+    return F.silu(y[..., : x.shape[1]]).mT
 
 
-def step_contenders() -> dict[str, Callable[[], object]]:
-    u, dt, A, B, C, D, z = (t.detach() for t in scan_inputs((1, 1, *TRAINING_SHAPE[2:])))
-    state = torch.randn(1, *A.shape)
-    steps = {name: PATHS[name].scan_step for name in usable_paths() if name != "torch"}
+@benchmark("scan", "selective scan forward + backward by every path, L = 60, 150, 3000")
+def scan(options: Options) -> Iterator[Table]:
+    for length in LENGTHS[: 2 if options.quick else 3]:
+        batch = BATCH if length < 1000 else 4
+        inputs = scan_inputs((batch, length, WIDTH, STATES), options.device)
+        paths = [p for p in usable(options) if length < 1000 or p.name in EVERY_LENGTH]
+        contenders = {path.name: forward_backward(path.scan, inputs) for path in paths}
+        if installed("mambapy"):
+            contenders["mambapy"] = forward_backward(mambapy_scan, inputs)
+        matrices = (
+            4 + 9
+        )  # read u, dt, z, write y; read those and dy, write du, ddt, dz and half as B, C
+        seconds = matrices * inputs[0].numel() * 4 / floor(options).copy
+        yield Table(
+            f"Scan, forward + backward, B {batch} L {length} E {WIDTH} N {STATES}",
+            interleaved(contenders, options),
+            base=paths[0].name,
+            note=f"Reading and writing its matrices alone takes {1e3 * seconds:.2f} ms.",
+        )
 
-    def repeat(step: Callable[..., object]) -> Callable[[], object]:
+
+@benchmark("conv", "causal convolution + SiLU forward + backward by every path")
+def conv(options: Options) -> Iterator[Table]:
+    inputs = [
+        torch.randn(BATCH, LENGTHS[0], WIDTH),
+        torch.randn(WIDTH, 1, TAPS),
+        torch.randn(WIDTH),
+    ]
+    inputs = [tensor.to(options.device).requires_grad_() for tensor in inputs]
+    paths = [path for path in usable(options) if path.name not in ("reference", "mamba_ssm")]
+    contenders = {path.name: forward_backward(path.conv, inputs) for path in paths}
+    contenders["conv1d"] = forward_backward(conv1d_silu, inputs)
+    yield Table(
+        f"Convolution + SiLU, forward + backward, B {BATCH} L {LENGTHS[0]} E {WIDTH}, {TAPS} taps",
+        interleaved(contenders, options),
+        base=paths[0].name,
+        note=f"Reading and writing its matrices alone takes "
+        f"{1e3 * 5 * inputs[0].numel() * 4 / floor(options).copy:.2f} ms.",
+    )
+
+
+@benchmark("scan-step", "a hundred streamed tokens of one lane, scan alone")
+def scan_step(options: Options) -> Iterator[Table]:
+    u, dt, A, B, C, D, z = (t.detach() for t in scan_inputs((1, 1, WIDTH, STATES), options.device))
+    state = torch.randn(1, *A.shape, device=options.device)
+
+    def repeat(step: Callable[..., object]) -> Call:
         return lambda: [step(u, dt, A, B, C, D, z, state) for _ in range(100)]
 
-    return {name: repeat(step) for name, step in steps.items()}
+    paths = [path for path in usable(options) if path.name not in ("torch", "mamba_ssm")]
+    yield Table(
+        f"100 streamed tokens, one lane, scan step, E {WIDTH} N {STATES}",
+        interleaved({path.name: repeat(path.scan_step) for path in paths}, options),
+        base=paths[0].name,
+    )
 
 
-def print_times(title: str, contenders: dict[str, Callable[[], object]]) -> None:
-    times = interleaved(contenders)
-    fastest = min(min(seconds) for seconds in times.values())
-    print(f"{title}\n")
-    print("| path | best ms | median ms | times the fastest |\n|---|---|---|---|")
-    for name, seconds in sorted(times.items(), key=lambda item: min(item[1])):
-        best, median = min(seconds), statistics.median(seconds)
-        print(f"| {name} | {best * 1e3:.2f} | {median * 1e3:.2f} | {best / fastest:.1f} |")
-    print()
+def long_scan(name: str) -> Call:
+    """For `peak_memory`."""
+    return forward_backward(PATHS[name].scan, scan_inputs(LONG_SHAPE))
 
 
-def interleaved(contenders: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
-    """Seconds of every call; each round runs every contender once, slow ones not every round."""
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    for round_ in range(ROUNDS):
-        for name, function in contenders.items():
-            if round_ % 10 and min(times[name]) > SLOW:
-                continue
-            start = clock()
-            function()
-            times[name].append(clock() - start)
-    return times
+@benchmark("scan-memory", "peak memory of a scan over 3000 tokens, B 64, E 512 (not with --quick)")
+def scan_memory(options: Options) -> Iterator[Table]:
+    if options.quick or options.device != "cpu":
+        return
+    import time
 
+    rows = []
+    for name in [status.name for status in ops.scan_paths() if status.usable]:
+        if name in EVERY_LENGTH:
+            start = time.perf_counter()
+            used = peak_memory(long_scan, name)
+            rows.append((name, time.perf_counter() - start, used))
+    from benchmarks.measure import Row
 
-def print_memory() -> None:
-    """Peak memory beyond the inputs, each path in a process of its own."""
     batch, length, width, states = LONG_SHAPE
-    print(f"Extra memory, forward + backward, B {batch} L {length} E {width} N {states}\n")
-    print("| path | extra GB | seconds |\n|---|---|---|")
-    for name in usable_paths():
-        if name == "reference":
-            continue
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            memory, seconds = pool.apply(measure_memory, (name,))
-        print(f"| {name} | {memory / 1e9:.2f} | {seconds:.1f} |")
-
-
-def measure_memory(name: str) -> tuple[int, float]:
-    inputs = scan_inputs(LONG_SHAPE)
-    run = forward_backward(PATHS[name].scan, inputs)
-    before = peak_memory()
-    start = time.perf_counter()
-    run()
-    return peak_memory() - before, time.perf_counter() - start
-
-
-def peak_memory() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def processor() -> str:
-    try:
-        with open("/proc/cpuinfo") as lines:
-            return next(line.split(":")[1].strip() for line in lines if "model name" in line)
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-if __name__ == "__main__":
-    main()
+    outputs = 4 * batch * length * width * 4
+    yield Table(
+        f"Memory beyond the inputs, forward + backward, B {batch} L {length} E {width} N {states}",
+        [Row(name, [seconds], note=f"{used / 1e9:.2f} GB") for name, seconds, used in rows],
+        base=rows[0][0],
+        note=f"Of these {outputs / 1e9:.2f} GB are y, du, ddt and dz. Times include starting a "
+        "process.",
+    )

@@ -1,0 +1,57 @@
+"""Time and peak memory of a backbone as the window grows from 60 to 6,000 tokens."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import torch
+
+from benchmarks import models
+from benchmarks.measure import Call, Options, Row, Table, benchmark, peak_memory
+from decision_seq.backbones import BackboneConfig, Layout
+
+LENGTHS = (60, 600, 6000)
+BATCH = 2
+
+
+def window(kind: str, tokens: int, device: str = "cpu") -> Call:
+    """Forward and backward of one backbone over BATCH windows."""
+    torch.manual_seed(0)
+    config = BackboneConfig.registry[kind](width=models.WIDTH, layers=models.LAYERS, dropout=0.0)
+    backbone = config.build(Layout(tokens // 3, 3)).to(device)
+    x = torch.randn(BATCH, tokens, models.WIDTH, device=device)
+    return lambda: backbone(x).square().mean().backward()
+
+
+@benchmark("growth", "time and memory over windows of 60, 600 and 6,000 tokens")
+def growth(options: Options) -> Iterator[Table]:
+    rows = []
+    for kind in ("mamba", "attention"):
+        for tokens in LENGTHS[: 2 if options.quick else 3]:
+            run = window(kind, tokens, options.device)
+            run()
+            seconds = []
+            for _ in range(3):
+                start = time.process_time()
+                run()
+                if options.device == "cuda":
+                    torch.cuda.synchronize()
+                seconds.append(time.process_time() - start)
+            rows.append(
+                Row(f"{kind}, {tokens} tokens", seconds, note=memory(kind, tokens, options))
+            )
+    yield Table(
+        f"Forward + backward of 3 layers of width 128, batch {BATCH}", rows, base=rows[0].name
+    )
+
+
+def memory(kind: str, tokens: int, options: Options) -> str:
+    if options.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        window(kind, tokens, "cuda")()
+        used = float(torch.cuda.max_memory_allocated() - before)
+    else:
+        used = peak_memory(window, kind, tokens)
+    return f"{used / 2**20:.0f} MiB"

@@ -1,0 +1,213 @@
+"""How everything here is measured: contenders take turns, so that a busy machine slows all alike.
+
+What is reported: the best round is what the code costs, the median shows how noisy the machine was,
+and ratios are taken within each round, with the range over the rounds beside their median.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import importlib.metadata
+import importlib.util
+import multiprocessing
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+Call = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command was asked for."""
+
+    quick: bool = False
+    device: str = "cpu"
+    threads: int = 1
+
+    @property
+    def seconds(self) -> float:
+        """To spend on one table; every contender runs at least MIN_ROUNDS times."""
+        return 1.0 if self.quick else 12.0
+
+
+MIN_ROUNDS = 2
+
+
+@dataclass
+class Row:
+    """One contender."""
+
+    name: str
+    seconds: list[float]  # of each round, a unit of work
+    ratios: list[float] = field(default_factory=list)  # to the table's base, a round each
+    note: str = ""
+
+
+@dataclass
+class Table:
+    """Contenders that did the same work."""
+
+    title: str
+    rows: list[Row]
+    base: str  # the row that the others are compared with
+    note: str = ""
+    faster: bool = False  # ratios say how many times as fast as the base, not as slow
+
+    def __post_init__(self) -> None:
+        base = next(row for row in self.rows if row.name == self.base)
+        for row in self.rows:
+            pairs = zip(row.seconds, base.seconds, strict=True)
+            row.ratios = [b / own if self.faster else own / b for own, b in pairs]
+
+    def markdown(self) -> str:
+        """A heading and a table."""
+        ratio = f"times as fast as {self.base}" if self.faster else f"times the time of {self.base}"
+        lines = [f"### {self.title}", ""] + ([self.note, ""] if self.note else [])
+        lines += [f"| | best ms | median ms | {ratio} | |", "|---|---|---|---|---|"]
+        for row in self.rows:
+            best, middle = 1e3 * min(row.seconds), 1e3 * statistics.median(row.seconds)
+            low, high = min(row.ratios), max(row.ratios)
+            spread = f"{statistics.median(row.ratios):.3g} ({low:.3g} to {high:.3g})"
+            lines.append(f"| {row.name} | {best:.4g} | {middle:.4g} | {spread} | {row.note} |")
+        return "\n".join(lines) + "\n"
+
+
+@dataclass
+class Benchmark:
+    """A registered benchmark."""
+
+    what: str
+    run: Callable[[Options], Iterator[Table]]
+
+
+BENCHMARKS: dict[str, Benchmark] = {}
+
+
+def benchmark(name: str, what: str) -> Callable[[Callable], Callable]:
+    """Decorator: make a function available as `--only NAME`."""
+
+    def add(run: Callable[[Options], Iterator[Table]]) -> Callable:
+        BENCHMARKS[name] = Benchmark(what, run)
+        return run
+
+    return add
+
+
+def interleaved(
+    contenders: dict[str, Call], options: Options, units: dict[str, float] | None = None
+) -> list[Row]:
+    """Rounds in which every contender runs once, until the time is up.
+
+    With one thread on a CPU, time is the processor's, so that other work on the machine counts as
+    little as it can. `units` says how much work a call of each is (1 by default).
+    """
+    clock = time.process_time if options.threads == 1 else time.perf_counter
+    on_gpu = options.device == "cuda"
+    if on_gpu:
+        clock = time.perf_counter
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for call in contenders.values():
+        call()  # compile, allocate, fill caches
+    began, rounds = time.perf_counter(), 0
+    while rounds < MIN_ROUNDS or time.perf_counter() - began < options.seconds:
+        for name, call in contenders.items():
+            if on_gpu:
+                torch.cuda.synchronize()
+            start = clock()
+            call()
+            if on_gpu:
+                torch.cuda.synchronize()
+            times[name].append((clock() - start) / (units or {}).get(name, 1.0))
+        rounds += 1
+        if rounds == 200:
+            break
+    return [Row(name, seconds) for name, seconds in times.items()]
+
+
+def peak_memory(call: Callable[..., object], *arguments: Any) -> float:
+    """Bytes that `call(*arguments)`, which returns what to run, needs beyond its setting up."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_peak_memory, (call, arguments))
+
+
+def _peak_memory(call: Callable[..., Call], arguments: tuple) -> float:
+    torch.set_num_threads(1)
+    run = call(*arguments)
+    gc.collect()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    run()
+    return 1024.0 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+
+
+@dataclass(frozen=True)
+class Floor:
+    """What the machine can do at best."""
+
+    float32: float  # floating-point operations a second of a matrix product
+    bfloat16: float
+    copy: float  # bytes a second read and written
+
+    def text(self) -> str:
+        """For the head of the results."""
+        return (
+            f"Physical floor, measured by this command: matrix products {self.float32 / 1e9:.0f} "
+            f"GFLOP/s in float32 and {self.bfloat16 / 1e9:.0f} in bfloat16, copying "
+            f"{self.copy / 1e9:.1f} GB/s."
+        )
+
+
+@functools.cache
+def floor(options: Options) -> Floor:
+    """Best of some runs."""
+    size = 8192 if options.device == "cuda" else 1024
+    rates = []
+    for dtype in (torch.float32, torch.bfloat16):
+        a, b = torch.randn(2, size, size, device=options.device).to(dtype)
+        rows = interleaved({"product": lambda a=a, b=b: a @ b}, Options(True, *_rest(options)))
+        rates.append(2.0 * size**3 / min(rows[0].seconds))
+    source = torch.empty((1 << 28) // 4, device=options.device)
+    target = torch.empty_like(source)
+    rows = interleaved({"copy": lambda: target.copy_(source)}, Options(True, *_rest(options)))
+    return Floor(*rates, 2.0 * source.numel() * 4 / min(rows[0].seconds))
+
+
+def _rest(options: Options) -> tuple[str, int]:
+    return options.device, options.threads
+
+
+def hardware(options: Options) -> str:
+    """The machine and the versions, for the head of the results."""
+    if options.device == "cuda":
+        machine = torch.cuda.get_device_name()
+    else:
+        machine = f"{processor()}, {options.threads} thread(s)"
+    packages = ("torch", "numpy", "gymnasium", "mujoco", "transformers", "mambapy", "mamba-ssm")
+    versions = [f"{name} {found}" for name in packages if (found := version(name))]
+    return f"{machine}; Python {platform.python_version()}, {', '.join(versions)}"
+
+
+def version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+def processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as lines:
+            return next(line.split(":")[1].strip() for line in lines if "model name" in line)
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

@@ -1,0 +1,188 @@
+"""Environment steps a second, beside the papers' loop; and what a streamed step costs later on."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks import models
+from benchmarks.measure import Call, Options, Row, Table, benchmark, interleaved
+from decision_seq.agents.base import Context
+from decision_seq.envs.registry import MUJOCO_IDS, Lanes, open_lanes
+
+ENV, OBSERVATIONS, ACTIONS = "HalfCheetah-v5", 17, 6  # its episodes never end early
+PAPERS = "the papers' loop"
+LANES = (1, 4, 16, 64, 256)
+
+
+class Rollout:
+    """Lanes and an agent that go on for ever: an episode's end starts the next in all lanes."""
+
+    def __init__(self, backbone: str, lanes: Lanes, context: Context, device: str) -> None:
+        self.agent = models.agent(backbone, OBSERVATIONS, ACTIONS).to(device).eval()
+        self.lanes, self.context = lanes, context
+        self.count = len(lanes.reset(range(self.size(lanes))))
+        self.restart()
+
+    @staticmethod
+    def size(lanes: Lanes) -> int:
+        return len(lanes._observations)
+
+    def restart(self) -> None:
+        """All lanes at the start of an episode."""
+        self.observations = self.lanes.reset(range(self.count))
+        self.state = self.agent.init_state(
+            self.count, self.context, torch.full((self.count,), 6000.0)
+        )
+        self.action = torch.zeros(self.count, ACTIONS)
+        self.rewards = np.zeros(self.count)
+        self.active = np.ones(self.count, bool)
+
+    def step(self) -> None:
+        """As eval/rollout.py does it."""
+        self.action, self.state = self.agent.act(
+            torch.from_numpy(self.observations),
+            self.action,
+            torch.from_numpy(self.rewards.astype(np.float32)),
+            self.state,
+        )
+        actions = self.action.cpu().numpy().clip(-1, 1)
+        self.observations, self.rewards, _, truncated = self.lanes.step(actions, self.active)
+        if truncated.any():
+            self.restart()
+
+    def steps(self, number: int, path: str | None = None) -> Call:
+        """`number` steps, by the scan of that name."""
+
+        def run() -> None:
+            with models.scan_path(path):
+                for _ in range(number):
+                    self.step()
+
+        return run
+
+
+@benchmark("rollouts", "environment steps of Mamba and attention agents, beside the papers' loop")
+def rollouts(options: Options) -> Iterator[Table]:
+    contenders: dict[str, Call] = {}
+    units: dict[str, float] = {}
+
+    def add(
+        name: str, number: int, backbone: str, count: int, context: Context, **how: Any
+    ) -> None:
+        lanes = Lanes(ENV, 1) if name == PAPERS else open_lanes(ENV, count)
+        run = Rollout(backbone, lanes, context, options.device)
+        run.steps(25, **how)()  # beyond the K steps in which a window grows
+        contenders[name], units[name] = run.steps(number, **how), number * count
+
+    scan = "reference" if options.device == "cpu" else "torch"
+    add(PAPERS, 20, "mamba", 1, "window", path=scan)
+    add("mamba window, 1 lane", 20, "mamba", 1, "window")
+    add("mamba stream, 1 lane", 100, "mamba", 1, "stream")
+    add("mamba stream, 8 lanes", 25, "mamba", 8, "stream")
+    add("mamba stream, 32 lanes", 10, "mamba", 32, "stream")
+    add("attention window, 32 lanes", 3, "attention", 32, "window")
+    add("attention stream, 1 lane", 50, "attention", 1, "stream")
+    add("attention stream, 32 lanes", 10, "attention", 32, "stream")
+    rows = interleaved(contenders, options, units)
+    for row in rows:
+        row.note = f"{1 / np.median(row.seconds):.0f} steps a second"
+    yield Table(
+        f"Milliseconds an environment step, {ENV}, simulator included",
+        rows,
+        base=PAPERS,
+        faster=True,
+        note="The papers' loop recomputes the window of one environment at every step, with a scan "
+        f"in sequential PyTorch (`{scan}`); ours takes the best path.",
+    )
+
+
+@benchmark("simulators", "stepping MuJoCo alone: lanes beside gymnasium's environments")
+def simulators(options: Options) -> Iterator[Table]:
+    for env in MUJOCO_IDS[::2]:  # v5
+        contenders, units = {}, {}
+        for count in (2, 8, 40):
+            kinds = {"gymnasium": Lanes(env, count), "ours": open_lanes(env, count)}
+            for kind, lanes in kinds.items():
+                lanes.reset(range(count))
+                space: Any = lanes.action_space
+                actions = np.zeros((count, *space.shape), np.float32)
+                name, number = f"{kind}, {count} lanes", max(2, 80 // count)
+                contenders[name] = stepping(lanes, actions, number)
+                units[name] = number * count
+        yield Table(
+            f"Milliseconds a step of a lane, {env}",
+            interleaved(contenders, options, units),
+            base="gymnasium, 40 lanes",
+            faster=True,
+        )
+
+
+def stepping(lanes: Lanes, actions: np.ndarray, number: int) -> Call:
+    active = np.ones(len(actions), bool)
+    return lambda: [lanes.step(actions, active) for _ in range(number)]
+
+
+@benchmark("lanes", "one step of the agent alone for 1 to 256 lanes")
+def lanes(options: Options) -> Iterator[Table]:
+    contenders, units = {}, {}
+    for count in LANES:
+        name, number = f"mamba stream, {count} lanes", max(2, 64 // count)
+        contenders[name] = acting("mamba", count, number, options.device)
+        units[name] = number * count
+    yield Table(
+        "Milliseconds of the agent for one step of one lane",
+        interleaved(contenders, options, units),
+        base=f"mamba stream, {LANES[0]} lanes",
+        faster=True,
+    )
+
+
+def acting(backbone: str, count: int, number: int, device: str) -> Call:
+    """Steps of an agent alone, which carries its state on."""
+    agent = models.agent(backbone).to(device).eval()
+    state = agent.init_state(count, "stream", torch.full((count,), 3600.0))
+    inputs = torch.randn(count, models.OBSERVATIONS), torch.zeros(count, models.ACTIONS)
+
+    def run() -> None:
+        nonlocal state
+        for _ in range(number):
+            _, state = agent.act(*inputs, torch.ones(count), state)
+
+    return run
+
+
+@benchmark("endless", "a streamed Mamba step after up to 100,000 steps (10,000 with --quick)")
+def endless(options: Options) -> Iterator[Table]:
+    total, parts = (10_000 if options.quick else 100_000), 10
+    run = acting("mamba", 1, total // parts // 10, options.device)
+    rows = []
+    for part in range(parts):
+        first = interleaved_once(run, 10, options)
+        used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        name = f"to step {(part + 1) * total // parts}"
+        rows.append(
+            Row(name, [t / (total // parts // 10) for t in first], note=f"peak {used:.0f} MiB")
+        )
+    yield Table(
+        "Milliseconds of one streamed step, one lane, as the episode goes on",
+        rows,
+        base=rows[0].name,
+    )
+
+
+def interleaved_once(call: Call, times: int, options: Options) -> list[float]:
+    """Seconds of each of `times` calls."""
+    import time
+
+    clock = time.process_time if options.threads == 1 else time.perf_counter
+    seconds = []
+    for _ in range(times):
+        start = clock()
+        call()
+        seconds.append(clock() - start)
+    return seconds
