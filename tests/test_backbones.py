@@ -234,3 +234,25 @@ def test_a_and_d_start_as_in_mamba_ssm() -> None:
         "dt_proj.bias": (64,),
         "out_proj.weight": (32, 64),
     }
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("kind", sorted(BackboneConfig.registry))
+def test_reading_some_tokens_gives_their_outputs_and_gradients(kind: str, training: bool) -> None:
+    """The last block leaves out work for tokens that nobody reads, and nothing else."""
+    torch.manual_seed(0)
+    backbone = BackboneConfig.registry[kind](width=16, layers=2, dropout=0.0).build(Layout(6, 3))
+    backbone.train(training)
+    x, read = torch.randn(3, 12, 16, requires_grad=True), slice(1, None, 3)
+    results = []
+    for y in (backbone(x)[:, read], backbone(x, read)):
+        weights = [p for p in backbone.parameters() if p.requires_grad]
+        grads = torch.autograd.grad(y.sin().sum(), [x, *weights], allow_unused=True)
+        results.append([y, *(g for g in grads if g is not None)])
+    for whole, part in zip(*results, strict=True):
+        torch.testing.assert_close(part, whole, rtol=1e-4, atol=1e-5)
+    state = backbone.eval().init_state(3)
+    with torch.no_grad():
+        every, _ = backbone.step(x, state)
+        last, _ = backbone.step(x, state, slice(-1, None))
+    torch.testing.assert_close(last, every[:, -1:], rtol=1e-4, atol=1e-5)

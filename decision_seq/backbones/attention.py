@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from decision_seq.backbones.base import BackboneConfig, LayerState, Layout, Mixer
+from decision_seq.backbones.base import EVERY, BackboneConfig, LayerState, Layout, Mixer
 from decision_seq.config import register
 from decision_seq.errors import UserError
 from decision_seq.ops.dropout import Dropout
@@ -48,19 +48,30 @@ class Attention(Mixer):
         nn.init.zeros_(self.qkv.bias)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, L, D] -> [B, L, D]"""
-        length = x.shape[1]
-        q, k, v = (self._split(t) for t in self.qkv(x).chunk(3, dim=-1))  # [B, H, L, d]
+    def forward(self, x: Tensor, read: slice = EVERY) -> Tensor:
+        """[B, L, D] -> [B, l, D]; only the l tokens of `read` ask, all are asked."""
+        if read == EVERY:
+            q, k, v = self.qkv(x).chunk(3, dim=-1)  # [B, L, D]
+        else:
+            parts = [x.shape[2], 2 * x.shape[2]]
+            ask, tell = self.qkv.weight.split(parts)
+            ask_bias, tell_bias = self.qkv.bias.split(parts)
+            q = F.linear(x[:, read], ask, ask_bias)  # [B, l, D]
+            k, v = F.linear(x, tell, tell_bias).chunk(2, dim=-1)  # [B, L, D]
+        q, k, v = (self._split(t) for t in (q, k, v))  # [B, H, ., d]
         dropout = self.dropout.p if self.training else 0.0
         if dropout and x.device.type == "cpu":  # PyTorch has no fused kernel for it, slow masks
-            y = self.dropout(self._weights(q, k)) @ v
-        elif length <= self.window:
+            y = self.dropout(self._weights(q, k, read)) @ v
+        elif x.shape[1] <= self.window and read == EVERY:
             y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
         else:
-            seen = _band(length, length, self.window, x.device)
+            seen = _band(x.shape[1], x.shape[1], self.window, x.device)[read]
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout)
         return self.out(self._join(y))
+
+    def outputs(self, x: Tensor, read: slice) -> Tensor:
+        """Queries, and all that follows from them, of those tokens alone."""
+        return self(x, read)
 
     def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> LayerState:
         """An empty cache of keys and values; it grows to `window` tokens and then slides."""
@@ -92,10 +103,11 @@ class Attention(Mixer):
         q, k, _ = self.qkv(x).chunk(3, dim=-1)
         return self._weights(self._split(q), self._split(k))
 
-    def _weights(self, q: Tensor, k: Tensor) -> Tensor:
-        """Queries and keys [B, H, L, d] -> softmax over the tokens seen [B, H, L, L]"""
-        length = q.shape[2]
-        unseen = ~_band(length, length, self.window, q.device)
+    def _weights(self, q: Tensor, k: Tensor, read: slice = EVERY) -> Tensor:
+        """Queries [B, H, l, d] of the tokens `read`, keys [B, H, L, d] -> softmax over the tokens
+        seen [B, H, l, L]"""
+        length = k.shape[2]
+        unseen = ~_band(length, length, self.window, q.device)[read]
         scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
         return scores.masked_fill(unseen, -math.inf).softmax(-1)
 

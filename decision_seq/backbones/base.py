@@ -45,6 +45,11 @@ class Mixer(nn.Module, ABC):
     def forward(self, x: Tensor) -> Tensor:
         """[B, L, D] -> [B, L, D], output l depending on inputs <= l only."""
 
+    def outputs(self, x: Tensor, read: slice) -> Tensor:
+        """[B, L, D] -> [B, l, D]: what `forward` gives at the l tokens of `read`. A mixer that can
+        leave out work for the others does."""
+        return self(x)[:, read]
+
     @abstractmethod
     def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> LayerState:
         """The state before the first token: all zeros, dimension 0 is the lane."""
@@ -119,7 +124,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, read: slice = EVERY) -> Tensor:
         """[B, L, D] -> [B, l, D], the outputs at the l tokens of `read` only."""
-        x = x[:, read] + self.dropout(self.mixer(self.norm_mixer(x))[:, read])
+        x = x[:, read] + self.dropout(self.mixer.outputs(self.norm_mixer(x), read))
         return x + self.dropout(self.mlp(self.norm_mlp(x)))
 
     def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> LayerState:

@@ -115,11 +115,15 @@ class Mamba(Mixer):
         if config.init == "published":
             self._init_published()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, L, D] -> [B, L, D]"""
+    def forward(self, x: Tensor, read: slice = EVERY) -> Tensor:
+        """[B, L, D] -> [B, l, D], the outputs at the l tokens of `read`"""
         u, z, dt, B, C = self._scan_inputs(x)
         y = selective_scan(u, dt, self._A(), B, C, self.D, z)
-        return self.out_proj(y)
+        return self.out_proj(y[:, read])
+
+    def outputs(self, x: Tensor, read: slice) -> Tensor:
+        """The scan needs every token, its projection does not."""
+        return self(x, read)
 
     def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> LayerState:
         """Last k - 1 inputs of the convolution and the state h, always float32."""

@@ -24,8 +24,9 @@ def register_scan(operator: Any, backward: Callable[..., list[Tensor]]) -> None:
 
     def save(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple) -> None:
         ctx.save_for_backward(*inputs[:-1], output[1])
+        ctx.set_materialize_grads(False)  # or zeros would be written for the checkpoints' gradient
 
-    def grads(ctx: torch.autograd.function.FunctionCtx, dy: Tensor, _: Tensor) -> tuple:
+    def grads(ctx: torch.autograd.function.FunctionCtx, dy: Tensor, _: None) -> tuple:
         known = backward(dy, *ctx.saved_tensors)  # type: ignore[attr-defined]
         return *known, *[None] * (8 - len(known))
 

@@ -10,7 +10,8 @@
 
 #include "simd.h"
 
-#define TILE 4 /* rows and outputs whose sums fit the registers */
+#define TILE 4  /* rows and outputs whose sums fit the registers */
+#define AHEAD 2 /* tiles: all layers' weights do not fit the second-level cache */
 
 enum { NORM1, NORM1_BIAS, IN, CONV, CONV_BIAS, SELECT, DT, DT_BIAS, A_LOG, SKIP, OUT, NORM2, NORM2_BIAS,
        UP, UP_BIAS, DOWN, DOWN_BIAS };
@@ -36,6 +37,7 @@ INLINE void linear_tile(const float *x, long x_row, const float *W, const float 
     int i = 0;
     for (; i + V <= inputs; i += V)
         for (int o = 0; o < outputs; o++) {
+            __builtin_prefetch(W + (long)(o + AHEAD * TILE) * inputs + i);
             const vec w = load(W + (long)o * inputs + i, V);
 #pragma GCC unroll 4
             for (int r = 0; r < rows; r++) sum[r][o] += w * load(x + r * x_row + i, V);
