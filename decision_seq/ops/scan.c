@@ -117,7 +117,7 @@ typedef struct {
     float *checkpoints;
     float *du, *ddt, *dz; /* dz may be NULL */
     float *dB, *dC;
-    float *dA; /* [batch][block][N + 1][V]; row N holds dD */
+    float *dA; /* [group of rows][block][N + 1][V]; row N holds dD */
 } Grads;
 
 /* One block of channels over one chunk of time. */
@@ -137,6 +137,7 @@ typedef struct {
     Work work;
     float *dh;  /* [block of the span][N][V], carried from later chunks */
     float *dBC; /* [MAX_CHUNK][N][2][V] */
+    long group; /* of rows, whose dA is being summed */
 } Scratch;
 
 /* In floats, with what the pointers point to. */
@@ -160,7 +161,7 @@ INLINE void backward_group(const Scan *s, Grads *g, Scratch *k, int b, int block
     const float *rates = s->rates + ((long)block * N + n0) * V;
     const float *from = checkpoint_at(s, g->checkpoints, b, start / s->chunk, block, n0);
     float *dh_at = k->dh + ((long)(block % SPAN) * N + n0) * V;
-    float *dA_at = g->dA + (((long)b * block_count(s) + block) * (N + 1) + n0) * V;
+    float *dA_at = g->dA + ((k->group * block_count(s) + block) * (N + 1) + n0) * V;
     vec h[GROUP], dh[GROUP], dA[GROUP];
 
     for (int n = 0; n < count; n++) w->h[0][n] = h[n] = load(from + n * V, V);
@@ -234,7 +235,7 @@ INLINE void backward_block(const Scan *s, Grads *g, Scratch *k, int b, int block
     if (n < N) backward_group(s, g, k, b, block, start, steps, n, N - n);
 
     const vec skip = load(s->skip + e, V);
-    float *dD_at = g->dA + (((long)b * block_count(s) + block) * (N + 1) + N) * V;
+    float *dD_at = g->dA + ((k->group * block_count(s) + block) * (N + 1) + N) * V;
     vec dD = load(dD_at, V);
     for (int t = 0; t < steps; t++) {
         const long row = (long)b * s->length + start + t, at = row * s->width + e;
@@ -251,8 +252,6 @@ INLINE void backward_block(const Scan *s, Grads *g, Scratch *k, int b, int block
 static void backward_item(const Scan *s, Grads *g, Scratch *k, int b, int span) {
     const int N = s->states, first = span * SPAN, end = min_int(first + SPAN, block_count(s));
     memset(k->dh, 0, (long)SPAN * N * V * sizeof(float));
-    memset(g->dA + ((long)b * block_count(s) + first) * (N + 1) * V, 0,
-           (long)(end - first) * (N + 1) * V * sizeof(float));
     for (int chunk = ceil_div(s->length, s->chunk) - 1; chunk >= 0; chunk--) {
         const int start = chunk * s->chunk, steps = min_int(s->chunk, s->length - start);
         memset(k->dBC, 0, (long)steps * N * 2 * V * sizeof(float));
@@ -269,6 +268,17 @@ static void backward_item(const Scan *s, Grads *g, Scratch *k, int b, int span) 
             g->dC[row * N + i] = sum_lanes(load(k->dBC + (2 * i + 1) * V, V));
         }
     }
+}
+
+/* A few rows of the batch, as one after the other they take no more room for dA than one. */
+static void backward_rows(const Scan *s, Grads *g, Scratch *k, int group, int rows, int span) {
+    const int first = span * SPAN, end = min_int(first + SPAN, block_count(s));
+    const long part = (long)(s->states + 1) * V;
+    k->group = group;
+    memset(g->dA + (group * block_count(s) + first) * part, 0,
+           (end - first) * part * sizeof(float));
+    for (int b = group * rows; b < min_int((group + 1) * rows, s->batch); b++)
+        backward_item(s, g, k, b, span);
 }
 
 /* to[i] = sum over parts, in order. */
@@ -290,7 +300,9 @@ int scan_backward(const float *dy, const float *u, long u_row, const float *dt, 
     const int N = states, blocks = block_count(&s), spans = ceil_div(blocks, SPAN);
     if ((long)batch * length * width * states < SMALL) threads = 1;
 
-    const long matrix = (long)batch * length * N, dA_size = (long)batch * blocks * (N + 1) * V;
+    const int rows = length < MAX_CHUNK ? MAX_CHUNK / (length ? length : 1) : 1;
+    const long groups = ceil_div(batch, rows), dA_part = (long)blocks * (N + 1) * V;
+    const long matrix = (long)batch * length * N, dA_size = groups * dA_part;
     const long per_thread = scratch_size(N);
     const long parts = spans > 1 ? ceil_div(2 * spans * matrix, 16) * 16 : 0;
     const long total = packed_size(&s) + dA_size + threads * per_thread + parts;
@@ -303,22 +315,22 @@ int scan_backward(const float *dy, const float *u, long u_row, const float *dt, 
                dA_parts};
 
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
-    for (long item = 0; item < (long)batch * spans; item++) {
+    for (long item = 0; item < groups * spans; item++) {
         Scratch *k = place_scratch(scratch + omp_get_thread_num() * per_thread, N);
-        backward_item(&s, &g, k, item / spans, item % spans);
+        backward_rows(&s, &g, k, item / spans, rows, item % spans);
     }
     if (spans > 1) {
         sum_parts(dB, dB_parts, matrix, spans);
         sum_parts(dC, dC_parts, matrix, spans);
     }
 #pragma omp parallel for schedule(static) num_threads(threads)
-    for (int e = 0; e < width; e++) {
-        const float *part = dA_parts + (long)(e / V) * (N + 1) * V + e % V;
-        for (int n = 0; n <= N; n++) {
-            float sum = 0;
-            for (int b = 0; b < batch; b++) sum += part[((long)b * blocks * (N + 1) + n) * V];
-            *(n < N ? dA + (long)e * N + n : dD + e) = sum;
-        }
+    for (int block = 0; block < blocks; block++) {
+        float *sum = dA_parts + (long)block * (N + 1) * V; /* the first group's, then everyone's */
+        for (long group = 1; group < groups; group++)
+            for (int i = 0; i < (N + 1) * V; i++) sum[i] += sum[group * dA_part + i];
+        for (int e = block * V; e < min_int(width, (block + 1) * V); e++)
+            for (int n = 0; n <= N; n++)
+                *(n < N ? dA + (long)e * N + n : dD + e) = groups ? sum[n * V + e % V] : 0;
     }
     free(memory);
     return 0;
