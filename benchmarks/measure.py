@@ -12,11 +12,12 @@ import importlib.metadata
 import importlib.util
 import multiprocessing
 import platform
-import resource
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -142,9 +143,17 @@ def _peak_memory(call: Callable[..., Call], arguments: tuple) -> float:
     torch.set_num_threads(1)
     run = call(*arguments)
     gc.collect()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # setting up may have peaked higher
+    before = _resident("VmRSS")
     run()
-    return 1024.0 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    return _resident("VmHWM") - before
+
+
+def _resident(name: str) -> float:
+    """Bytes in memory, now (VmRSS) or at most (VmHWM). Linux only."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith(name))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from benchmarks import models
-from benchmarks.measure import Call, Options, Row, Table, benchmark, interleaved
+from benchmarks.measure import Call, Options, Row, Table, benchmark, installed, interleaved
+from decision_seq.agents import SequenceAgent
 from decision_seq.agents.base import Context
 from decision_seq.envs.registry import MUJOCO_IDS, Lanes, open_lanes
 
@@ -76,6 +77,8 @@ def rollouts(options: Options) -> Iterator[Table]:
     ) -> None:
         lanes = Lanes(ENV, 1) if name == PAPERS else open_lanes(ENV, count)
         run = Rollout(backbone, lanes, context, options.device)
+        if name == PAPERS and installed("transformers"):
+            published_mixers(run.agent)
         run.steps(25, **how)()  # beyond the K steps in which a window grows
         contenders[name], units[name] = run.steps(number, **how), number * count
 
@@ -96,9 +99,23 @@ def rollouts(options: Options) -> Iterator[Table]:
         rows,
         base=PAPERS,
         faster=True,
-        note="The papers' loop recomputes the window of one environment at every step, with a scan "
-        f"in sequential PyTorch (`{scan}`); ours takes the best path.",
+        note="The papers' loop recomputes the window of one environment at every step, with the "
+        "published block in PyTorch: transformers' MambaMixer, without which it is our own mixer "
+        f"and the path `{scan}`. Ours takes the best path.",
     )
+
+
+def published_mixers(agent: SequenceAgent) -> None:
+    """Transformers' mixer in place of ours; where there is no mamba-ssm it computes as the
+    published block does on a CPU."""
+    from transformers import MambaConfig
+    from transformers.models.mamba.modeling_mamba import MambaMixer
+
+    for block in agent.backbone.blocks:
+        theirs = MambaMixer(MambaConfig(hidden_size=models.WIDTH, state_size=16), layer_idx=0)
+        theirs.load_state_dict(block.mixer.state_dict())  # type: ignore[union-attr, operator]
+        theirs.outputs = lambda x, read, mixer=theirs: mixer(x)[:, read]  # type: ignore[assignment]
+        block.mixer = theirs.to(agent.device).eval()
 
 
 @benchmark("simulators", "stepping MuJoCo alone: lanes beside gymnasium's environments")

@@ -125,16 +125,18 @@ class StreamMemory:
         order = agent.config.tokens
         now = {name: value.unsqueeze(1) for name, value in step.now.items()}  # K = 1
         timestep = step.timestep.unsqueeze(1)
-        tokens = agent.embedding(now, timestep, kinds)  # [lanes, len(kinds), D]
+        before = (timestep - 1).clamp(min=0)
         state = self.state
         if kinds[0] == order[0] and "action" in order:
-            action = agent.embedding(now, (timestep - 1).clamp(min=0), ("action",))
             fresh = step.timestep == 0
-            if fresh.any():  # a lane that begins has no previous step: undo it there
+            if not fresh.any():
+                kinds = ("action", *kinds)
+                timestep = torch.stack([before, *[timestep] * (len(kinds) - 1)], dim=2)
+            elif not fresh.all():  # a lane that begins has no previous step: undo it there
+                action = agent.embedding(now, before, ("action",))
                 _, state = agent.backbone.step(action, state)
                 state = agent.backbone.reset(state, fresh)
-            else:
-                tokens = torch.cat([action, tokens], dim=1)
+        tokens = agent.embedding(now, timestep, kinds)  # [lanes, len(kinds), D]
         features, state = agent.backbone.step(tokens, state, LAST)
         return features[:, -1], StreamMemory(state)
 

@@ -58,16 +58,18 @@ class TokenEmbedding(nn.Module):
 
         Args:
             values: by kind: return_to_go [B, K], observation [B, K, S], action [B, K, A] or [B, K].
-            timesteps: [B, K] int64.
+            timesteps: [B, K] int64, or [B, K, len(kinds)] where a step's tokens differ in it.
             kinds: which tokens of the step to embed; all by default.
 
         Returns:
             [B, K * len(kinds), D]
         """
         kinds = self.kinds if kinds is None else kinds
-        time = self.timestep(timesteps.clamp(max=self.max_timestep))  # [B, K, D]
-        tokens = [self._token(kind, values[kind]) + time for kind in kinds]
-        return self.norm(torch.stack(tokens, dim=2).flatten(1, 2))  # [B, K * len(kinds), D]
+        if timesteps.ndim == 2:
+            timesteps = timesteps.unsqueeze(2)
+        time = self.timestep(timesteps.clamp(max=self.max_timestep))  # [B, K, 1 or len(kinds), D]
+        tokens = torch.stack([self._token(kind, values[kind]) for kind in kinds], dim=2)
+        return self.norm((tokens + time).flatten(1, 2))  # [B, K * len(kinds), D]
 
     def _token(self, kind: str, value: Tensor) -> Tensor:
         """[B, K, ...] -> [B, K, D]"""
