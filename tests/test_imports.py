@@ -77,3 +77,13 @@ def test_help_does_not_wait_for_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "quickstart" in done.stdout
+
+
+def test_commands_do_not_wait_for_torchs_compiler() -> None:
+    """Importing it takes as long as all of torch."""
+    code = (
+        "import sys, decision_seq.train.loop, decision_seq.eval.evaluate\n"
+        "assert 'torch._dynamo' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
