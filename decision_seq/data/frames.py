@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
+from decision_seq.envs.atari import FRAME_STACK
 from decision_seq.errors import UserError
 from decision_seq.files import cache_dir, writing
 
-FRAME_STACK = 4  # frames an agent sees at once
 CHUNK_BYTES = 1 << 25  # of an array that is read or written piece by piece
 SAMPLE = 100  # rows whose stacks are compared with their neighbours'
 

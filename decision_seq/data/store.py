@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from decision_seq.data.episodes import Episodes, check_finite, concatenate
-from decision_seq.data.frames import FRAME_STACK, chunks, save
+from decision_seq.data.frames import chunks, save
 from decision_seq.data.sources import resolve, stored
+from decision_seq.envs.atari import FRAME_STACK
 from decision_seq.errors import UserError
 from decision_seq.files import atomic_folder, cache_dir, remove_leftovers
 

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from decision_seq.data.frames import FRAME_STACK, release
+from decision_seq.data.frames import release
 from decision_seq.data.mixture import Mixture
 from decision_seq.data.store import EpisodeStore
 from decision_seq.data.transforms import ReturnSpec
+from decision_seq.envs.atari import FRAME_STACK
 
 
 @dataclass

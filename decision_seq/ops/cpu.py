@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from decision_seq.ops import autograd, native, reference
+from decision_seq.ops.autograd import checkpoint_every
 from decision_seq.ops.native import unusable as unusable
 
 BLOCK = 16  # channels a vector, V in scan.c
@@ -39,11 +40,6 @@ def threads() -> int:
 def call(name: str, *arguments: float) -> None:
     if getattr(native.library(), name)(*arguments):
         raise MemoryError(f"{name}: out of memory")
-
-
-def checkpoint_every(length: int) -> int:
-    """Steps between checkpoints: at 16 backward works in the L1 cache, 32 saves memory."""
-    return 16 if length <= 1024 else 32
 
 
 def rows(tensor: Tensor) -> Tensor:
@@ -132,36 +128,7 @@ def _scan_outputs(u: Tensor, A: Tensor, with_grad: bool) -> tuple[Tensor, Tensor
     return u.new_empty(u.shape), u.new_empty(checkpoints)
 
 
-@scan_cpu.register_fake
-def _(
-    u: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    z: Tensor | None,
-    with_grad: bool,
-) -> tuple[Tensor, Tensor]:
-    return _scan_outputs(u, A, with_grad)
-
-
-@scan_cpu_backward.register_fake
-def _(
-    dy: Tensor,
-    u: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    z: Tensor | None,
-    checkpoints: Tensor,
-) -> list[Tensor]:
-    return [x.new_empty(x.shape) for x in (u, dt, A, B, C, D, z) if x is not None]
-
-
-autograd.register_scan(scan_cpu, scan_cpu_backward)
+autograd.register_scan(scan_cpu, scan_cpu_backward, _scan_outputs)
 
 
 def selective_scan_step(
@@ -217,16 +184,6 @@ def conv_silu_cpu_backward(
         *(*x.shape, weight.shape[-1], threads()),
     )
     return dx, dweight, dbias
-
-
-@conv_silu_cpu.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return x.new_empty(x.shape)
-
-
-@conv_silu_cpu_backward.register_fake
-def _(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return x.new_empty(x.shape), weight.new_empty(weight.shape), bias.new_empty(bias.shape)
 
 
 autograd.register_conv(conv_silu_cpu, conv_silu_cpu_backward)

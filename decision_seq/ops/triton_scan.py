@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from decision_seq.ops import autograd
+from decision_seq.ops.autograd import checkpoint_every
 
 BLOCK = 32  # channels a program
 CONV_BLOCK, CONV_STEPS = 64, 32
@@ -43,11 +44,6 @@ def kernels() -> ModuleType:
     from decision_seq.ops import triton_kernels
 
     return triton_kernels
-
-
-def checkpoint_every(length: int) -> int:
-    """Steps between checkpoints, as in cpu.py."""
-    return 16 if length <= 1024 else 32
 
 
 def view(tensor: Tensor | None, like: Tensor) -> tuple[Tensor, int, int]:
@@ -164,36 +160,7 @@ def _scan_outputs(u: Tensor, A: Tensor, with_grad: bool) -> tuple[Tensor, Tensor
     return u.new_empty(u.shape), u.new_empty(checkpoints)
 
 
-@scan_triton.register_fake
-def _(
-    u: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    z: Tensor | None,
-    with_grad: bool,
-) -> tuple[Tensor, Tensor]:
-    return _scan_outputs(u, A, with_grad)
-
-
-@scan_triton_backward.register_fake
-def _(
-    dy: Tensor,
-    u: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    z: Tensor | None,
-    checkpoints: Tensor,
-) -> list[Tensor]:
-    return [x.new_empty(x.shape) for x in (u, dt, A, B, C, D, z) if x is not None]
-
-
-autograd.register_scan(scan_triton, scan_triton_backward)
+autograd.register_scan(scan_triton, scan_triton_backward, _scan_outputs)
 
 
 @torch.no_grad()
@@ -257,16 +224,6 @@ def conv_silu_triton_backward(
         )
     total = parts.sum(0)  # [taps + 1, E]
     return dx, total[:taps].t().unsqueeze(1).contiguous(), total[taps].clone()
-
-
-@conv_silu_triton.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return x.new_empty(x.shape)
-
-
-@conv_silu_triton_backward.register_fake
-def _(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return x.new_empty(x.shape), weight.new_empty(weight.shape), bias.new_empty(bias.shape)
 
 
 autograd.register_conv(conv_silu_triton, conv_silu_triton_backward)

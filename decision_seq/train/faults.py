@@ -24,6 +24,7 @@ from decision_seq.data.windows import Batch, WindowSampler
 from decision_seq.errors import UserError
 from decision_seq.files import atomic_folder
 from decision_seq.run_config import RunConfig
+from decision_seq.train.optim import autocast
 
 SHOWN = 5  # windows named in the sentence; the file has all
 
@@ -123,7 +124,7 @@ def reproduce(folder: Path) -> tuple[float, float]:
 def loss_and_norm(agent: SequenceAgent, batch: Batch, precision: str) -> tuple[float, float]:
     """Of one batch, without dropout; weights and gradients are left as they were."""
     agent.eval()
-    with torch.autocast(agent.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+    with autocast(agent.device, precision):
         loss = agent.loss(batch)
     parameters = [p for p in agent.parameters() if p.requires_grad]
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)

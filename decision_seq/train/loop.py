@@ -31,7 +31,7 @@ from decision_seq.train.checkpoint import has_checkpoint, load_state, save_check
 from decision_seq.train.distributed import World, joined
 from decision_seq.train.faults import FiniteGuard, stop_for_fault
 from decision_seq.train.log import MetricsLog, NoLog, stop_on_signal
-from decision_seq.train.optim import learning_rate, make_optimizer
+from decision_seq.train.optim import autocast, learning_rate, make_optimizer
 
 VALIDATION_BATCHES = 8
 
@@ -215,7 +215,7 @@ def gradient_step(learner: Learner, sampler: WindowSampler, config: RunConfig) -
     for group in learner.optimizer.param_groups:
         group["lr"] = learning_rate(learner.step, settings)
     agent.train()
-    with _autocast(config, agent.device):
+    with autocast(agent.device, config.train.precision):
         loss = learner.loss(batch)
     learner.optimizer.zero_grad(set_to_none=True)
     loss.backward()
@@ -245,7 +245,7 @@ def validation_loss(
     if sampler is None:
         return None
     agent.eval()
-    with _autocast(config, agent.device):
+    with autocast(agent.device, config.train.precision):
         size = config.train.batch_size
         losses = [agent.loss(sampler.batch(i, size)) for i in range(VALIDATION_BATCHES)]
     return float(torch.stack(losses).mean())
@@ -326,11 +326,6 @@ def _mean_loss(learner: Learner) -> float:
     learner.loss_sum.zero_()
     learner.loss_count.zero_()
     return loss
-
-
-def _autocast(config: RunConfig, device: torch.device) -> torch.autocast:
-    enabled = config.train.precision == "bfloat16"
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
 
 def _with_rng_kept(

@@ -40,3 +40,8 @@ def learning_rate(step: int, config: TrainConfig) -> float:
         return config.learning_rate
     done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """What a loss is computed under; it does nothing unless `precision` is bfloat16."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
