@@ -26,7 +26,7 @@ from decision_seq.data import frames as frames_module
 from decision_seq.data.episodes import Episodes, concatenate, from_flat
 from decision_seq.data.sources import absolute, dqn_replay, resolve
 from decision_seq.data.store import EpisodeStore, checksum, open_folder, open_store, write_store
-from decision_seq.data.transforms import ReturnSpec, as_conditioned
+from decision_seq.data.transforms import ObservationNorm, ReturnSpec, as_conditioned
 from decision_seq.data.windows import WindowSampler
 from decision_seq.envs.registry import make
 from decision_seq.errors import UserError
@@ -364,15 +364,37 @@ def test_nature_is_the_published_network() -> None:
 
 
 @pytest.mark.parametrize("kind", sorted(ImageEncoderConfig.registry))
-def test_every_encoder_scales_stacks_and_keeps_their_order(kind: str) -> None:
+def test_every_encoder_standardises_stacks_and_keeps_their_order(kind: str) -> None:
     config = build(ImageEncoderConfig, {"kind": kind}, "test")  # type: ignore[type-abstract]
     torch.manual_seed(0)
     encoder = FrameEncoder(config, (4, 84, 84)).eval()
+    encoder.mean.copy_(torch.randint(0, 256, (84, 84)))
+    encoder.std.fill_(20)
     stacks = torch.randint(0, 256, (2, 3, 4, 84, 84), dtype=torch.uint8)
     features = encoder(stacks)
     assert features.shape == (2, 3, encoder.features)
-    alone = encoder.net(stacks[1, 2][None].float() / 255)[0]
+    alone = encoder.net((stacks[1, 2][None] - encoder.mean) / 20)[0]
     torch.testing.assert_close(features[1, 2], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_frames_are_standardised_by_their_data() -> None:
+    frames = np.full((5000, 6, 8), 90, np.uint8)
+    frames[np.arange(5000), np.arange(5000) % 6, 3] = 210  # what moves
+    norm = ObservationNorm.of_frames(frames)
+    assert norm.mean[0, 0] == 90 and np.ptp(norm.mean[:, 3] - 110) <= 8
+    expected = (frames - norm.mean).astype(np.float64)
+    np.testing.assert_allclose(norm.std, expected.std(), rtol=0.05)
+    still = ObservationNorm.of_frames(np.full((10, 6, 8), 90, np.uint8))
+    assert still.std == 1  # not 0, by which nothing can be divided
+
+
+def test_what_is_shifted_is_standardised() -> None:
+    torch.manual_seed(0)
+    encoder = FrameEncoder(NatureConfig(random_shift=4), (4, 84, 84))
+    encoder.mean.copy_(torch.randint(0, 256, (84, 84)))
+    stacks = encoder.mean.to(torch.uint8).expand(2, 3, 4, 84, 84)
+    still = encoder.net(torch.zeros(1, 4, 84, 84))[0]
+    torch.testing.assert_close(encoder(stacks), still.expand(2, 3, -1))
 
 
 def test_random_shift_moves_a_window_as_a_whole() -> None:

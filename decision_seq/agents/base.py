@@ -19,10 +19,10 @@ from decision_seq.agents.context import CONTEXTS, Memory, StepInput
 from decision_seq.backbones import BackboneConfig, Layout
 from decision_seq.backbones.mamba import MambaConfig
 from decision_seq.config import register as register_config
-from decision_seq.data.frames import FRAME_STACK
 from decision_seq.data.store import EpisodeStore
 from decision_seq.data.transforms import ObservationNorm, ReturnSpec
 from decision_seq.data.windows import Batch
+from decision_seq.envs.atari import FRAME_STACK
 from decision_seq.errors import UserError
 from decision_seq.model.encoders import FrameEncoder, ImageEncoderConfig, NatureConfig
 from decision_seq.model.tokens import TokenEmbedding
@@ -172,10 +172,14 @@ class SequenceAgent(nn.Module):
         if spec.frames and config.encoder is None:  # a checkpoint names what it holds
             config = replace(config, encoder=NatureConfig())
         agent = config.agent(config, spec)
-        if not spec.frames:
+        if agent.encoder is not None:
+            norm = ObservationNorm.of_frames(store.observations)
+            mean, std = agent.encoder.mean, agent.encoder.std
+        else:
             norm = ObservationNorm.of(store.observations)
-            agent.observation_mean.copy_(torch.from_numpy(norm.mean))
-            agent.observation_std.copy_(torch.from_numpy(norm.std))
+            mean, std = agent.observation_mean, agent.observation_std
+        mean.copy_(torch.as_tensor(norm.mean))
+        std.copy_(torch.as_tensor(norm.std))
         if not spec.discrete:  # actions beyond [-1, 1] are brought into tanh's range
             scale = np.abs(store.actions).max(axis=0).clip(min=1.0)
             agent.action_scale.copy_(torch.from_numpy(scale))

@@ -10,6 +10,8 @@ import numpy as np
 from decision_seq.data.store import EpisodeStore, returns_to_go
 from decision_seq.errors import UserError
 
+FRAME_SAMPLE = 2000
+
 
 @dataclass(frozen=True)
 class ReturnSpec:
@@ -29,10 +31,10 @@ class ReturnSpec:
 
 @dataclass(frozen=True)
 class ObservationNorm:
-    """Per-feature mean and standard deviation of the observations."""
+    """Mean and standard deviation of the observations."""
 
-    mean: np.ndarray  # [S] float32
-    std: np.ndarray  # [S] float32
+    mean: np.ndarray  # [S] float32, or [H, W] of frames
+    std: np.ndarray  # [S] float32, or [] of frames
 
     @classmethod
     def of(cls, observations: np.ndarray) -> ObservationNorm:
@@ -40,6 +42,17 @@ class ObservationNorm:
         mean = observations.mean(axis=0, dtype=np.float64)
         std = observations.std(axis=0, dtype=np.float64) + 1e-6
         return cls(mean.astype(np.float32), std.astype(np.float32))
+
+    @classmethod
+    def of_frames(cls, frames: np.ndarray) -> ObservationNorm:
+        """Of [N, H, W] uint8 frames: the mean of every pixel, in whole gray levels, and one
+        deviation from it for all pixels (at least a level), as a pixel that hardly ever changes
+        matters no more for it. From at most 2,000 of them: all may be gigabytes."""
+        count = min(len(frames), FRAME_SAMPLE)
+        some = frames[np.sort(np.random.default_rng(0).permutation(len(frames))[:count])]
+        mean = some.mean(axis=0, dtype=np.float64).round()
+        square = np.mean([np.square(frame - mean).mean() for frame in some])
+        return cls(mean.astype(np.float32), np.array(max(1.0, square**0.5), np.float32))
 
 
 def as_conditioned(store: EpisodeStore, returns: ReturnSpec) -> EpisodeStore:

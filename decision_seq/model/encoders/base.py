@@ -48,12 +48,21 @@ class ImageEncoderConfig(ABC):
 
 
 class FrameEncoder(nn.Module):
-    """Frames as they are stored to features: scaled here, on the device where they are needed."""
+    """Frames as they are stored to features: standardised here, on the device that needs them.
+
+    Most of a game's picture stands still, and what moves may be a few faint pixels, which a network
+    takes long to find; less the mean and in units of `std` it sees little else.
+    """
+
+    mean: Tensor  # [H, W] gray levels; whole ones, which bfloat16 holds exactly
+    std: Tensor  # [] gray levels
 
     def __init__(self, config: ImageEncoderConfig, shape: ImageShape) -> None:
         super().__init__()
         self.net = config.build(shape).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.shift = config.random_shift
+        self.register_buffer("mean", torch.zeros(shape[1:]))
+        self.register_buffer("std", torch.tensor(255.0))
 
     @property
     def features(self) -> int:
@@ -62,31 +71,35 @@ class FrameEncoder(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         """[..., C, H, W] uint8 -> [..., F]. In training, [B, K, C, H, W] may be shifted."""
-        if self.training and self.shift:
-            frames = random_shift(frames, self.shift)
         lead = frames.shape[:-3]
-        return self.net(self._scaled(frames.flatten(0, -4))).unflatten(0, lead)
+        images = self._standardised(frames.flatten(0, -4))
+        if self.training and self.shift:
+            images = random_shift(images.unflatten(0, lead), self.shift).flatten(0, 1)
+        return self.net(images).unflatten(0, lead)
 
-    def _scaled(self, images: Tensor) -> Tensor:
-        """[B, C, H, W] uint8 -> floats in [0, 1], in the order that convolutions are fastest in."""
+    def _standardised(self, images: Tensor) -> Tensor:
+        """[B, C, H, W] uint8 -> floats, in the order that convolutions are fastest in."""
         kind = images.device.type
         dtype = next(self.net.parameters()).dtype
         if torch.is_autocast_enabled(kind):
             dtype = torch.get_autocast_dtype(kind)
-        return images.to(dtype, memory_format=torch.channels_last).div_(255)
+        floats = images.to(dtype, memory_format=torch.channels_last)
+        return floats.sub_(self.mean.to(dtype)).div_(self.std.to(dtype))
 
     def penalty(self) -> Tensor | float:
         """What training adds to the loss on account of the weights."""
         return self.net.penalty()
 
 
-def random_shift(frames: Tensor, most: int) -> Tensor:
-    """[B, K, C, H, W] with each window b moved by up to `most` pixels either way, all its frames
+def random_shift(images: Tensor, most: int) -> Tensor:
+    """[B, K, C, H, W] with each window b moved by up to `most` pixels either way, all its images
     alike; what comes in repeats the edge (arXiv:2004.13649). Drawn from torch's CPU generator."""
-    batch, height, width = len(frames), *frames.shape[-2:]
-    move = torch.randint(-most, most + 1, (2, batch, 1)).to(frames.device, non_blocking=True)
-    y = (torch.arange(height, device=frames.device) + move[0]).clamp(0, height - 1)  # [B, H]
-    x = (torch.arange(width, device=frames.device) + move[1]).clamp(0, width - 1)  # [B, W]
-    window = torch.arange(batch, device=frames.device)[:, None, None]
-    moved = frames[window, :, :, y[:, :, None], x[:, None, :]]  # [B, H, W, K, C]
-    return moved.movedim((1, 2), (-2, -1))
+    (batch, steps), (height, width) = images.shape[:2], images.shape[-2:]
+    move = torch.randint(-most, most + 1, (2, batch, 1)).to(images.device, non_blocking=True)
+    y = (torch.arange(height, device=images.device) + move[0]).clamp(0, height - 1)  # [B, H]
+    x = (torch.arange(width, device=images.device) + move[1]).clamp(0, width - 1)  # [B, W]
+    window = torch.arange(batch, device=images.device)[:, None, None, None]
+    step = torch.arange(steps, device=images.device)[None, :, None, None]
+    channels_last = images.movedim(2, -1)  # [B, K, H, W, C], and so in memory
+    moved = channels_last[window, step, y[:, None, :, None], x[:, None, None, :]]
+    return moved.movedim(-1, 2)
