@@ -18,7 +18,6 @@ import yaml
 from decision_seq.data.sources import minari_dataset
 from decision_seq.errors import UserError
 from decision_seq.eval.compare import load_matrix, run_matrix
-from decision_seq.eval.figures import target_return
 from decision_seq.eval.report import write_report
 from decision_seq.eval.report_data import Data
 from decision_seq.eval.report_runs import load_runs
@@ -74,14 +73,11 @@ def run(out: Path, seed: int) -> None:
         raise UserError(f"{out}: these runs failed: {reasons}")
     write_report(folders, out / "report.html")
     data = Data(load_runs(folders), {})
-    runs = data.runs
-    figure = target_return(runs, runs[0].dataset["name"], data.style)
-    write_text(out / "target-return.svg", figure)
     print()
     for sentence in data.summary:
         print(sentence)
     data_mean = json.loads((folders[0] / "dataset.json").read_text())["return_mean"]
-    for one in runs:
+    for one in data.runs:
         mean = sum(row["episode_return"] for row in one.rows) / len(one.rows)
         print(f"{one.agent}: mean return {mean:.0f} over both targets; its data {data_mean:.0f}")
     print(f"report: {out / 'report.html'}   ({time.monotonic() - start:.0f} s in all)")

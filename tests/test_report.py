@@ -225,7 +225,7 @@ def test_the_protocol_box_says_all_and_tolerates_older_rows(tmp_path: Path) -> N
         run.rows = [r | OLDER for r in run.rows]
     data = Data(runs, {})
     assert "older version" in dict(data.protocol)["hardware of the rollouts"]
-    assert "not in the rows" in report.to_html(data)
+    assert "not in the rows" in form(".html", data)
 
 
 def test_costs_come_from_rows_and_metrics(tmp_path: Path) -> None:
@@ -257,6 +257,11 @@ def test_commands_come_from_the_ledger_where_there_is_one(tmp_path: Path) -> Non
     assert commands([run]) == [*typed, "decision-seq evaluate x/mamba-0 --context stream"]
 
 
+def form(suffix: str, data: Data) -> str:
+    """The report in one of its forms."""
+    return report.FORMS[suffix](data, sections(data), Path("report.html"))
+
+
 class Page(HTMLParser):
     """Tags left open, ids, and every drawing's alternative text."""
 
@@ -284,7 +289,7 @@ class Page(HTMLParser):
 def test_the_page_is_whole_and_stands_alone(tmp_path: Path) -> None:
     runs = with_other_checkpoints(runs_of(tmp_path, FAR)) + runs_of(tmp_path / "w", CLOSE, "walker")
     data = Data(runs, {"lost_seed0": "exit code 2"})
-    html = report.to_html(data)
+    html = form(".html", data)
     page = Page(html)
     assert page.open == [] and len(page.ids) == len(set(page.ids))
     assert len(page.labels) >= 8 and all(label and len(label) > 20 for label in page.labels)
@@ -303,7 +308,7 @@ def test_the_page_is_whole_and_stands_alone(tmp_path: Path) -> None:
 def test_names_cannot_break_the_page_or_the_table(tmp_path: Path) -> None:
     name = 'a | <b onclick="x">`$\\frac'
     data = Data(runs_of(tmp_path, {name: [1.0], "bc": [2.0]}), {})
-    html, markdown = report.to_html(data), report.to_markdown(data)
+    html, markdown = form(".html", data), form(".md", data)
     assert "<b onclick" not in html and Page(html).open == []
     tables = re.findall(r"(?:^\|.*\n)+", markdown, re.MULTILINE)
     assert len(tables) >= 4
@@ -325,7 +330,7 @@ def test_every_form_has_the_same_numbers(tmp_path: Path) -> None:
     data = Data(with_other_checkpoints(runs_of(tmp_path, FAR)), {})
     plain = json.loads(json.dumps(to_json(data), allow_nan=False))
     lines = list(csv.DictReader(io.StringIO(to_csv(data))))
-    markdown = report.to_markdown(data)
+    markdown = form(".md", data)
     by_seed = {
         (x["agent"], x["train_seed"]): float(x["value"])
         for x in lines
@@ -352,7 +357,15 @@ def test_files_are_written_by_their_ending(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(report, "load_runs", lambda folders: runs)
     written = report.write_report([], tmp_path / "a" / "r.html")
     assert [file.name for file in written] == ["r.html", "r.md", "r.csv", "r.json"]
-    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == sorted(f.name for f in written)
+    there = [p.name for p in (tmp_path / "a").iterdir()]
+    assert sorted(there) == sorted([*(f.name for f in written), "r-figures"])
+    markdown = written[1].read_text()
+    shown = re.findall(r"!\[[^\]]{20,}\]\((r-figures/[a-z-]+\d\.svg)\)", markdown)
+    drawn = (tmp_path / "a" / "r-figures").iterdir()
+    assert sorted(shown) == sorted(f"r-figures/{p.name}" for p in drawn) and len(shown) >= 3
+    assert markdown.count("![") == len(shown)
+    for name in shown:
+        assert (tmp_path / "a" / name).read_text().lstrip().startswith(("<?xml", "<svg"))
     assert report.write_report([], tmp_path / "b" / "r.csv") == [tmp_path / "b" / "r.csv"]
     with pytest.raises(UserError, match=r"r\.pdf: a report is written as \.html, \.md"):
         report.write_report([], tmp_path / "r.pdf")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 
@@ -23,6 +23,11 @@ class Figure:
 
     draw: Callable[[], str]  # as SVG
     alt: str
+
+    @cached_property
+    def svg(self) -> str:
+        """The drawing: a page and a file of it are the same."""
+        return self.draw()
 
 
 @dataclass(frozen=True)
