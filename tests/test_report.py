@@ -255,6 +255,9 @@ def test_commands_come_from_the_ledger_where_there_is_one(tmp_path: Path) -> Non
     event = {"cell": "mamba-0", "event": "started", "commands": typed}
     (tmp_path / "ledger.jsonl").write_text(json.dumps(event) + "\n")
     assert commands([run]) == [*typed, "decision-seq evaluate x/mamba-0 --context stream"]
+    typed[1] += " --context window"  # which is the config's: not said twice
+    (tmp_path / "ledger.jsonl").write_text(json.dumps(event) + "\n")
+    assert commands([run]) == [*typed, "decision-seq evaluate x/mamba-0 --context stream"]
 
 
 def form(suffix: str, data: Data) -> str:

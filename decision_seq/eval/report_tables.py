@@ -313,7 +313,11 @@ def commands(runs: Sequence[Run]) -> list[str]:
             again = f"NEW/{run.folder.name}"
             config = shlex.quote(str(run.folder / "config.yaml"))
             own = [f"decision-seq train {config} --out {shlex.quote(again)}"]
-        lines += dict.fromkeys([*own, *_evaluations(run, again)])
+        # a comparison's commands may name the context that is the config's own
+        context = {"--context", run.config.eval.context}
+        known = {frozenset(shlex.split(c)) - context for c in own}
+        more = dict.fromkeys(_evaluations(run, again))
+        lines += [*own, *(c for c in more if frozenset(shlex.split(c)) - context not in known)]
     return lines
 
 
