@@ -209,10 +209,10 @@ def test_a_stored_game_replayed_through_a_rollout_is_what_training_saw() -> None
 def test_players_beat_chance() -> None:
     """The expert players; random ones lose every point of Pong and score about 2 in Breakout."""
 
-    def first_rewards(name: str, steps: int) -> list[float]:
+    def first_rewards(name: str, steps: int, tier: str = "expert") -> list[float]:
         env = make(name)
         env.reset(seed=0)
-        act = behaviour_for(name, "expert", None)[0](np.random.default_rng(0), env)
+        act = behaviour_for(name, tier, None)[0](np.random.default_rng(0), env)
         rewards = [float(env.step(act(np.zeros(0)))[1]) for _ in range(steps)]
         env.close()
         return rewards
@@ -221,8 +221,10 @@ def test_players_beat_chance() -> None:
     assert sum(pong) >= 0 and any(pong)
     breakout = first_rewards("breakout", 800)
     assert sum(breakout) > 10 and max(breakout) > 1  # not clipped
-    with pytest.raises(UserError, match=r"no player 'random'; there is: medium, expert"):
-        behaviour_for("pong", "random", None)
+    assert sum(first_rewards("pong", 500, "random")) < -5
+    assert sum(first_rewards("breakout", 800, "random")) < 10
+    with pytest.raises(UserError, match=r"no player 'simple'; there is: random, medium, expert"):
+        behaviour_for("pong", "simple", None)
 
 
 def test_agents_are_rolled_out_in_several_games_at_once() -> None:

@@ -17,7 +17,7 @@ from decision_seq.envs.atari import AtariGame
 NOOP, FIRE, RIGHT, LEFT = range(4)  # of both games; in Pong right is up and left is down
 UP, DOWN = RIGHT, LEFT
 # tier -> shares of random buttons, one of them for each episode
-NOISE = {"medium": (0.05, 0.1, 0.2, 0.3), "expert": (0.01,)}
+NOISE = {"random": (1.0,), "medium": (0.05, 0.1, 0.2, 0.3), "expert": (0.01,)}
 
 
 class Player(Protocol):
