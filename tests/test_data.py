@@ -242,6 +242,11 @@ def test_remote_id_without_a_network_says_how_to_get_it(monkeypatch: pytest.Monk
     assert "minari download mujoco/hopper/medium-v0" in str(error.value)
 
 
+def test_a_dataset_of_ours_is_to_be_collected() -> None:
+    with pytest.raises(UserError, match=r"not been collected yet .* collect hopper expert`"):
+        open_store(["decision-seq/hopper/expert-v0"])
+
+
 def test_sources_of_different_widths_are_refused(tmp_path: Path) -> None:
     files = [
         str(write_npz(tmp_path / f"{width}.npz", random_episodes([3], width=width)))

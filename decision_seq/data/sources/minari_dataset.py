@@ -148,6 +148,11 @@ def whole_numbers(seeds: list[Any]) -> tuple[int, ...]:
 def _download(dataset_id: str, source: str) -> None:
     import minari
 
+    if made := re.fullmatch(r"decision-seq/(.+)/(.+)-v0", source):  # what `collect` calls its own
+        raise UserError(
+            f"{source}: has not been collected yet ({local_summary()}); run "
+            f"`decision-seq collect {made[1]} {made[2]}`"
+        )
     try:
         minari.download_dataset(source)
     # Minari's remotes raise errors of several network libraries, which share no base class
