@@ -4,11 +4,11 @@
 
 Writes a dataset of noise frames of the papers' size to a temporary folder (500,000 steps: 3.5 GB),
 then takes gradient steps of a Decision Mamba (3 layers, width 128) on batches of 32 windows of 10
-steps, in turn in two ways. Ours: unique frames move as uint8, are stacked by a view, and scaled on
-the device. The papers': stacks of four are gathered window by window as float32 and collated, as
-the Dataset of Decision Transformer's Atari code does. Medians over the runs, by wall time and by
-processor time, which other work on a machine changes less. Then the process's memory: anonymous,
-and mapped from files, which the system can take back.
+steps, in turn in two ways. Ours: unique frames move as uint8, are stacked by a view, and are
+standardised on the device. The papers': stacks of four are gathered window by window as float32 and
+collated, as the Dataset of Decision Transformer's Atari code does. Medians over the runs, by wall
+time and by processor time, which other work on a machine changes less. Then the process's memory:
+anonymous, and mapped from files, which the system can take back.
 """
 
 from __future__ import annotations

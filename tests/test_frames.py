@@ -1,4 +1,4 @@
-"""Frames: stored once and stacked by index, DQN-replay files, encoders, agents that see frames."""
+"""Frames: stored once and stacked by index, DQN-replay files, agents that see frames."""
 
 from __future__ import annotations
 
@@ -26,14 +26,13 @@ from decision_seq.data import frames as frames_module
 from decision_seq.data.episodes import Episodes, concatenate, from_flat
 from decision_seq.data.sources import absolute, dqn_replay, resolve
 from decision_seq.data.store import EpisodeStore, checksum, open_folder, open_store, write_store
-from decision_seq.data.transforms import ObservationNorm, ReturnSpec, as_conditioned
+from decision_seq.data.transforms import ReturnSpec, as_conditioned
 from decision_seq.data.windows import WindowSampler
 from decision_seq.envs.registry import make
 from decision_seq.errors import UserError
 from decision_seq.eval.influence import full_windows, measure_influence
 from decision_seq.eval.rollout import rollout
-from decision_seq.model.encoders import FrameEncoder, ImageEncoderConfig, NatureConfig
-from decision_seq.model.encoders.base import random_shift
+from decision_seq.model.encoders import ImageEncoderConfig, NatureConfig
 from decision_seq.run_config import run_config
 from decision_seq.train.loop import train
 
@@ -337,78 +336,6 @@ def test_wrong_columns_are_one_sentence(
     folder = write_buffer(tmp_path / "Pong", 0, frame_episodes([4, 6, 3, 5, 2]), **change)
     with pytest.raises(UserError, match=message):
         resolve(str(folder)).read()
-
-
-# ---- encoders -------------------------------------------------------------------------------
-
-
-def test_nature_is_the_published_network() -> None:
-    encoder = NatureConfig().build((4, 84, 84))
-    assert encoder.features == 3136
-    x = torch.rand(2, 4, 84, 84)
-    reference = torch.nn.Sequential(
-        torch.nn.Conv2d(4, 32, 8, 4),
-        torch.nn.ReLU(),
-        torch.nn.Conv2d(32, 64, 4, 2),
-        torch.nn.ReLU(),
-        torch.nn.Conv2d(64, 64, 3, 1),
-        torch.nn.ReLU(),
-        torch.nn.Flatten(),
-    )
-    reference.load_state_dict(
-        dict(zip(reference.state_dict(), encoder.state_dict().values(), strict=True))
-    )
-    torch.testing.assert_close(encoder(x), reference(x))
-    with pytest.raises(UserError, match=r"frames are 35 x 84; .* at least 36 x 36"):
-        NatureConfig().build((4, 35, 84))
-
-
-@pytest.mark.parametrize("kind", sorted(ImageEncoderConfig.registry))
-def test_every_encoder_standardises_stacks_and_keeps_their_order(kind: str) -> None:
-    config = build(ImageEncoderConfig, {"kind": kind}, "test")  # type: ignore[type-abstract]
-    torch.manual_seed(0)
-    encoder = FrameEncoder(config, (4, 84, 84)).eval()
-    encoder.mean.copy_(torch.randint(0, 256, (84, 84)))
-    encoder.std.fill_(20)
-    stacks = torch.randint(0, 256, (2, 3, 4, 84, 84), dtype=torch.uint8)
-    features = encoder(stacks)
-    assert features.shape == (2, 3, encoder.features)
-    alone = encoder.net((stacks[1, 2][None] - encoder.mean) / 20)[0]
-    torch.testing.assert_close(features[1, 2], alone, rtol=1e-4, atol=1e-5)
-
-
-def test_frames_are_standardised_by_their_data() -> None:
-    frames = np.full((5000, 6, 8), 90, np.uint8)
-    frames[np.arange(5000), np.arange(5000) % 6, 3] = 210  # what moves
-    norm = ObservationNorm.of_frames(frames)
-    assert norm.mean[0, 0] == 90 and np.ptp(norm.mean[:, 3] - 110) <= 8
-    expected = (frames - norm.mean).astype(np.float64)
-    np.testing.assert_allclose(norm.std, expected.std(), rtol=0.05)
-    still = ObservationNorm.of_frames(np.full((10, 6, 8), 90, np.uint8))
-    assert still.std == 1  # not 0, by which nothing can be divided
-
-
-def test_what_is_shifted_is_standardised() -> None:
-    torch.manual_seed(0)
-    encoder = FrameEncoder(NatureConfig(random_shift=4), (4, 84, 84))
-    encoder.mean.copy_(torch.randint(0, 256, (84, 84)))
-    stacks = encoder.mean.to(torch.uint8).expand(2, 3, 4, 84, 84)
-    still = encoder.net(torch.zeros(1, 4, 84, 84))[0]
-    torch.testing.assert_close(encoder(stacks), still.expand(2, 3, -1))
-
-
-def test_random_shift_moves_a_window_as_a_whole() -> None:
-    frames = torch.randint(0, 256, (8, 3, 4, 10, 12), dtype=torch.uint8)
-    torch.manual_seed(3)
-    moved = random_shift(frames, 2)
-    torch.manual_seed(3)
-    dy, dx = torch.randint(-2, 3, (2, 8, 1))[..., 0].tolist()
-    padded = torch.nn.functional.pad(frames.flatten(1, 2).float(), (2, 2, 2, 2), mode="replicate")
-    for b in range(8):
-        y, x = 2 + dy[b], 2 + dx[b]
-        expected = padded[b, :, y : y + 10, x : x + 12].view(3, 4, 10, 12)
-        assert torch.equal(moved[b].float(), expected)
-    assert len({*zip(dy, dx, strict=True)}) > 1  # windows differ
 
 
 # ---- agents ---------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from decision_seq.errors import UserError
@@ -105,9 +106,7 @@ def inline(figure: Figure, name: str) -> str:
     return svg.replace("<svg ", f'<svg role="img" aria-label="{escape(figure.alt)}" ', 1)
 
 
-def _render(  # type: ignore[no-untyped-def]
-    environment, name: str, data: Data, parts: Sequence[Section]
-) -> str:
+def _render(environment: Any, name: str, data: Data, parts: Sequence[Section]) -> str:
     text = (TEMPLATES / name).read_text(encoding="utf-8")
     return environment.from_string(text).render(data=data, sections=parts).rstrip() + "\n"
 
