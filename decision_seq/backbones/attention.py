@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from decision_seq.backbones.base import EVERY, BackboneConfig, LayerState, Layout, Mixer
 from decision_seq.config import register
 from decision_seq.errors import UserError
-from decision_seq.ops.dropout import Dropout
+from decision_seq.ops import attention
+from decision_seq.ops.plain import attention_weights, band, split_heads
 
 
 @register("attention", "causal attention over the last K steps; cost L^2; streams by a KV cache")
@@ -40,7 +41,7 @@ class Attention(Mixer):
     def __init__(self, config: AttentionConfig, window: int) -> None:
         super().__init__()
         self.heads, self.window = config.heads, window
-        self.dropout = Dropout(config.dropout)
+        self.dropout = config.dropout
         self.qkv = nn.Linear(config.width, 3 * config.width)
         self.out = nn.Linear(config.width, config.width)
         nn.init.normal_(self.qkv.weight, std=0.02)
@@ -50,24 +51,14 @@ class Attention(Mixer):
 
     def forward(self, x: Tensor, read: slice = EVERY) -> Tensor:
         """[B, L, D] -> [B, l, D]; only the l tokens of `read` ask, all are asked."""
-        if read == EVERY:
-            q, k, v = self.qkv(x).chunk(3, dim=-1)  # [B, L, D]
-        else:
-            parts = [x.shape[2], 2 * x.shape[2]]
-            ask, tell = self.qkv.weight.split(parts)
-            ask_bias, tell_bias = self.qkv.bias.split(parts)
-            q = F.linear(x[:, read], ask, ask_bias)  # [B, l, D]
-            k, v = F.linear(x, tell, tell_bias).chunk(2, dim=-1)  # [B, L, D]
-        q, k, v = (self._split(t) for t in (q, k, v))  # [B, H, ., d]
-        dropout = self.dropout.p if self.training else 0.0
-        if dropout and x.device.type == "cpu":  # PyTorch has no fused kernel for it, slow masks
-            y = self.dropout(self._weights(q, k, read)) @ v
-        elif x.shape[1] <= self.window and read == EVERY:
-            y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
-        else:
-            seen = _band(x.shape[1], x.shape[1], self.window, x.device)[read]
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout)
-        return self.out(self._join(y))
+        width = x.shape[2]
+        ask, tell = self.qkv.weight.split([width, 2 * width])
+        ask_bias, tell_bias = self.qkv.bias.split([width, 2 * width])
+        q = F.linear(x[:, read], ask, ask_bias)  # [B, l, D]
+        kv = F.linear(x, tell, tell_bias)  # [B, L, 2 D]
+        positions = range(*read.indices(x.shape[1]))
+        dropout = self.dropout if self.training else 0.0
+        return self.out(attention(q, kv, self.heads, self.window, positions, dropout))
 
     def outputs(self, x: Tensor, read: slice) -> Tensor:
         """Queries, and all that follows from them, of those tokens alone."""
@@ -89,37 +80,16 @@ class Attention(Mixer):
         keys = torch.cat([state["keys"], k], dim=1)  # [B, T + n, D]
         values = torch.cat([state["values"], v], dim=1)
         valid = F.pad(state["valid"], (0, n), value=True)  # [B, T + n]
-        seen = _band(n, keys.shape[1], self.window, x.device) & valid[:, None]  # [B, n, T + n]
-        y = F.scaled_dot_product_attention(
-            self._split(q), self._split(keys), self._split(values), attn_mask=seen[:, None]
-        )
+        last = range(keys.shape[1] - n, keys.shape[1])
+        seen = band(last, keys.shape[1], self.window, x.device) & valid[:, None]  # [B, n, T + n]
+        q, k, v = (split_heads(t, self.heads) for t in (q, keys, values))
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None])  # [B, H, n, d]
         keep = slice(max(0, keys.shape[1] - self.window), None)
         cache = {"keys": keys[:, keep], "values": values[:, keep], "valid": valid[:, keep]}
-        return self.out(self._join(y)), cache
+        return self.out(y.transpose(1, 2).flatten(2)), cache
 
     @torch.no_grad()
     def token_map(self, x: Tensor) -> Tensor:
         """[B, L, D] -> [B, H, L, L]: the softmax weights of each head; every row sums to one."""
-        q, k, _ = self.qkv(x).chunk(3, dim=-1)
-        return self._weights(self._split(q), self._split(k))
-
-    def _weights(self, q: Tensor, k: Tensor, read: slice = EVERY) -> Tensor:
-        """Queries [B, H, l, d] of the tokens `read`, keys [B, H, L, d] -> softmax over the tokens
-        seen [B, H, l, L]"""
-        length = k.shape[2]
-        unseen = ~_band(length, length, self.window, q.device)[read]
-        scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
-        return scores.masked_fill(unseen, -math.inf).softmax(-1)
-
-    def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, L, D] -> [B, H, L, d]
-
-    def _join(self, x: Tensor) -> Tensor:
-        return x.transpose(1, 2).flatten(2)  # [B, H, L, d] -> [B, L, D]
-
-
-def _band(queries: int, keys: int, window: int, device: torch.device) -> Tensor:
-    """[queries, keys] bool: the last `queries` tokens see themselves and window - 1 back."""
-    position = torch.arange(keys, device=device)
-    distance = position[keys - queries :, None] - position
-    return (distance >= 0) & (distance < window)
+        q, k, _ = (split_heads(t, self.heads) for t in self.qkv(x).chunk(3, dim=-1))
+        return attention_weights(q, k, self.window, range(x.shape[1]))

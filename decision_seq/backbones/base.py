@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from decision_seq.errors import UserError
+from decision_seq.ops import linear_gelu
 from decision_seq.ops.dropout import Dropout
 
 LayerState = dict[str, Tensor]  # dimension 0 of every tensor is the lane; all zeros = new
@@ -113,9 +114,7 @@ class Block(nn.Module):
         self.norm_mixer = nn.LayerNorm(width)
         self.mixer = mixer
         self.norm_mlp = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(
-            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
-        )
+        self.mlp = MLP(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
         self.dropout = Dropout(config.dropout)
         for layer, shrink in ((self.mlp[0], 1.0), (self.mlp[2], math.sqrt(2 * config.layers))):
             assert isinstance(layer, nn.Linear)
@@ -124,8 +123,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, read: slice = EVERY) -> Tensor:
         """[B, L, D] -> [B, l, D], the outputs at the l tokens of `read` only."""
-        x = x[:, read] + self.dropout(self.mixer.outputs(self.norm_mixer(x), read))
-        return x + self.dropout(self.mlp(self.norm_mlp(x)))
+        x = self.dropout(self.mixer.outputs(self.norm_mixer(x), read), x[:, read])
+        return self.dropout(self.mlp(self.norm_mlp(x)), x)
 
     def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> LayerState:
         """The state before the first token: all zeros, dimension 0 is the lane."""
@@ -134,12 +133,22 @@ class Block(nn.Module):
     def step(self, x: Tensor, state: LayerState, read: slice = EVERY) -> tuple[Tensor, LayerState]:
         """[B, n, D], state -> [B, l, D], state; the outputs at the l tokens of `read` only."""
         mixed, state = self.mixer.step(self.norm_mixer(x), state)
-        x = x[:, read] + self.dropout(mixed[:, read])
-        return x + self.dropout(self.mlp(self.norm_mlp(x))), state
+        x = self.dropout(mixed[:, read], x[:, read])
+        return self.dropout(self.mlp(self.norm_mlp(x)), x), state
 
     def penalty(self) -> Tensor | float:
         """What training adds to the loss on account of the weights."""
         return self.mixer.penalty()
+
+
+class MLP(nn.Sequential):
+    """Linear, GELU, linear; the first one's bias and GELU in one pass over memory."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, L, D] -> [B, L, D]"""
+        up, down = self[0], self[2]
+        assert isinstance(up, nn.Linear)
+        return down(linear_gelu(x, up.weight, up.bias))
 
 
 class Backbone(nn.Module):

@@ -229,7 +229,7 @@ class ParallelBlock(SerialBlock):
             wanted = read if i == self.n_iter - 1 else EVERY
             g = self.norm_mixer(x)
             update = self.mixer(g)[:, wanted] + self.mlp(g[:, wanted])
-            x = x[:, wanted] + self.dropout(update)
+            x = self.dropout(update, x[:, wanted])
         return x
 
     def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> LayerState:
@@ -244,7 +244,7 @@ class ParallelBlock(SerialBlock):
             g, start = self.norm_mixer(x), f"{i}."
             own = {n.removeprefix(start): t for n, t in state.items() if n.startswith(start)}
             mixed, own = self.mixer.step(g, own)
-            x = x + self.dropout(mixed + self.mlp(g))
+            x = self.dropout(mixed + self.mlp(g), x)
             new_state |= {start + name: t for name, t in own.items()}
         return x[:, read], new_state
 

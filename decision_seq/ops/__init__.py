@@ -1,8 +1,8 @@
-"""The two operations a Mamba block spends its time in: selective scan and causal convolution.
+"""What a block spends its time in beside matrix products: selective scan and causal convolution of
+Mamba (Gu & Dao, arXiv:2312.00752), attention, GELU and dropout.
 
-Mamba: Linear-Time Sequence Modeling with Selective State Spaces (Gu & Dao, arXiv:2312.00752).
-All functions compute in float32 (float64 stays float64; half precision is widened, also under
-autocast) and return that dtype. Which implementation runs is decided in dispatch.py.
+Scan and convolution compute in float32 (float64 stays float64; half precision is widened, also
+under autocast) and return that dtype. Which implementation runs is decided in dispatch.py.
 """
 
 from collections.abc import Callable
@@ -10,13 +10,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from decision_seq.ops.dispatch import Path, PathStatus, choose, scan_paths
+from decision_seq.ops.dispatch import PATHS, Path, PathStatus, choose, scan_paths
 
 __all__ = [
     "PathStatus",
+    "attention",
     "block_step",
     "causal_conv_silu",
     "causal_conv_silu_step",
+    "dropout_add",
+    "linear_gelu",
     "scan_paths",
     "selective_scan",
     "selective_scan_step",
@@ -134,6 +137,59 @@ def block_step(x: Tensor) -> Callable[..., tuple[Tensor, Tensor, Tensor]] | None
     if not plain or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
         return None
     return choose(torch.float32, "cpu").block_step
+
+
+def attention(
+    q: Tensor, kv: Tensor, heads: int, window: int, positions: range, p: float = 0.0
+) -> Tensor:
+    """Causal attention over a sliding window, with dropout on its weights.
+
+        y_i = sum over j in (i - window, i] of m_ij softmax_j(q_i . k_j / sqrt(d)) v_j
+
+    Args:
+        q: queries, [B, l, D].
+        kv: keys and values side by side, [B, L, 2 D].
+        heads: H, of d = D / H features.
+        window: tokens that a query sees, its own included.
+        positions: of the queries among the L tokens, ascending; l of them.
+        p: probability with which a weight is dropped.
+
+    Returns:
+        y, [B, l, D], differentiable in q and kv.
+    """
+    batch, length, width = kv.shape
+    if q.shape != (batch, len(positions), width // 2) or q.shape[2] % heads:
+        raise ValueError(
+            f"expected q [B, l, D] with l = {len(positions)} and D a multiple of {heads}, and "
+            f"kv [B, L, 2 D]; got {_s(q)} and {_s(kv)}"
+        )
+    if len(positions) and not 0 <= positions[0] <= positions[-1] < length:
+        raise ValueError(f"positions {positions} lie beyond the {length} tokens")
+    return _block_path(q, kv).attention(q, kv, heads, window, positions, p)
+
+
+def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """GELU of x weight^T + bias: x [..., D], weight [H, D], bias [H] -> [..., H]"""
+    return _block_path(x).linear_gelu(x, weight, bias)
+
+
+def dropout_add(x: Tensor, residual: Tensor | None, p: float) -> Tensor:
+    """residual + dropout(x), of one shape; elements of x are dropped with probability p."""
+    if p == 0:
+        return x if residual is None else residual + x
+    if residual is not None and residual.shape != x.shape:
+        raise ValueError(f"expected a residual of x's shape {_s(x)}, got {_s(residual)}")
+    return _block_path(x, residual).dropout_add(x, residual, p)
+
+
+def _block_path(x: Tensor, other: Tensor | None = None) -> Path:
+    """PyTorch's own where dtypes mix, and without gradients: as fast there, and cheaper to call."""
+    mixed = torch.is_autocast_enabled(x.device.type) or (
+        other is not None and other.dtype != x.dtype
+    )
+    if mixed or not torch.is_grad_enabled():
+        return PATHS["torch"]
+    return choose(x.dtype, x.device.type)
 
 
 def _prepare(x: Tensor, *others: Tensor | None) -> tuple[Path, list[Tensor | None]]:

@@ -85,19 +85,6 @@ static void normalise(const float *x, const float *weight, const float *bias, fl
     for (int e = 0; e < width; e++) y[e] = (x[e] - mean) * scale * weight[e] + bias[e];
 }
 
-/* x Phi(x) with Phi from Abramowitz & Stegun 7.1.26, whose absolute error is below 1.5e-7. */
-INLINE vec gelu(vec x) {
-    const ivec negative = x < 0.f;
-    const vec size = (vec)((ivec)x & 0x7fffffff) * 0.70710678f;
-    const vec t = 1.f / (1.f + 0.3275911f * size);
-    vec p = 1.061405429f * t - 1.453152027f;
-    p = p * t + 1.421413741f;
-    p = p * t - 0.284496736f;
-    p = (p * t + 0.254829592f) * t;
-    const vec tail = 0.5f * x * p * exp2_vec(-LOG2E * size * size); /* x (1 - Phi(|x|)) */
-    return (vec)((negative & (ivec)tail) | (~negative & (ivec)(x - tail)));
-}
-
 /* log(1 + e^x) = max(x, 0) + log1p(w), w = e^-|x|, log1p(w) = 2 atanh(w / (2 + w)). */
 INLINE vec softplus(vec x) {
     const vec w = exp2_vec(-LOG2E * (vec)((ivec)x & 0x7fffffff));

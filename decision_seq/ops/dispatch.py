@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from decision_seq.errors import UserError
-from decision_seq.ops import blocked, cpu, mamba_ssm_scan, reference, triton_scan
+from decision_seq.ops import blocked, cpu, cpu_block, mamba_ssm_scan, plain, reference, triton_scan
 
 
 @dataclass(frozen=True)
 class Path:
-    """One implementation of the four operations."""
+    """One implementation of a block's operations; those of PyTorch alone where it has none."""
 
     name: str
     what: str
@@ -31,6 +31,9 @@ class Path:
     conv: Callable[..., Tensor] = reference.causal_conv_silu
     conv_step: Callable[..., tuple[Tensor, Tensor]] = reference.causal_conv_silu_step
     block_step: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = None  # few have it
+    attention: Callable[..., Tensor] = plain.attention
+    linear_gelu: Callable[..., Tensor] = plain.linear_gelu
+    dropout_add: Callable[..., Tensor] = plain.dropout_add
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,9 @@ PATHS = {
             conv=cpu.causal_conv_silu,
             conv_step=cpu.causal_conv_silu_step,
             block_step=cpu.block_step,
+            attention=cpu_block.attention,
+            linear_gelu=cpu_block.linear_gelu,
+            dropout_add=cpu_block.dropout_add,
         ),
         Path(
             name="mamba_ssm",

@@ -17,7 +17,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent
 HEADER = FOLDER / "simd.h"
-SOURCES = [FOLDER / name for name in ("scan.c", "conv.c", "block.c")]
+SOURCES = [FOLDER / name for name in ("scan.c", "conv.c", "block.c", "fused.c", "attention.c")]
 # Not -ffast-math: it would break the rounding inside exp2_vec.
 FLAGS = [
     "-O3",
@@ -34,6 +34,7 @@ MACHINE_FLAGS = [["-march=native", "-fopenmp"], ["-march=native"], ["-fopenmp"],
 
 POINTER, INT, LONG, FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_long, ctypes.c_float
 VIEW = [POINTER, LONG]  # data and row stride
+MASK = [ctypes.c_uint64, INT]  # seed and probability of dropout
 SCAN = [*VIEW, *VIEW, POINTER, *VIEW, *VIEW, POINTER, *VIEW]  # u, dt, A, B, C, D, z
 SIGNATURES = {
     "scan_forward": [*SCAN, *[POINTER] * 2, *[INT] * 6],
@@ -43,6 +44,14 @@ SIGNATURES = {
     "conv_backward": [POINTER, *VIEW, *[POINTER] * 5, *[INT] * 5],
     "softplus_values": [POINTER, LONG],
     "gelu_values": [POINTER, LONG],
+    "bias_gelu": [*[POINTER] * 3, LONG, INT, INT],
+    "bias_gelu_backward": [*[POINTER] * 5, LONG, INT, INT],
+    "dropout_add": [*[POINTER] * 3, *MASK, LONG, INT, INT],
+    "attention_forward": [*VIEW, *VIEW, *VIEW, *[POINTER] * 2, *MASK, *[INT] * 9],
+    "attention_backward": [
+        *([POINTER] * 3 + VIEW * 3 + [POINTER] * 2 + VIEW + MASK),
+        *[INT] * 9,
+    ],
     "block_step": [POINTER, POINTER, FLOAT, *[POINTER] * 5, *[INT] * 10],
 }
 

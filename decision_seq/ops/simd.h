@@ -14,6 +14,7 @@
 #ifndef DECISION_SEQ_SIMD_H
 #define DECISION_SEQ_SIMD_H
 
+#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -32,6 +33,7 @@ static int omp_get_thread_num(void) { return 0; }
 #define INLINE static inline __attribute__((always_inline))
 
 typedef float vec __attribute__((vector_size(4 * V)));
+typedef unsigned uvec __attribute__((vector_size(4 * V)));
 typedef int ivec __attribute__((vector_size(4 * V)));
 
 INLINE long ceil_div(long a, long b) { return (a + b - 1) / b; }
@@ -46,10 +48,13 @@ INLINE vec load(const float *p, int lanes) {
 
 INLINE void store(float *p, vec v, int lanes) { memcpy(p, &v, lanes * sizeof(float)); }
 
-INLINE vec at_least(vec x, float low) {
-    const ivec above = x > low;
-    return (vec)((above & (ivec)x) | (~above & (ivec)splat(low)));
+INLINE vec larger(vec a, vec b) {
+    const ivec first = a > b;
+    return (vec)((first & (ivec)a) | (~first & (ivec)b));
 }
+
+INLINE vec at_least(vec x, float low) { return larger(x, splat(low)); }
+
 
 INLINE float sum_lanes(vec v) {
     typedef float half __attribute__((vector_size(2 * V)));
@@ -61,6 +66,15 @@ INLINE float sum_lanes(vec v) {
     memcpy(q, h, sizeof q);
     q[0] += q[1];
     return (q[0][0] + q[0][2]) + (q[0][1] + q[0][3]);
+}
+
+INLINE float max_lanes(vec v) {
+    float lanes[V];
+    memcpy(lanes, &v, sizeof v);
+    for (int half = V / 2; half; half /= 2)
+        for (int i = 0; i < half; i++)
+            lanes[i] = lanes[i] > lanes[i + half] ? lanes[i] : lanes[i + half];
+    return lanes[0];
 }
 
 /* 2^x for x < 127, relative error below 2e-7, and exactly 1 at 0; far below -126 it is 0 with
@@ -86,12 +100,71 @@ INLINE vec exp2_vec(vec x) {
 #endif
 }
 
+/* 1 / x for finite x, to the last bit or two: a division takes as long as twenty other operations. */
+INLINE vec reciprocal(vec x) {
+#ifdef __AVX512F__
+    const vec near = (vec)_mm512_rcp14_ps((__m512)x);
+    return near * (2.f - x * near); /* Newton's step */
+#else
+    return 1.f / x;
+#endif
+}
+
 INLINE vec sigmoid(vec x) {
     x = at_least(x, -80.f);
-    return 1.f / (1.f + exp2_vec(-LOG2E * x));
+    return reciprocal(1.f + exp2_vec(-LOG2E * x));
 }
 
 /* d silu(x) / dx, given s = sigmoid(x) */
 INLINE vec silu_slope(vec x, vec s) { return s * (1.f + x * (1.f - s)); }
+
+/* Phi(x) and e^(-x x / 2), for GELU x Phi(x) and its slope. Phi is from Abramowitz & Stegun 7.1.26,
+ * whose absolute error is below 1.5e-7. */
+INLINE vec normal_cdf(vec x, vec *bell) {
+    const ivec negative = x < 0.f;
+    const vec size = (vec)((ivec)x & 0x7fffffff) * 0.70710678f;
+    const vec t = reciprocal(1.f + 0.3275911f * size);
+    vec p = 1.061405429f * t - 1.453152027f;
+    p = p * t + 1.421413741f;
+    p = p * t - 0.284496736f;
+    p = (p * t + 0.254829592f) * t;
+    *bell = exp2_vec(-LOG2E * size * size);
+    const vec tail = 0.5f * p * *bell; /* 1 - Phi(|x|) */
+    return (vec)((negative & (ivec)tail) | (~negative & (ivec)(1.f - tail)));
+}
+
+INLINE vec gelu(vec x) {
+    vec bell;
+    return x * normal_cdf(x, &bell);
+}
+
+INLINE vec gelu_slope(vec x) {
+    vec bell;
+    const vec phi = normal_cdf(x, &bell);
+    return phi + x * 0.39894228f * bell;
+}
+
+/* Random bits that are a function of a 64-bit seed and an index: masks can be drawn in any order, by
+ * any number of threads, and again instead of being kept. Two rounds of 32-bit multiply-and-shift
+ * hashing (constants by C. Wellons' search for little bias), half of the seed before each. */
+INLINE uvec random_bits(uvec index, uint64_t seed) {
+    uvec x = index + (unsigned)seed;
+    x = (x ^ x >> 16) * 0x7feb352du;
+    x = (x ^ x >> 15) * 0x846ca68bu;
+    x = (x ^ x >> 16) + (unsigned)(seed >> 32);
+    x = (x ^ x >> 16) * 0x21f0aaadu;
+    x = (x ^ x >> 15) * 0x735a2d97u;
+    return x ^ x >> 15;
+}
+
+INLINE uvec count_from(unsigned first) {
+    return first + (uvec){0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+}
+
+/* What dropout multiplies with: 0 with probability dropped / 2^16, else what makes up for it. */
+INLINE vec dropout_vec(unsigned index, uint64_t seed, int dropped) {
+    const ivec kept = (ivec)(random_bits(count_from(index), seed) >> 16) >= dropped;
+    return (vec)(kept & (ivec)splat(65536.f / (65536 - dropped)));
+}
 
 #endif

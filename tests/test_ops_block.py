@@ -1,0 +1,223 @@
+"""Attention, linear + GELU and dropout by every path against float64, with masks and gradients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from decision_seq import ops
+from decision_seq.ops import plain
+from decision_seq.ops.dispatch import PATHS
+
+CASES = [
+    # B, L, D, heads, window, positions of the queries
+    (2, 60, 128, 1, 60, range(60)),  # Decision Transformer's
+    (2, 60, 128, 1, 60, range(1, 60, 3)),  # its last layer
+    (3, 7, 16, 2, 7, range(7)),
+    (1, 1, 4, 1, 1, range(1)),
+    (1, 2, 3, 1, 9, range(2)),
+    (2, 131, 36, 4, 1000, range(131)),  # tiles of keys and queries, ragged
+    (2, 200, 40, 2, 33, range(200)),  # a window shorter than a tile
+    (1, 300, 24, 1, 70, range(2, 300, 7)),
+    (2, 130, 128, 4, 64, range(129, 130)),
+    (1, 140, 17, 1, 1, range(140)),  # a token sees itself alone
+    (0, 5, 4, 1, 5, range(5)),
+]
+PATHS_HERE = [name for name in ("c", "torch") if not PATHS[name].unusable()]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small tensors gain nothing from threads, and on a busy machine they wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(params=PATHS_HERE)
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("DECISION_SEQ_SCAN", request.param)
+    return request.param
+
+
+def written_out(
+    q: Tensor, kv: Tensor, heads: int, window: int, positions: range, mask: Tensor | float = 1.0
+) -> Tensor:
+    """The formula in the docstring of ops.attention, query by query; mask [B, H, l, L]."""
+    batch, length, width = kv.shape
+    dim = width // 2 // heads
+    k, v = (t.reshape(batch, length, heads, dim) for t in kv.chunk(2, dim=-1))  # [B, L, H, d]
+    q = q.reshape(batch, len(positions), heads, dim)
+    mask = mask * torch.ones(batch, heads, len(positions), length, dtype=q.dtype)
+    rows = []
+    for row, i in enumerate(positions):
+        j = slice(max(0, i - window + 1), i + 1)
+        scores = torch.einsum("bhd,bjhd->bhj", q[:, row], k[:, j]) / math.sqrt(q.shape[-1])
+        weights = scores.softmax(-1) * mask[:, :, row, j]
+        rows.append(torch.einsum("bhj,bjhd->bhd", weights, v[:, j]).reshape(batch, width // 2))
+    return torch.stack(rows, dim=1)
+
+
+def inputs(case: tuple) -> list[Tensor]:
+    batch, length, width, _, _, positions = case
+    torch.manual_seed(length)
+    sizes = (batch, len(positions), width), (batch, length, 2 * width)
+    return [torch.randn(*size, dtype=torch.float64) for size in sizes]
+
+
+def with_grads(function, tensors: list[Tensor]) -> list[Tensor]:
+    """Output, and the gradients of a fixed random projection of it."""
+    leaves = [t.detach().clone().requires_grad_() for t in tensors]
+    y = function(*leaves)
+    generator = torch.Generator().manual_seed(7)
+    direction = torch.randn(y.shape, dtype=torch.float64, generator=generator).to(y.dtype)
+    return [y.detach(), *torch.autograd.grad((y * direction).sum(), leaves)]
+
+
+def assert_close(actual: list[Tensor], expected: list[Tensor]) -> None:
+    """Values 1e-6, gradients 1e-5 relative to the largest."""
+    for i, (one, other) in enumerate(zip(actual, expected, strict=True)):
+        scale = max(1.0, *other.abs().flatten().tolist()) if other.numel() else 1.0
+        error = (one.double() - other).abs().max().item() / scale if other.numel() else 0.0
+        assert error < (1e-5 if i else 1e-6), f"number {i}: {error:.1e}"
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_attention_agrees_with_float64(path: str, case: tuple) -> None:
+    wanted = with_grads(lambda q, kv: written_out(q, kv, *case[3:]), inputs(case))
+    q, kv = (t.float() for t in inputs(case))
+    assert_close(with_grads(lambda q, kv: ops.attention(q, kv, *case[3:]), [q, kv]), wanted)
+
+
+def mask_of(case: tuple, p: float) -> Tensor:
+    """[B, H, l, L] what dropout multiplies the weights with: at values of one unit vector a key,
+    and queries of nothing, an output is the mask itself over the number of tokens seen."""
+    batch, length, _, heads, window, positions = case
+    q = torch.zeros(batch, len(positions), heads * length)
+    unit = torch.eye(length).repeat(1, heads).expand(batch, length, heads * length)
+    y = ops.attention(q, torch.cat([torch.zeros_like(unit), unit], -1), heads, window, positions, p)
+    seen = torch.tensor([min(i + 1, window) for i in positions])
+    weights = y.reshape(batch, len(positions), heads, length).transpose(1, 2)
+    return weights * seen[:, None]
+
+
+@pytest.mark.parametrize("case", CASES[:8], ids=str)
+def test_dropped_weights_are_zero_in_both_directions(path: str, case: tuple) -> None:
+    torch.manual_seed(1)
+    mask = mask_of(case, 0.3).double()
+    wanted = with_grads(lambda q, kv: written_out(q, kv, *case[3:], mask), inputs(case))
+
+    def dropped(q: Tensor, kv: Tensor) -> Tensor:
+        torch.manual_seed(1)
+        return ops.attention(q, kv, *case[3:], 0.3)
+
+    assert_close(with_grads(dropped, [t.float() for t in inputs(case)]), wanted)
+
+
+def test_a_weight_is_dropped_with_its_probability(path: str) -> None:
+    case = (40, 60, 1, 2, 60, range(60))
+    torch.manual_seed(0)
+    mask = mask_of(case, 0.2)
+    seen = mask[:, :, torch.ones(60, 60, dtype=torch.bool).tril()]
+    assert set(seen.mul(1e4).round().unique().tolist()) == {0.0, 12500.0}
+    assert (seen == 0).float().mean().item() == pytest.approx(0.2, abs=0.005)  # 5 standard errors
+    assert not torch.equal(mask[0], mask[1]) and not torch.equal(mask[:, 0], mask[:, 1])
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 33, 70), (1, 1, 1, 1), (2, 130, 16, 512), (0, 4, 3, 2)])
+def test_linear_gelu_agrees_with_float64(path: str, shape: tuple[int, ...]) -> None:
+    batch, length, width, hidden = shape
+    torch.manual_seed(2)
+    sizes = (batch, length, width), (hidden, width), (hidden,)
+    tensors = [torch.randn(*size, dtype=torch.float64) for size in sizes]
+    wanted = with_grads(lambda x, w, b: F.gelu(F.linear(x, w, b)), tensors)
+    assert_close(with_grads(ops.linear_gelu, [t.float() for t in tensors]), wanted)
+
+
+@pytest.mark.parametrize("shape", [(7, 33), (64, 60, 128), (1,), (0, 4)])
+def test_dropout_keeps_the_residual(path: str, shape: tuple[int, ...]) -> None:
+    x, residual = torch.randn(shape), torch.randn(shape)
+
+    def both(x: Tensor, residual: Tensor) -> Tensor:
+        torch.manual_seed(3)
+        return ops.dropout_add(x, residual, 0.25)
+
+    torch.manual_seed(3)
+    mask = ops.dropout_add(torch.ones(shape), None, 0.25)
+    wanted = with_grads(lambda x, r: r + x * mask.double(), [x.double(), residual.double()])
+    assert_close(with_grads(both, [x, residual]), wanted)
+    assert set(mask.mul(1e4).round().unique().tolist()) <= {0.0, 13333.0}
+
+
+def test_strided_views_and_autocast(path: str) -> None:
+    """Projections come as halves of a wider matrix; under autocast all are PyTorch's."""
+    wide = torch.randn(3, 20, 96)
+    q, kv = wide[..., :32], wide[..., 32:]
+    y = ops.attention(q, kv, 2, 20, range(20))
+    torch.testing.assert_close(y, ops.attention(q.contiguous(), kv.contiguous(), 2, 20, range(20)))
+    skewed = torch.randn(20, 3, 64).transpose(0, 1)
+    torch.testing.assert_close(
+        ops.attention(q, skewed, 2, 20, range(20)),
+        ops.attention(q, skewed.contiguous(), 2, 20, range(20)),
+    )
+    weight, bias = torch.randn(64, 32), torch.randn(64)
+    with torch.autocast("cpu", torch.bfloat16):
+        hidden = ops.linear_gelu(q, weight, bias)
+        assert hidden.dtype == torch.bfloat16
+        torch.manual_seed(0)
+        mixed = ops.dropout_add(hidden[..., :32], q, 0.5)
+        torch.manual_seed(0)
+        assert torch.equal(mixed, plain.dropout_add(hidden[..., :32], q, 0.5))
+
+
+def test_wrong_shapes_are_refused() -> None:
+    q, kv = torch.randn(2, 5, 8), torch.randn(2, 5, 16)
+    with pytest.raises(ValueError, match=r"l = 4"):
+        ops.attention(q, kv, 2, 5, range(4))
+    with pytest.raises(ValueError, match="multiple of 3"):
+        ops.attention(q, kv, 3, 5, range(5))
+    with pytest.raises(ValueError, match="lie beyond the 5 tokens"):
+        ops.attention(q, kv, 2, 5, range(1, 6))
+    with pytest.raises(ValueError, match=r"residual of x's shape \[2, 5, 8\]"):
+        ops.dropout_add(q, kv, 0.5)
+
+
+needs_c = pytest.mark.skipif("c" not in PATHS_HERE, reason="no C kernel")
+
+
+@needs_c
+@pytest.mark.parametrize("threads", [2, 3])
+def test_threads_change_no_bit(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DECISION_SEQ_SCAN", "c")
+    x, weight, bias = torch.randn(70, 30, 64), torch.randn(80, 64), torch.randn(80)
+    q, kv = torch.randn(9, 140, 48), torch.randn(9, 140, 96)
+
+    def everything() -> list[Tensor]:
+        torch.manual_seed(5)
+        hidden = with_grads(torch.ops.decision_seq.bias_gelu_cpu, [x @ weight.T, bias])
+        dropped = with_grads(lambda x: ops.dropout_add(x, x, 0.1), [x])
+        weighed = with_grads(lambda q, kv: ops.attention(q, kv, 3, 50, range(140), 0.1), [q, kv])
+        return [*hidden, *dropped, *weighed]
+
+    once = everything()
+    monkeypatch.setattr("decision_seq.ops.cpu_block.threads", lambda: threads)
+    assert all(torch.equal(a, b) for a, b in zip(once, everything(), strict=True))
+
+
+@needs_c
+def test_the_operators_are_registered_soundly() -> None:
+    operators = torch.ops.decision_seq
+    x, bias = torch.randn(3, 17, requires_grad=True), torch.randn(17, requires_grad=True)
+    q = torch.randn(2, 5, 8, requires_grad=True)
+    kv = torch.randn(2, 5, 16, requires_grad=True)
+    seed = torch.tensor(-5)
+    torch.library.opcheck(operators.bias_gelu_cpu.default, (x, bias))
+    torch.library.opcheck(operators.dropout_add_cpu.default, (x, None, seed, 9000))
+    torch.library.opcheck(operators.dropout_add_cpu.default, (x, x.detach(), seed, 9000))
+    torch.library.opcheck(operators.attention_cpu.default, (q, kv, seed, 900, [2, 5, 0, 1]))
