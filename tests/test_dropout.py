@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from decision_seq.ops.dropout import Dropout
+from decision_seq.ops.layers import Dropout
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])

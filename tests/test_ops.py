@@ -94,12 +94,15 @@ def single(tensors: list) -> list:
     return [None if t is None else t.float() for t in tensors]
 
 
-def with_grads(function, tensors: list) -> tuple[Tensor, list[Tensor]]:
-    """Output and the gradient of a fixed random projection of it for every input."""
+def with_grads(
+    function, tensors: list, rounded: torch.dtype = torch.float64
+) -> tuple[Tensor, list[Tensor]]:
+    """Output and the gradient of a fixed random projection of it for every input; `rounded` is a
+    dtype in which the projection is exact."""
     leaves = [None if t is None else t.detach().clone().requires_grad_() for t in tensors]
     y = function(*leaves)
     torch.manual_seed(0)
-    loss = (y * torch.randn(y.shape, dtype=torch.float64).to(y.dtype)).sum()
+    loss = (y * torch.randn(y.shape, dtype=torch.float64).to(rounded).to(y.dtype)).sum()
     leaves = [t for t in leaves if t is not None]
     return y.detach(), list(torch.autograd.grad(loss, leaves, materialize_grads=True))
 
@@ -251,11 +254,23 @@ def test_autocast_and_half_precision_compute_in_float32(path: str) -> None:
     assert_close(y, expected, 1e-6)
     for grad, expected_grad in zip(grads, expected_grads, strict=True):
         assert_close(grad, expected_grad, 1e-5)
-    halves = [t.bfloat16() for t in inputs]
-    y, grads = with_grads(ops.selective_scan, halves)
-    assert y.dtype == torch.float32
-    assert all(grad.dtype == torch.bfloat16 for grad in grads)
-    assert_close(y, reference.selective_scan(*(t.double() for t in halves)), 1e-6)
+
+
+def test_half_precision_is_rounded_once(path: str) -> None:
+    """bfloat16 comes in and goes out; what is between them is float32."""
+    scan = [t.bfloat16() for t in scan_inputs((2, 33, 17, 16))]
+    conv = [t.bfloat16() for t in conv_inputs((2, 33, 17, 16), 4)]
+    for function, oracle, inputs in (
+        (ops.selective_scan, reference.selective_scan, scan),
+        (ops.causal_conv_silu, reference.causal_conv_silu, conv),
+    ):
+        y, grads = with_grads(function, inputs)
+        exact_inputs = [t.double() for t in inputs]
+        expected, expected_grads = with_grads(oracle, exact_inputs, rounded=torch.bfloat16)
+        for own, exact in zip([y, *grads], [expected, *expected_grads], strict=True):
+            assert own.dtype == torch.bfloat16
+            allowed = exact.abs() * 2**-8 + 1e-5 * exact.abs().max()
+            assert ((own.double() - exact).abs() <= allowed).all()
 
 
 def test_compiled_code_sees_the_operators(path: str) -> None:

@@ -1,4 +1,4 @@
-"""Attention, linear + GELU and dropout by every path against float64, with masks and gradients."""
+"""The rest of a block by every path against float64, with masks and gradients, and in bfloat16."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from decision_seq import ops
-from decision_seq.ops import plain
+from decision_seq.ops.cpu_block import bias_activation_cpu
 from decision_seq.ops.dispatch import PATHS
 
 CASES = [
@@ -71,12 +71,16 @@ def inputs(case: tuple) -> list[Tensor]:
     return [torch.randn(*size, dtype=torch.float64) for size in sizes]
 
 
-def with_grads(function, tensors: list[Tensor]) -> list[Tensor]:
-    """Output, and the gradients of a fixed random projection of it."""
+def with_grads(
+    function, tensors: list[Tensor], rounded: torch.dtype = torch.float64
+) -> list[Tensor]:
+    """Output, and the gradients of a fixed random projection of it; `rounded` is a dtype in which
+    the projection is exact."""
     leaves = [t.detach().clone().requires_grad_() for t in tensors]
     y = function(*leaves)
     generator = torch.Generator().manual_seed(7)
-    direction = torch.randn(y.shape, dtype=torch.float64, generator=generator).to(y.dtype)
+    direction = torch.randn(y.shape, dtype=torch.float64, generator=generator)
+    direction = direction.to(rounded).to(y.dtype)
     return [y.detach(), *torch.autograd.grad((y * direction).sum(), leaves)]
 
 
@@ -155,8 +159,8 @@ def test_dropout_keeps_the_residual(path: str, shape: tuple[int, ...]) -> None:
     assert set(mask.mul(1e4).round().unique().tolist()) <= {0.0, 13333.0}
 
 
-def test_strided_views_and_autocast(path: str) -> None:
-    """Projections come as halves of a wider matrix; under autocast all are PyTorch's."""
+def test_strided_views(path: str) -> None:
+    """Projections come as halves of a wider matrix."""
     wide = torch.randn(3, 20, 96)
     q, kv = wide[..., :32], wide[..., 32:]
     y = ops.attention(q, kv, 2, 20, range(20))
@@ -166,14 +170,107 @@ def test_strided_views_and_autocast(path: str) -> None:
         ops.attention(q, skewed, 2, 20, range(20)),
         ops.attention(q, skewed.contiguous(), 2, 20, range(20)),
     )
-    weight, bias = torch.randn(64, 32), torch.randn(64)
-    with torch.autocast("cpu", torch.bfloat16):
-        hidden = ops.linear_gelu(q, weight, bias)
-        assert hidden.dtype == torch.bfloat16
-        torch.manual_seed(0)
-        mixed = ops.dropout_add(hidden[..., :32], q, 0.5)
-        torch.manual_seed(0)
-        assert torch.equal(mixed, plain.dropout_add(hidden[..., :32], q, 0.5))
+
+
+needs_c = pytest.mark.skipif("c" not in PATHS_HERE, reason="no C kernel")
+
+
+def assert_rounded_once(actual: list[Tensor], exact: list[Tensor]) -> None:
+    """As exact as their dtype."""
+    for one, other in zip(actual, exact, strict=True):
+        unit = 2**-8 if one.dtype == torch.bfloat16 else 1e-6
+        allowed = other.abs() * unit + 1e-5 * max([1.0, *other.abs().flatten().tolist()])
+        assert ((one.double() - other).abs() <= allowed).all()
+
+
+@needs_c
+@pytest.mark.parametrize("case", CASES[:6], ids=str)
+def test_attention_in_bfloat16_is_rounded_once(
+    case: tuple, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DECISION_SEQ_SCAN", "c")
+    halves = [t.bfloat16() for t in inputs(case)]
+    own = with_grads(lambda q, kv: ops.attention(q, kv, *case[3:]), halves)
+    assert all(t.dtype == torch.bfloat16 for t in own)
+    exact = [t.double() for t in halves]
+    y, dq, dkv = with_grads(lambda q, kv: written_out(q, kv, *case[3:]), exact)
+    assert_rounded_once(own[:1], [y])
+    for one, other in zip(own[1:], [dq, dkv], strict=True):  # through y . dy, whose y is rounded
+        assert ((one.double() - other).abs() <= other.abs() * 2**-7 + 0.02).all()
+
+
+@needs_c
+@pytest.mark.parametrize("softplus", [False, True])
+def test_activations_of_bfloat16_are_rounded_once(softplus: bool) -> None:
+    torch.manual_seed(4)
+    x, bias = torch.randn(7, 11, 35).bfloat16() * 4, torch.randn(35)
+    own = with_grads(lambda x, b: bias_activation_cpu(x, b, softplus), [x, bias])
+    assert own[0].dtype == (torch.float32 if softplus else torch.bfloat16)
+    function = F.softplus if softplus else F.gelu
+    exact = with_grads(
+        lambda x, b: function(x + b), [x.double(), bias.double()], rounded=own[0].dtype
+    )
+    assert_rounded_once(own, exact)
+
+
+@needs_c
+def test_mixed_precision_keeps_the_residual_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DECISION_SEQ_SCAN", "c")
+    x, residual = torch.randn(5, 9, 40).bfloat16(), torch.randn(5, 9, 40)
+
+    def dropped(x: Tensor, residual: Tensor) -> Tensor:
+        torch.manual_seed(1)
+        return ops.dropout_add(x, residual, 0.5)
+
+    torch.manual_seed(1)
+    mask = ops.dropout_add(torch.ones(x.shape), None, 0.5).double()
+    own = with_grads(dropped, [x, residual])
+    assert [t.dtype for t in own] == [torch.float32, torch.bfloat16, torch.float32]
+    exact = with_grads(lambda x, r: r + x * mask, [x.double(), residual.double()])
+    assert_rounded_once(own, exact)
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 33), (1, 1, 1), (2, 130, 128), (0, 4, 3), (64, 60, 16)])
+@pytest.mark.parametrize("mixed", [False, True])
+def test_layer_norm_agrees_with_float64(path: str, shape: tuple[int, ...], mixed: bool) -> None:
+    torch.manual_seed(5)
+    tensors = [torch.randn(*shape) * 3 + 1, torch.randn(shape[-1]), torch.randn(shape[-1])]
+
+    def norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            return ops.layer_norm(x, weight, bias, 1e-5)
+
+    own = with_grads(norm, tensors)
+    halved = mixed and path == "c"
+    assert own[0].dtype == (torch.bfloat16 if halved else torch.float32)
+    exact = with_grads(
+        lambda x, w, b: F.layer_norm(x, w.shape, w, b, 1e-5),
+        [t.double() for t in tensors],
+        rounded=own[0].dtype,
+    )
+    assert_rounded_once(own, exact) if halved else assert_close(own, exact)
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("shape", [(3, 5, 33, 7), (1, 1, 1, 1), (2, 130, 16, 96), (0, 4, 3, 2)])
+def test_linear_agrees_with_float64(path: str, shape: tuple[int, ...], with_bias: bool) -> None:
+    batch, length, width, hidden = shape
+    torch.manual_seed(6)
+    sizes = [(batch, length, width), (hidden, width), (hidden,)][: 3 if with_bias else 2]
+    tensors = [torch.randn(*size, dtype=torch.float64) for size in sizes]
+    wanted = with_grads(F.linear, tensors)
+    own = with_grads(lambda x, w, b=None: ops.linear(x, w, b), [t.float() for t in tensors])
+    assert_close(own, wanted)
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 8, 33), (1, 1, 1, 1), (0, 4, 3, 2)])
+def test_linear_softplus_agrees_with_float64(path: str, shape: tuple[int, ...]) -> None:
+    batch, length, width, hidden = shape
+    torch.manual_seed(8)
+    sizes = (batch, length, width), (hidden, width), (hidden,)
+    tensors = [3 * torch.randn(*size, dtype=torch.float64) for size in sizes]
+    wanted = with_grads(lambda x, w, b: F.softplus(F.linear(x, w, b)), tensors)
+    assert_close(with_grads(ops.linear_softplus, [t.float() for t in tensors]), wanted)
 
 
 def test_wrong_shapes_are_refused() -> None:
@@ -188,9 +285,6 @@ def test_wrong_shapes_are_refused() -> None:
         ops.dropout_add(q, kv, 0.5)
 
 
-needs_c = pytest.mark.skipif("c" not in PATHS_HERE, reason="no C kernel")
-
-
 @needs_c
 @pytest.mark.parametrize("threads", [2, 3])
 def test_threads_change_no_bit(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,7 +294,7 @@ def test_threads_change_no_bit(threads: int, monkeypatch: pytest.MonkeyPatch) ->
 
     def everything() -> list[Tensor]:
         torch.manual_seed(5)
-        hidden = with_grads(torch.ops.decision_seq.bias_gelu_cpu, [x @ weight.T, bias])
+        hidden = with_grads(ops.linear_gelu, [x, weight, bias])
         dropped = with_grads(lambda x: ops.dropout_add(x, x, 0.1), [x])
         weighed = with_grads(lambda q, kv: ops.attention(q, kv, 3, 50, range(140), 0.1), [q, kv])
         return [*hidden, *dropped, *weighed]
@@ -217,7 +311,13 @@ def test_the_operators_are_registered_soundly() -> None:
     q = torch.randn(2, 5, 8, requires_grad=True)
     kv = torch.randn(2, 5, 16, requires_grad=True)
     seed = torch.tensor(-5)
-    torch.library.opcheck(operators.bias_gelu_cpu.default, (x, bias))
+    weight = torch.randn(5, 17, requires_grad=True)
+    for softplus in (False, True):
+        torch.library.opcheck(operators.bias_activation_cpu.default, (x, bias, softplus))
+    for mixed in (False, True):
+        torch.library.opcheck(operators.norm_cpu.default, (x, bias, bias, 1e-5, mixed))
+    torch.library.opcheck(operators.linear_cpu.default, (x, weight, None))
+    torch.library.opcheck(operators.linear_cpu.default, (x, weight, weight.sum(1)))
     torch.library.opcheck(operators.dropout_add_cpu.default, (x, None, seed, 9000))
     torch.library.opcheck(operators.dropout_add_cpu.default, (x, x.detach(), seed, 9000))
     torch.library.opcheck(operators.attention_cpu.default, (q, kv, seed, 900, [2, 5, 0, 1]))

@@ -26,7 +26,7 @@ from decision_seq.envs.atari import FRAME_STACK
 from decision_seq.errors import UserError
 from decision_seq.model.encoders import FrameEncoder, ImageEncoderConfig, NatureConfig
 from decision_seq.model.tokens import TokenEmbedding
-from decision_seq.ops.dropout import Dropout
+from decision_seq.ops.layers import Dropout
 
 Context = Literal["window", "stream"]
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from decision_seq.errors import UserError
 from decision_seq.ops import linear_gelu
-from decision_seq.ops.dropout import Dropout
+from decision_seq.ops.layers import Dropout, LayerNorm, Linear
 
 LayerState = dict[str, Tensor]  # dimension 0 of every tensor is the lane; all zeros = new
 State = list[LayerState]  # one entry a layer
@@ -111,10 +111,10 @@ class Block(nn.Module):
     def __init__(self, mixer: Mixer, config: BackboneConfig) -> None:
         super().__init__()
         width = config.width
-        self.norm_mixer = nn.LayerNorm(width)
+        self.norm_mixer = LayerNorm(width)
         self.mixer = mixer
-        self.norm_mlp = nn.LayerNorm(width)
-        self.mlp = MLP(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.norm_mlp = LayerNorm(width)
+        self.mlp = MLP(Linear(width, 4 * width), nn.GELU(), Linear(4 * width, width))
         self.dropout = Dropout(config.dropout)
         for layer, shrink in ((self.mlp[0], 1.0), (self.mlp[2], math.sqrt(2 * config.layers))):
             assert isinstance(layer, nn.Linear)
@@ -159,7 +159,7 @@ class Backbone(nn.Module):
         self.blocks = nn.ModuleList(
             config.make_block(layout, layer) for layer in range(config.layers)
         )
-        self.norm = nn.LayerNorm(config.width)
+        self.norm = LayerNorm(config.width)
 
     def forward(self, x: Tensor, read: slice = EVERY) -> Tensor:
         """[B, L, D] -> [B, l, D], causal: output l depends on inputs <= l only.

@@ -29,9 +29,12 @@ from decision_seq.ops import (
     block_step,
     causal_conv_silu,
     causal_conv_silu_step,
+    linear,
+    linear_softplus,
     selective_scan,
     selective_scan_step,
 )
+from decision_seq.ops.layers import Linear
 
 DT_MIN, DT_MAX = 1e-3, 1e-1  # range of softplus(dt_proj.bias) at initialisation
 
@@ -102,27 +105,31 @@ class Mamba(Mixer):
         width, self.d_state = config.width, config.d_state
         channels = config.expand * width  # E
         self.dt_rank = math.ceil(width / 16)
-        self.in_proj = nn.Linear(width, 2 * channels, bias=False)
+        self.in_proj = Linear(width, 2 * channels, bias=False)
         self.conv1d = nn.Conv1d(
             channels, channels, config.d_conv, groups=channels, padding=config.d_conv - 1
         )
-        self.x_proj = nn.Linear(channels, self.dt_rank + 2 * self.d_state, bias=False)
-        self.dt_proj = nn.Linear(self.dt_rank, channels)
+        self.x_proj = Linear(channels, self.dt_rank + 2 * self.d_state, bias=False)
+        self.dt_proj = Linear(self.dt_rank, channels)
         self.A_log = nn.Parameter(torch.arange(1.0, self.d_state + 1).log().repeat(channels, 1))
         self.D = nn.Parameter(torch.ones(channels))
-        self.out_proj = nn.Linear(channels, width, bias=False)
+        self.out_proj = Linear(channels, width, bias=False)
         self._init_dt()
         if config.init == "published":
             self._init_published()
 
     def forward(self, x: Tensor, read: slice = EVERY) -> Tensor:
         """[B, L, D] -> [B, l, D], the outputs at the l tokens of `read`"""
-        u, z, dt, B, C = self._scan_inputs(x)
-        y = selective_scan(u, dt, self._A(), B, C, self.D, z)
-        return self.out_proj(y[:, read])
+        _, gate = self._projections()
+        z = linear(x[:, read], gate, None)  # [B, l, E]
+        u, dt, B, C = self._scan_inputs(x)
+        if read == EVERY:
+            return self.out_proj(selective_scan(u, dt, self._A(), B, C, self.D, z))
+        y = selective_scan(u, dt, self._A(), B, C, self.D)[:, read]
+        return self.out_proj(y * F.silu(z))
 
     def outputs(self, x: Tensor, read: slice) -> Tensor:
-        """The scan needs every token, its projection does not."""
+        """The scan needs every token, its gate and projection do not."""
         return self(x, read)
 
     def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> LayerState:
@@ -146,7 +153,7 @@ class Mamba(Mixer):
         """[B, L, D] -> [B, 1, L, L] float32: the mean over channels of |alpha[l, s]|, what the
         state's output at token l takes from the input u of token s (`hidden_attention`), before
         skip and gate. (u itself is a convolution of the last k tokens; that reach is not in it.)"""
-        _, _, dt, B, C = self._scan_inputs(x)
+        _, dt, B, C = self._scan_inputs(x)
         rows = zip(dt.split(1), B.split(1), C.split(1), strict=True)  # [1, L, L, E] at a time
         sizes = [hidden_attention(*row, self._A()).abs().mean(-1) for row in rows]
         return torch.stack(sizes)
@@ -155,19 +162,24 @@ class Mamba(Mixer):
     def memory_length(self, x: Tensor) -> Tensor:
         """[B, L, D] -> [B, L, E] float32: tokens until the slowest of a channel's N states has
         decayed to 1/e, were every following token as this one: 1 / (dt * min over n of |A|)."""
-        _, _, dt, _, _ = self._scan_inputs(x)
+        _, dt, _, _ = self._scan_inputs(x)
         return 1 / (dt * self._A().abs().amin(-1))
 
-    def _scan_inputs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """[B, L, D] -> u and its gate z [B, L, E], and what `_select` makes of u."""
-        u, z = self.in_proj(x).chunk(2, dim=-1)
+    def _projections(self) -> tuple[Tensor, ...]:
+        """The halves of in_proj [E, D] each: one makes u, the other its gate z. As two products
+        their gradients need not be joined."""
+        return self.in_proj.weight.chunk(2)
+
+    def _scan_inputs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """[B, L, D] -> u [B, L, E], and what `_select` makes of it."""
+        u = linear(x, self._projections()[0], None)
         u = causal_conv_silu(u, self.conv1d.weight, self._conv_bias)
-        return u, z, *self._select(u)
+        return u, *self._select(u)
 
     def _select(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What the input chooses: step size dt [B, L, E] > 0, B [B, L, N], C [B, L, N]."""
         dt, B, C = self.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
-        return F.softplus(self.dt_proj(dt).float()), B, C
+        return linear_softplus(dt, self.dt_proj.weight, self.dt_proj.bias), B, C
 
     @property
     def _conv_bias(self) -> Tensor:

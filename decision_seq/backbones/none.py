@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from decision_seq.backbones.base import BackboneConfig, LayerState, Layout, Mixer
 from decision_seq.config import register
+from decision_seq.ops.layers import Linear
 
 
 @register("none", "no mixing along time, each token alone; cost L; nothing to carry")
@@ -25,7 +26,7 @@ class Pointwise(Mixer):
 
     def __init__(self, config: NoneConfig) -> None:
         super().__init__()
-        self.linear = nn.Linear(config.width, config.width)
+        self.linear = Linear(config.width, config.width)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, L, D] -> [B, L, D]"""

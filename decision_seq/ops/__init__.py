@@ -1,8 +1,8 @@
-"""What a block spends its time in beside matrix products: selective scan and causal convolution of
-Mamba (Gu & Dao, arXiv:2312.00752), attention, GELU and dropout.
+"""What a block is made of: selective scan and causal convolution of Mamba (Gu & Dao,
+arXiv:2312.00752), attention, linear maps, LayerNorm, GELU and dropout.
 
-Scan and convolution compute in float32 (float64 stays float64; half precision is widened, also
-under autocast) and return that dtype. Which implementation runs is decided in dispatch.py.
+Scan and convolution compute in float32 (float64 stays float64), also under autocast, and return
+the dtype of their input. Which implementation runs is decided in dispatch.py.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,10 @@ __all__ = [
     "causal_conv_silu",
     "causal_conv_silu_step",
     "dropout_add",
+    "layer_norm",
+    "linear",
     "linear_gelu",
+    "linear_softplus",
     "scan_paths",
     "selective_scan",
     "selective_scan_step",
@@ -45,14 +48,15 @@ def selective_scan(
         z: gate, [B, L, E], or None for no gate.
 
     Returns:
-        y, [B, L, E], differentiable in every input. Inputs may be strided views.
+        y, [B, L, E] of u's dtype, differentiable in every input. Inputs may be strided views.
 
     Raises:
         ValueError: if the shapes do not fit together.
     """
     _check_scan(u, dt, A, B, C, D, z)
-    path, inputs = _prepare(u, dt, A, B, C, D, z)
-    return path.scan(*inputs)
+    path, layer, dtype = _prepare(u)
+    (own, gate), rest = _cast(layer, u, z), _cast(dtype, dt, A, B, C, D)
+    return _like(u, path.scan(own, *rest, gate))
 
 
 def selective_scan_step(
@@ -80,8 +84,9 @@ def selective_scan_step(
     _check_scan(u, dt, A, B, C, D, z)
     if state.shape != (u.shape[0], *A.shape):
         raise ValueError(f"state must be [B, E, N] = {[u.shape[0], *A.shape]}, got {_s(state)}")
-    path, inputs = _prepare(u, dt, A, B, C, D, z, state)
-    return path.scan_step(*inputs)
+    path, _, dtype = _prepare(u)
+    y, state = path.scan_step(*_cast(dtype, u, dt, A, B, C, D, z, state))
+    return _like(u, y), state
 
 
 def causal_conv_silu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -99,8 +104,8 @@ def causal_conv_silu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ValueError: if the shapes do not fit together.
     """
     _check_conv(x, weight, bias)
-    path, inputs = _prepare(x, weight, bias)
-    return path.conv(*inputs)
+    path, layer, dtype = _prepare(x)
+    return _like(x, path.conv(*_cast(layer, x), *_cast(dtype, weight, bias)))
 
 
 def causal_conv_silu_step(
@@ -122,8 +127,9 @@ def causal_conv_silu_step(
     expected = (x.shape[0], weight.shape[-1] - 1, x.shape[2])
     if history.shape != expected:
         raise ValueError(f"history must be [B, k-1, E] = {list(expected)}, got {_s(history)}")
-    path, inputs = _prepare(x, weight, bias, history)
-    return path.conv_step(*inputs)
+    path, _, dtype = _prepare(x)
+    y, history = path.conv_step(*_cast(dtype, x, weight, bias, history))
+    return _like(x, y), history
 
 
 def block_step(x: Tensor) -> Callable[..., tuple[Tensor, Tensor, Tensor]] | None:
@@ -165,12 +171,27 @@ def attention(
         )
     if len(positions) and not 0 <= positions[0] <= positions[-1] < length:
         raise ValueError(f"positions {positions} lie beyond the {length} tokens")
-    return _block_path(q, kv).attention(q, kv, heads, window, positions, p)
+    return _training_path(q).attention(q, kv, heads, window, positions, p)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x weight^T + bias: x [..., D], weight [H, D], bias [H] or None -> [..., H]"""
+    return _training_path(x, weight, bias).linear(x, weight, bias)
 
 
 def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """GELU of x weight^T + bias: x [..., D], weight [H, D], bias [H] -> [..., H]"""
-    return _block_path(x).linear_gelu(x, weight, bias)
+    return _training_path(x, weight, bias).linear_gelu(x, weight, bias)
+
+
+def linear_softplus(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """log(1 + exp(x weight^T + bias)), float32: x [..., R], weight [E, R], bias [E] -> [..., E]"""
+    return _training_path(x, weight, bias).linear_softplus(x, weight, bias)
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """LayerNorm over the last dimension: x [..., D], weight [D], bias [D] -> [..., D]"""
+    return _training_path(x, x, weight, bias).layer_norm(x, weight, bias, eps)
 
 
 def dropout_add(x: Tensor, residual: Tensor | None, p: float) -> Tensor:
@@ -179,25 +200,34 @@ def dropout_add(x: Tensor, residual: Tensor | None, p: float) -> Tensor:
         return x if residual is None else residual + x
     if residual is not None and residual.shape != x.shape:
         raise ValueError(f"expected a residual of x's shape {_s(x)}, got {_s(residual)}")
-    return _block_path(x, residual).dropout_add(x, residual, p)
+    path = _training_path(x, x if residual is None else residual)
+    return path.dropout_add(x, residual, p)
 
 
-def _block_path(x: Tensor, other: Tensor | None = None) -> Path:
-    """PyTorch's own where dtypes mix, and without gradients: as fast there, and cheaper to call."""
-    mixed = torch.is_autocast_enabled(x.device.type) or (
-        other is not None and other.dtype != x.dtype
-    )
-    if mixed or not torch.is_grad_enabled():
+def _training_path(x: Tensor, *floats: Tensor | None) -> Path:
+    """PyTorch's own without gradients, where it is as fast and cheaper to call, and where what
+    mixed precision keeps in float32 is not."""
+    if not torch.is_grad_enabled():
+        return PATHS["torch"]
+    if any(t is not None and t.dtype is not torch.float32 for t in floats):
         return PATHS["torch"]
     return choose(x.dtype, x.device.type)
 
 
-def _prepare(x: Tensor, *others: Tensor | None) -> tuple[Path, list[Tensor | None]]:
-    """The path for x, and all tensors in the dtype to compute in."""
+def _prepare(x: Tensor) -> tuple[Path, torch.dtype, torch.dtype]:
+    """The path for a layer's input x, the dtype in which it takes that, and that of the rest."""
     dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
     path = choose(dtype, "cpu" if x.is_cpu else x.device.type)
+    return path, x.dtype if path.half and x.dtype is torch.bfloat16 else dtype, dtype
+
+
+def _cast(dtype: torch.dtype, *tensors: Tensor | None) -> list[Tensor | None]:
     # A streamed token passes here thousands of times a second, and even a void .to() takes 1 us.
-    return path, [t if t is None or t.dtype is dtype else t.to(dtype) for t in (x, *others)]
+    return [t if t is None or t.dtype is dtype else t.to(dtype) for t in tensors]
+
+
+def _like(x: Tensor, y: Tensor) -> Tensor:
+    return y if y.dtype is x.dtype else y.to(x.dtype)
 
 
 def _check_scan(

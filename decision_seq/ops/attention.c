@@ -21,8 +21,9 @@
 #endif
 
 typedef struct {
-    const float *q, *k, *v; /* [batch][asked][heads * dim], [batch][length][heads * dim] */
+    const void *q, *k, *v; /* [batch][asked][heads * dim], [batch][length][heads * dim] */
     long q_row, k_row, v_row;
+    int half; /* these, and what is like them */
     int batch, heads, asked, length, dim, first, every, window;
     uint64_t seed;
     int dropped; /* of 65536 */
@@ -32,26 +33,28 @@ typedef struct {
     int wide; /* dim, rounded up to whole vectors */
     float *q, *dy, *k, *v;         /* [TILE][wide] */
     float *k_t, *v_t;              /* [wide][TILE] */
-    float *y, *dq, *dk, *dv;       /* [TILE][wide], sums */
+    float *y, *dk, *dv;            /* [TILE][wide], sums */
+    float *dq;                     /* [asked][wide], sums over the tiles of keys */
     float *p, *mp, *ds;            /* [TILE][TILE]: p; m p; dL / d(q . k / sqrt(d)) */
     float largest[TILE], total[TILE]; /* of a query's weights so far */
     float delta[TILE];                /* y . dy */
 } Tiles;
 
-/* In floats, with what the pointers point to. */
-static long tiles_size(int dim) {
-    const long wide = ceil_div(dim, V) * V;
-    return ceil_div(sizeof(Tiles), 64) * 16 + TILE * (10 * wide + 3 * TILE);
+/* In floats, with what the pointers point to. `asked` is 0 where no dq is wanted. */
+static long tiles_size(int dim, int asked) {
+    const long wide = ceil_div(dim, V) * V, rows = ceil_div(asked, TILE) * TILE;
+    return ceil_div(sizeof(Tiles), 64) * 16 + TILE * (9 * wide + 3 * TILE) + rows * wide;
 }
 
 static Tiles *place_tiles(float *memory, int dim) {
     Tiles *t = (Tiles *)memory;
     t->wide = ceil_div(dim, V) * V;
-    float **wide[] = {&t->q, &t->dy, &t->k, &t->v, &t->k_t, &t->v_t, &t->y, &t->dq, &t->dk, &t->dv};
+    float **wide[] = {&t->q, &t->dy, &t->k, &t->v, &t->k_t, &t->v_t, &t->y, &t->dk, &t->dv};
     float **square[] = {&t->p, &t->mp, &t->ds};
     memory += ceil_div(sizeof(Tiles), 64) * 16;
-    for (int i = 0; i < 10; i++, memory += (long)TILE * t->wide) *wide[i] = memory;
+    for (int i = 0; i < 9; i++, memory += (long)TILE * t->wide) *wide[i] = memory;
     for (int i = 0; i < 3; i++, memory += TILE * TILE) *square[i] = memory;
+    t->dq = memory;
     return t;
 }
 
@@ -81,11 +84,14 @@ static void product(const float *a, long a_row, long a_step, const float *b, lon
     if (e < width) product_tile(a, a_row, a_step, b + e, b_row, c + e, c_row, inner, 1);
 }
 
-/* `count` rows into a tile, zeros below and beside them. */
-static void read_tile(float *tile, const float *from, long row, int count, int dim, int wide) {
-    for (int r = 0; r < count; r++) {
-        memcpy(tile + (long)r * wide, from + r * row, dim * sizeof(float));
-        memset(tile + (long)r * wide + dim, 0, (wide - dim) * sizeof(float));
+/* `count` rows of `dim` numbers, the first at `at`, into a tile; zeros below and beside them. */
+static void read_tile(const Attention *s, float *tile, const void *from, long at, long row,
+                      int count, int wide) {
+    const int whole = s->dim / V * V, rest = s->dim - whole;
+    for (int r = 0; r < count; r++, at += row) {
+        float *to = tile + (long)r * wide;
+        for (int e = 0; e < whole; e += V) store(to + e, load_from(from, at + e, V, s->half), V);
+        if (rest) store(to + whole, load_from(from, at + whole, rest, s->half), V);
     }
     memset(tile + (long)count * wide, 0, (long)(TILE - count) * wide * sizeof(float));
 }
@@ -122,8 +128,14 @@ static void transpose_tile(const float *tile, float *to, int wide) {
             transpose_block(tile + (long)r * wide + e, wide, to + e * TILE + r, TILE);
 }
 
-static void write_tile(const float *tile, float *to, long row, int count, int dim, int wide) {
-    for (int r = 0; r < count; r++) memcpy(to + r * row, tile + (long)r * wide, dim * sizeof(float));
+static void write_tile(const Attention *s, const float *tile, void *to, long at, long row,
+                       int count, int wide) {
+    const int whole = s->dim / V * V, rest = s->dim - whole;
+    for (int r = 0; r < count; r++, at += row) {
+        const float *from = tile + (long)r * wide;
+        for (int e = 0; e < whole; e += V) store_to(to, at + e, load(from + e, V), V, s->half);
+        if (rest) store_to(to, at + whole, load(from + whole, rest), rest, s->half);
+    }
 }
 
 INLINE int token_of(const Attention *s, int query) { return s->first + query * s->every; }
@@ -158,11 +170,13 @@ static Range seeing(const Attention *s, int token, int keys, int q0, int count) 
     return (Range){start > 0 ? start : 0, end < count ? end : count};
 }
 
-INLINE float dot(const float *a, const float *b, int size) {
+/* The dot product of a row of a tile with the row of `dim` numbers at `at`. */
+INLINE float dot(const Attention *s, const float *row, const void *other, long at) {
+    const int whole = s->dim / V * V, rest = s->dim - whole;
     vec sum = splat(0);
-    int i = 0;
-    for (; i + V <= size; i += V) sum += load(a + i, V) * load(b + i, V);
-    if (i < size) sum += load(a + i, size - i) * load(b + i, size - i);
+    for (int e = 0; e < whole; e += V)
+        sum += load(row + e, V) * load_from(other, at + e, V, s->half);
+    if (rest) sum += load(row + whole, rest) * load_from(other, at + whole, rest, s->half);
     return sum_lanes(sum);
 }
 
@@ -219,18 +233,18 @@ static float soften(const Attention *s, Tiles *t, long item, int query, int r, i
 }
 
 /* y and log2 of the softmax's denominator of a tile of queries. */
-static void forward_tile(const Attention *s, Tiles *t, long item, int q0, float *y, float *lse) {
+static void forward_tile(const Attention *s, Tiles *t, long item, int q0, void *y, float *lse) {
     const int count = min_int(TILE, s->asked - q0), D = s->heads * s->dim;
     const long b = item / s->heads, column = item % s->heads * s->dim;
     const int start = first_tile(s, q0), end = token_of(s, q0 + count - 1) + 1;
-    read_tile(t->q, s->q + (b * s->asked + q0) * s->q_row + column, s->q_row, count, s->dim, t->wide);
+    read_tile(s, t->q, s->q, (b * s->asked + q0) * s->q_row + column, s->q_row, count, t->wide);
     memset(t->y, 0, (long)TILE * t->wide * sizeof(float));
     for (int r = 0; r < TILE; r++) t->largest[r] = -INFINITY, t->total[r] = 0;
     for (int k0 = start; k0 < end; k0 += TILE) {
         const int keys = min_int(TILE, s->length - k0);
         const long row = b * s->length + k0;
-        read_tile(t->k, s->k + row * s->k_row + column, s->k_row, keys, s->dim, t->wide);
-        read_tile(t->v, s->v + row * s->v_row + column, s->v_row, keys, s->dim, t->wide);
+        read_tile(s, t->k, s->k, row * s->k_row + column, s->k_row, keys, t->wide);
+        read_tile(s, t->v, s->v, row * s->v_row + column, s->v_row, keys, t->wide);
         transpose_tile(t->k, t->k_t, t->wide);
         for (int r = 0; r < count; r += ROWS) {
             const Range span = columns_seen(s, q0 + r, k0);
@@ -251,7 +265,7 @@ static void forward_tile(const Attention *s, Tiles *t, long item, int q0, float 
         for (int e = 0; e < t->wide; e++) t->y[(long)r * t->wide + e] *= scale;
         lse[item * s->asked + q0 + r] = t->largest[r] + log2f(t->total[r]);
     }
-    write_tile(t->y, y + (b * s->asked + q0) * D + column, D, count, s->dim, t->wide);
+    write_tile(s, t->y, y, (b * s->asked + q0) * D + column, D, count, t->wide);
 }
 
 /* Where a tile of keys from k0 on meets one of queries from q0 on: adds to dq, dk and dv. */
@@ -278,8 +292,8 @@ static void backward_tile(const Attention *s, Tiles *t, long item, int q0, int c
                 store(t->ds + at, p * (load(t->ds + at, V) * m - all) * scale, V);
             }
         }
-        product(ds, TILE, 1, t->k + (long)span.start * t->wide, t->wide, t->dq + (long)r * t->wide,
-                t->wide, width, t->wide);
+        product(ds, TILE, 1, t->k + (long)span.start * t->wide, t->wide,
+                t->dq + (long)(q0 + r) * t->wide, t->wide, width, t->wide);
     }
     /* Transposed: what keys j to j + ROWS get, from the queries that see any of them. */
     for (int j = 0; j < TILE; j += ROWS) {
@@ -293,15 +307,16 @@ static void backward_tile(const Attention *s, Tiles *t, long item, int q0, int c
 }
 
 /* dq, dk and dv [batch][tokens][heads * dim] of one head of one row of the batch. */
-static void backward_item(const Attention *s, Tiles *t, long item, const float *y, const float *dy,
-                          const float *lse, float *dq, float *dk, float *dv, long dk_row) {
+static void backward_item(const Attention *s, Tiles *t, long item, const void *y, const void *dy,
+                          const float *lse, void *dq, void *dk, void *dv, long dk_row) {
     const int D = s->heads * s->dim;
     const long b = item / s->heads, column = item % s->heads * s->dim;
+    memset(t->dq, 0, ceil_div(s->asked, TILE) * TILE * t->wide * sizeof(float));
     for (int k0 = 0; k0 < s->length; k0 += TILE) {
         const int keys = min_int(TILE, s->length - k0);
         const long row = b * s->length + k0;
-        read_tile(t->k, s->k + row * s->k_row + column, s->k_row, keys, s->dim, t->wide);
-        read_tile(t->v, s->v + row * s->v_row + column, s->v_row, keys, s->dim, t->wide);
+        read_tile(s, t->k, s->k, row * s->k_row + column, s->k_row, keys, t->wide);
+        read_tile(s, t->v, s->v, row * s->v_row + column, s->v_row, keys, t->wide);
         transpose_tile(t->k, t->k_t, t->wide);
         transpose_tile(t->v, t->v_t, t->wide);
         memset(t->dk, 0, (long)TILE * t->wide * sizeof(float));
@@ -310,32 +325,27 @@ static void backward_item(const Attention *s, Tiles *t, long item, const float *
         for (int q0 = queries.start / TILE * TILE; q0 < queries.end; q0 += TILE) {
             const int count = min_int(TILE, s->asked - q0);
             const long first = b * s->asked + q0;
-            read_tile(t->q, s->q + first * s->q_row + column, s->q_row, count, s->dim, t->wide);
-            read_tile(t->dy, dy + first * D + column, D, count, s->dim, t->wide);
-            memset(t->dq, 0, (long)TILE * t->wide * sizeof(float));
+            read_tile(s, t->q, s->q, first * s->q_row + column, s->q_row, count, t->wide);
+            read_tile(s, t->dy, dy, first * D + column, D, count, t->wide);
             for (int r = 0; r < count; r++)
-                t->delta[r] = dot(y + (first + r) * D + column, t->dy + (long)r * t->wide, s->dim);
+                t->delta[r] = dot(s, t->dy + (long)r * t->wide, y, (first + r) * D + column);
             backward_tile(s, t, item, q0, count, k0, lse + item * s->asked);
-            float *to = dq + first * D + column;
-            for (int r = 0; r < count && k0 > first_tile(s, q0); r++) /* on top of what is there */
-                for (int e = 0; e < s->dim; e++)
-                    t->dq[(long)r * t->wide + e] += to[(long)r * D + e];
-            write_tile(t->dq, to, D, count, s->dim, t->wide);
         }
-        write_tile(t->dk, dk + row * dk_row + column, dk_row, keys, s->dim, t->wide);
-        write_tile(t->dv, dv + row * dk_row + column, dk_row, keys, s->dim, t->wide);
+        write_tile(s, t->dk, dk, row * dk_row + column, dk_row, keys, t->wide);
+        write_tile(s, t->dv, dv, row * dk_row + column, dk_row, keys, t->wide);
     }
+    write_tile(s, t->dq, dq, b * s->asked * D + column, D, s->asked, t->wide);
 }
 
 /* q [batch][asked][heads * dim], k and v [batch][length][heads * dim] -> y like q, contiguous, and
  * lse [batch][heads][asked]. Returns 0, or -1 if memory runs out. */
-int attention_forward(const float *q, long q_row, const float *k, long k_row, const float *v,
-                      long v_row, float *y, float *lse, uint64_t seed, int dropped, int batch,
-                      int heads, int asked, int length, int dim, int first, int every, int window,
-                      int threads) {
-    const Attention s = {q, k, v, q_row, k_row, v_row, batch, heads, asked, length, dim, first,
+int attention_forward(const void *q, long q_row, const void *k, long k_row, const void *v,
+                      long v_row, void *y, float *lse, uint64_t seed, int dropped, int half,
+                      int batch, int heads, int asked, int length, int dim, int first, int every,
+                      int window, int threads) {
+    const Attention s = {q, k, v, q_row, k_row, v_row, half, batch, heads, asked, length, dim, first,
                          every, window, seed, dropped};
-    const long tiles = ceil_div(asked, TILE), each = tiles_size(dim);
+    const long tiles = ceil_div(asked, TILE), each = tiles_size(dim, 0);
     if ((long)batch * heads * asked * dim < SMALL) threads = 1;
     float *memory = aligned_alloc(64, threads * each * sizeof(float));
     if (!memory) return -1;
@@ -349,14 +359,14 @@ int attention_forward(const float *q, long q_row, const float *k, long k_row, co
 }
 
 /* y, dy and dq are contiguous; dk and dv share a row length. Returns 0, or -1 if memory runs out. */
-int attention_backward(const float *dy, const float *y, const float *lse, const float *q,
-                       long q_row, const float *k, long k_row, const float *v, long v_row,
-                       float *dq, float *dk, float *dv, long dk_row, uint64_t seed,
-                       int dropped, int batch, int heads, int asked, int length, int dim, int first,
-                       int every, int window, int threads) {
-    const Attention s = {q, k, v, q_row, k_row, v_row, batch, heads, asked, length, dim, first,
+int attention_backward(const void *dy, const void *y, const float *lse, const void *q, long q_row,
+                       const void *k, long k_row, const void *v, long v_row, void *dq, void *dk,
+                       void *dv, long dk_row, uint64_t seed, int dropped, int half, int batch,
+                       int heads, int asked, int length, int dim, int first, int every, int window,
+                       int threads) {
+    const Attention s = {q, k, v, q_row, k_row, v_row, half, batch, heads, asked, length, dim, first,
                          every, window, seed, dropped};
-    const long each = tiles_size(dim);
+    const long each = tiles_size(dim, asked);
     if ((long)batch * heads * asked * dim < SMALL) threads = 1;
     float *memory = aligned_alloc(64, threads * each * sizeof(float));
     if (!memory) return -1;

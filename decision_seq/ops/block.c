@@ -22,8 +22,8 @@ typedef struct {
     int length, read, width, channels, states, taps, rank, hidden;
 } Block;
 
-int conv_forward(const float *x, long x_row, const float *weight, const float *bias,
-                 const float *history, float *y, float *new_history, int batch, int length,
+int conv_forward(const void *x, long x_row, const float *weight, const float *bias,
+                 const float *history, void *y, float *new_history, int half, int batch, int length,
                  int width, int taps, int threads);
 int scan_step(const float *u, long u_row, const float *dt, long dt_row, const float *A,
               const float *B, long B_row, const float *C, long C_row, const float *D,
@@ -85,20 +85,6 @@ static void normalise(const float *x, const float *weight, const float *bias, fl
     for (int e = 0; e < width; e++) y[e] = (x[e] - mean) * scale * weight[e] + bias[e];
 }
 
-/* log(1 + e^x) = max(x, 0) + log1p(w), w = e^-|x|, log1p(w) = 2 atanh(w / (2 + w)). */
-INLINE vec softplus(vec x) {
-    const vec w = exp2_vec(-LOG2E * (vec)((ivec)x & 0x7fffffff));
-    const vec s = w / (2.f + w), q = s * s;
-    vec p = q * (1.f / 15) + 1.f / 13;
-    p = p * q + 1.f / 11;
-    p = p * q + 1.f / 9;
-    p = p * q + 1.f / 7;
-    p = p * q + 1.f / 5;
-    p = p * q + 1.f / 3;
-    p = p * q + 1.f;
-    return at_least(x, 0.f) + 2.f * s * p;
-}
-
 void softplus_values(float *values, long size) {
     for (long i = 0; i < size; i += V) {
         const int lanes = size - i < V ? size - i : V;
@@ -134,8 +120,8 @@ static int block_lanes(const Block *k, const float *x, const float *A, const flo
     for (int r = 0; r < rows; r++)
         normalise(x + (long)r * D, w[NORM1], w[NORM1_BIAS], norm + (long)r * D, D, k->eps);
     linear(norm, D, rows, w[IN], NULL, uz, 2 * E, D, 2 * E);
-    if (conv_forward(uz, 2 * E, w[CONV], w[CONV_BIAS], conv, u, new_conv, batch, k->length, E,
-                     k->taps, 1))
+    if (conv_forward(uz, 2 * E, w[CONV], w[CONV_BIAS], conv, u, new_conv, 0, batch, k->length,
+                     E, k->taps, 1))
         return -1;
     linear(u, E, rows, w[SELECT], NULL, select, chosen, E, chosen);
     linear(select, chosen, rows, w[DT], w[DT_BIAS], dt, E, k->rank, E);

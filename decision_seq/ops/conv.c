@@ -3,7 +3,9 @@
 #include "simd.h"
 
 typedef struct {
-    const float *x, *history; /* history: [batch][taps - 1][E], or NULL for zeros */
+    const void *x; /* `half` or not, and so are y, dy and dx */
+    const float *history; /* [batch][taps - 1][E], or NULL for zeros; only where x is not half */
+    int half;
     long x_row;
     int batch, length, width, taps;
     float *weight; /* packed [taps + 1][padded width]; the last row is the bias */
@@ -23,11 +25,11 @@ static int pack_weight(Conv *c, const float *weight, const float *bias) {
 }
 
 /* The inputs that the taps of step t meet; NULL for zeros before the start. */
-INLINE void tap_rows(const Conv *c, int b, int t, const float **rows) {
+INLINE void tap_rows(const Conv *c, int b, int t, const void **rows) {
     for (int tap = 0; tap < c->taps; tap++) {
         const int from = t - (c->taps - 1) + tap;
         if (from >= 0)
-            rows[tap] = c->x + ((long)b * c->length + from) * c->x_row;
+            rows[tap] = place(c->x, ((long)b * c->length + from) * c->x_row, c->half);
         else if (c->history)
             rows[tap] = c->history + ((long)(b + 1) * (c->taps - 1) + from) * c->width;
         else
@@ -35,37 +37,45 @@ INLINE void tap_rows(const Conv *c, int b, int t, const float **rows) {
     }
 }
 
-INLINE vec convolve(const Conv *c, const float **rows, int e, int lanes) {
+INLINE vec convolve(const Conv *c, const void **rows, int e, int lanes, int half) {
     vec sum = load(c->weight + c->taps * padded(c) + e, V);
     for (int tap = 0; tap < c->taps; tap++)
-        if (rows[tap]) sum += load(rows[tap] + e, lanes) * load(c->weight + tap * padded(c) + e, V);
+        if (rows[tap])
+            sum += load_from(rows[tap], e, lanes, half) * load(c->weight + tap * padded(c) + e, V);
     return sum;
 }
 
-INLINE void conv_forward_at(const Conv *c, const float **rows, float *y, int e, int lanes) {
-    const vec sum = convolve(c, rows, e, lanes);
-    store(y + e, sum * sigmoid(sum), lanes);
+INLINE void conv_forward_row(const Conv *c, int b, int t, void *y, int half) {
+    const int whole = c->width / V * V, rest = c->width - whole;
+    const long at = ((long)b * c->length + t) * c->width;
+    const void *rows[c->taps];
+    tap_rows(c, b, t, rows);
+    for (int e = 0; e < whole; e += V) {
+        const vec sum = convolve(c, rows, e, V, half);
+        store_to(y, at + e, sum * sigmoid(sum), V, half);
+    }
+    if (rest) {
+        const vec sum = convolve(c, rows, whole, rest, half);
+        store_to(y, at + whole, sum * sigmoid(sum), rest, half);
+    }
 }
 
 /* history and new_history may be NULL. Returns 0, or -1 if memory runs out. */
-int conv_forward(const float *x, long x_row, const float *weight, const float *bias,
-                 const float *history, float *y, float *new_history, int batch, int length,
+int conv_forward(const void *x, long x_row, const float *weight, const float *bias,
+                 const float *history, void *y, float *new_history, int half, int batch, int length,
                  int width, int taps, int threads) {
-    Conv c = {x, history, x_row, batch, length, width, taps, NULL};
+    Conv c = {x, history, half, x_row, batch, length, width, taps, NULL};
     if (pack_weight(&c, weight, bias)) return -1;
     if ((long)batch * length * width * taps < SMALL) threads = 1;
 #pragma omp parallel for collapse(2) schedule(static) num_threads(threads)
     for (int b = 0; b < batch; b++)
-        for (int t = 0; t < length; t++) {
-            const float *rows[taps];
-            float *out = y + ((long)b * length + t) * width;
-            int e = 0;
-            tap_rows(&c, b, t, rows);
-            for (; e + V <= width; e += V) conv_forward_at(&c, rows, out, e, V);
-            if (e < width) conv_forward_at(&c, rows, out, e, width - e);
-        }
+        for (int t = 0; t < length; t++)
+            if (half)
+                conv_forward_row(&c, b, t, y, 1);
+            else
+                conv_forward_row(&c, b, t, y, 0);
     for (int b = 0; new_history && b < batch; b++) {
-        const float *rows[taps];
+        const void *rows[taps];
         tap_rows(&c, b, length, rows);
         for (int tap = 0; tap < taps - 1; tap++)
             memcpy(new_history + ((long)b * (taps - 1) + tap) * width, rows[tap],
@@ -77,8 +87,8 @@ int conv_forward(const float *x, long x_row, const float *weight, const float *b
 
 /* One row of the batch and one block of channels, forward in time. The last `taps` inputs and
  * gradients of the sum slide through x and dsum, so that dx follows taps - 1 steps behind. */
-INLINE void conv_backward_block(const Conv *c, int b, int e, int taps, int lanes, const float *dy,
-                                float *dx, float *dweight) {
+INLINE void conv_backward_block(const Conv *c, int b, int e, int taps, int lanes, int half,
+                                const void *dy, void *dx, float *dweight) {
     const vec bias = load(c->weight + taps * padded(c) + e, V);
     vec weight[taps], dw[taps], x[taps], dsum[taps], dbias = splat(0);
     for (int tap = 0; tap < taps; tap++) {
@@ -93,10 +103,11 @@ INLINE void conv_backward_block(const Conv *c, int b, int e, int taps, int lanes
         }
         x[taps - 1] = dsum[taps - 1] = splat(0);
         if (t < c->length) {
-            x[taps - 1] = load(c->x + row * c->x_row + e, lanes);
+            x[taps - 1] = load_from(c->x, row * c->x_row + e, lanes, half);
             vec sum = bias;
             for (int tap = 0; tap < taps; tap++) sum += x[tap] * weight[tap];
-            const vec grad = load(dy + row * c->width + e, lanes) * silu_slope(sum, sigmoid(sum));
+            const vec slope = silu_slope(sum, sigmoid(sum));
+            const vec grad = load_from(dy, row * c->width + e, lanes, half) * slope;
             for (int tap = 0; tap < taps; tap++) dw[tap] += x[tap] * grad;
             dbias += grad;
             dsum[taps - 1] = grad;
@@ -104,7 +115,7 @@ INLINE void conv_backward_block(const Conv *c, int b, int e, int taps, int lanes
         if (t >= taps - 1) {
             vec sum = splat(0);
             for (int tap = 0; tap < taps; tap++) sum += dsum[taps - 1 - tap] * weight[tap];
-            store(dx + (row - (taps - 1)) * c->width + e, sum, lanes);
+            store_to(dx, (row - (taps - 1)) * c->width + e, sum, lanes, half);
         }
     }
     for (int tap = 0; tap < taps; tap++) store(dweight + tap * padded(c) + e, dw[tap], V);
@@ -112,10 +123,10 @@ INLINE void conv_backward_block(const Conv *c, int b, int e, int taps, int lanes
 }
 
 /* dy and all outputs are contiguous. Returns 0, or -1 if memory runs out. */
-int conv_backward(const float *dy, const float *x, long x_row, const float *weight,
-                  const float *bias, float *dx, float *dweight, float *dbias, int batch,
+int conv_backward(const void *dy, const void *x, long x_row, const float *weight,
+                  const float *bias, void *dx, float *dweight, float *dbias, int half, int batch,
                   int length, int width, int taps, int threads) {
-    Conv c = {x, NULL, x_row, batch, length, width, taps, NULL};
+    Conv c = {x, NULL, half, x_row, batch, length, width, taps, NULL};
     if (pack_weight(&c, weight, bias)) return -1;
     if ((long)batch * length * width * taps < SMALL) threads = 1;
     const long part = (taps + 1) * padded(&c);
@@ -128,10 +139,13 @@ int conv_backward(const float *dy, const float *x, long x_row, const float *weig
     for (int b = 0; b < batch; b++)
         for (int e = 0; e < width; e += V) {
             const int lanes = min_int(V, width - e);
-            if (lanes == V && taps == 4)
-                conv_backward_block(&c, b, e, 4, V, dy, dx, parts + b * part);
+            float *own = parts + b * part;
+            if (lanes == V && taps == 4 && half)
+                conv_backward_block(&c, b, e, 4, V, 1, dy, dx, own);
+            else if (lanes == V && taps == 4)
+                conv_backward_block(&c, b, e, 4, V, 0, dy, dx, own);
             else
-                conv_backward_block(&c, b, e, taps, lanes, dy, dx, parts + b * part);
+                conv_backward_block(&c, b, e, taps, lanes, half, dy, dx, own);
         }
     for (int e = 0; e < width; e++)
         for (int tap = 0; tap <= taps; tap++) {

@@ -1,7 +1,8 @@
 """The C kernels as differentiable torch operators, and direct calls for streaming.
 
-float32 on CPU. Inputs may be views whose rows are evenly spaced, such as halves of in_proj's
-output; anything else is copied.
+On CPU, in float32, with inputs and outputs of the layers (u, z, x, y) in bfloat16 where mixed
+precision has them so. Inputs may be views whose rows are evenly spaced, such as halves of a
+projection; anything else is copied.
 """
 
 import ctypes
@@ -30,7 +31,11 @@ os.register_at_fork(after_in_child=_after_fork)
 
 
 def accepts(dtype: torch.dtype, device: str) -> bool:
-    return dtype == torch.float32 and device == "cpu"
+    return dtype in (torch.float32, torch.bfloat16) and device == "cpu"
+
+
+def half(tensor: Tensor) -> bool:
+    return tensor.dtype is torch.bfloat16
 
 
 def threads() -> int:
@@ -65,11 +70,10 @@ def view(tensor: Tensor | None) -> tuple[int, int]:
 def selective_scan(
     u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor | None = None
 ) -> Tensor:
-    return autograd.scan(torch.ops.decision_seq.scan_cpu, (u, dt, A, B, C, D, z))
+    return autograd.scan(scan_cpu, (u, dt, A, B, C, D, z))
 
 
-@torch.library.custom_op("decision_seq::scan_cpu", mutates_args=(), device_types="cpu")
-def scan_cpu(
+def _scan(
     u: Tensor,
     dt: Tensor,
     A: Tensor,
@@ -88,13 +92,12 @@ def scan_cpu(
         "scan_forward",
         *(*view(u), *view(dt), A.data_ptr(), *view(B), *view(C), D.data_ptr(), *view(z)),
         *(y.data_ptr(), checkpoints.data_ptr() if with_grad else 0),
-        *(*u.shape, A.shape[1], checkpoint_every(u.shape[1]), threads()),
+        *(half(u), *u.shape, A.shape[1], checkpoint_every(u.shape[1]), threads()),
     )
     return y, checkpoints
 
 
-@torch.library.custom_op("decision_seq::scan_cpu_backward", mutates_args=(), device_types="cpu")
-def scan_cpu_backward(
+def _scan_backward(
     dy: Tensor,
     u: Tensor,
     dt: Tensor,
@@ -116,7 +119,7 @@ def scan_cpu_backward(
         "scan_backward",
         *(dy.data_ptr(), *view(u), *view(dt), A.data_ptr(), *view(B), *view(C), D.data_ptr()),
         *(*view(z), checkpoints.data_ptr(), *addresses),
-        *(*u.shape, A.shape[1], checkpoint_every(u.shape[1]), threads()),
+        *(half(u), *u.shape, A.shape[1], checkpoint_every(u.shape[1]), threads()),
     )
     return grads
 
@@ -125,10 +128,10 @@ def _scan_outputs(u: Tensor, A: Tensor, with_grad: bool) -> tuple[Tensor, Tensor
     batch, length, width = u.shape
     chunks, blocks = -(-length // checkpoint_every(length)), -(-width // BLOCK)
     checkpoints = (batch, chunks, blocks, A.shape[1], BLOCK) if with_grad else (0,)
-    return u.new_empty(u.shape), u.new_empty(checkpoints)
+    return u.new_empty(u.shape), A.new_empty(checkpoints)
 
 
-autograd.register_scan(scan_cpu, scan_cpu_backward, _scan_outputs)
+scan_cpu = autograd.scan_operator("scan_cpu", _scan, _scan_backward, _scan_outputs)
 
 
 def selective_scan_step(
@@ -160,19 +163,15 @@ def selective_scan_step(
 
 
 def causal_conv_silu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return torch.ops.decision_seq.conv_silu_cpu(x, weight, bias)
+    return conv_silu_cpu(x, weight, bias)
 
 
-@torch.library.custom_op("decision_seq::conv_silu_cpu", mutates_args=(), device_types="cpu")
-def conv_silu_cpu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def _conv_silu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     y, _ = _conv(x, weight, bias, None)
     return y
 
 
-@torch.library.custom_op(
-    "decision_seq::conv_silu_cpu_backward", mutates_args=(), device_types="cpu"
-)
-def conv_silu_cpu_backward(
+def _conv_silu_backward(
     dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     dy, x, weight, bias = dy.contiguous(), rows(x), weight.contiguous(), bias.contiguous()
@@ -181,12 +180,12 @@ def conv_silu_cpu_backward(
         "conv_backward",
         *(dy.data_ptr(), *view(x), weight.data_ptr(), bias.data_ptr()),
         *(dx.data_ptr(), dweight.data_ptr(), dbias.data_ptr()),
-        *(*x.shape, weight.shape[-1], threads()),
+        *(half(x), *x.shape, weight.shape[-1], threads()),
     )
     return dx, dweight, dbias
 
 
-autograd.register_conv(conv_silu_cpu, conv_silu_cpu_backward)
+conv_silu_cpu = autograd.conv_operator("conv_silu_cpu", _conv_silu, _conv_silu_backward)
 
 
 def causal_conv_silu_step(
@@ -200,13 +199,13 @@ def causal_conv_silu_step(
 def _conv(x: Tensor, weight: Tensor, bias: Tensor, history: Tensor | None) -> tuple[Tensor, Tensor]:
     """The convolution after `history` (None: a fresh start), and the history for what follows."""
     x, weight, bias = rows(x), weight.contiguous(), bias.contiguous()
-    y = torch.empty(x.shape)
+    y = x.new_empty(x.shape)
     new_history = torch.empty(0 if history is None else history.shape)
     call(
         "conv_forward",
         *(*view(x), weight.data_ptr(), bias.data_ptr()),
         *(0 if history is None else history.data_ptr(), y.data_ptr(), new_history.data_ptr()),
-        *(*x.shape, weight.shape[-1], threads()),
+        *(half(x), *x.shape, weight.shape[-1], threads()),
     )
     return y, new_history
 

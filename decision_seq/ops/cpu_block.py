@@ -1,14 +1,18 @@
-"""The C kernels for the rest of a block, float32 on CPU: attention, bias + GELU, and dropout +
-residual, as differentiable torch operators.
+"""The C kernels for the rest of a block on CPU: LayerNorm, bias + GELU or softplus, dropout +
+residual.
 
-Masks are a function of a seed, drawn from torch's generator by every call, and a place.
+float32, with what matrix products take and give in bfloat16 under autocast. Masks are a function of
+a seed, drawn from torch's generator by every call, and a place.
 """
 
+from collections.abc import Callable
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from decision_seq.ops.cpu import call, rows, threads, view
+from decision_seq.ops.autograd import Context, differentiable
+from decision_seq.ops.cpu import call, half, threads
+from decision_seq.ops.cpu_linear import linear
 
 LEVELS = 1 << 16  # dropout's probability is rounded to a multiple of 1 / LEVELS
 
@@ -26,44 +30,121 @@ def levels(p: float) -> int:
     return round(p * LEVELS)
 
 
-# ---------------------------------------------------------------- bias + GELU
+def _sizes(x: Tensor) -> tuple[int, int, int]:
+    """Rows, width and threads."""
+    return x.numel() // max(x.shape[-1], 1), x.shape[-1], threads()
 
 
-def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return torch.ops.decision_seq.bias_gelu_cpu(F.linear(x, weight), bias)
+# ---------------------------------------------------------------- LayerNorm
 
 
-@torch.library.custom_op("decision_seq::bias_gelu_cpu", mutates_args=(), device_types="cpu")
-def bias_gelu_cpu(x: Tensor, bias: Tensor) -> Tensor:
-    x, bias = x.contiguous(), bias.contiguous()
-    y = torch.empty_like(x)
-    call("bias_gelu", x.data_ptr(), bias.data_ptr(), y.data_ptr(), *_sizes(x), threads())
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    mixed = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") is torch.bfloat16
+    return norm_cpu(x, weight, bias, eps, mixed)
+
+
+def _norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, mixed: bool) -> Tensor:
+    x, weight, bias = x.contiguous(), weight.contiguous(), bias.contiguous()
+    y = _norm_output(x, weight, bias, eps, mixed)
+    addresses = x.data_ptr(), weight.data_ptr(), bias.data_ptr(), eps, y.data_ptr()
+    call("norm_forward", *addresses, mixed, *_sizes(x))
     return y
 
 
-@torch.library.custom_op(
-    "decision_seq::bias_gelu_cpu_backward", mutates_args=(), device_types="cpu"
+def _norm_backward(
+    dy: Tensor, x: Tensor, weight: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, weight and bias."""
+    dy, x, weight = dy.contiguous(), x.contiguous(), weight.contiguous()
+    grads = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
+    addresses = (t.data_ptr() for t in grads)
+    inputs = dy.data_ptr(), x.data_ptr(), weight.data_ptr(), eps
+    call("norm_backward", *inputs, *addresses, half(dy), *_sizes(x))
+    return grads
+
+
+def _norm_output(x: Tensor, weight: Tensor, bias: Tensor, eps: float, mixed: bool) -> Tensor:
+    return x.new_empty(x.shape, dtype=torch.bfloat16 if mixed else torch.float32)
+
+
+def _norm_gradients(
+    dy: Tensor, x: Tensor, weight: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    return x.new_empty(x.shape), weight.new_empty(weight.shape), weight.new_empty(weight.shape)
+
+
+def _save_norm(ctx: Context, inputs: tuple, output: Tensor) -> None:
+    x, weight, _, ctx.eps, _ = inputs
+    ctx.save_for_backward(x, weight)
+
+
+def _norm_grads(backward: Callable, ctx: Context, dy: Tensor) -> tuple:
+    return *backward(dy, *ctx.saved_tensors, ctx.eps), None, None
+
+
+norm_cpu = differentiable(
+    "norm_cpu", _norm, _norm_backward, _norm_output, _norm_gradients, _save_norm, _norm_grads
 )
-def bias_gelu_cpu_backward(dy: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+
+
+# ---------------------------------------------------------------- bias + GELU or softplus
+
+
+def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return bias_activation_cpu(linear(x, weight), bias, False)
+
+
+def linear_softplus(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return bias_activation_cpu(linear(x, weight), bias, True)
+
+
+def _activation(x: Tensor, bias: Tensor, softplus: bool) -> Tensor:
+    """GELU of x + bias, like x; or softplus of it, in float32."""
+    x, bias = x.contiguous(), bias.contiguous()
+    y = _activation_output(x, bias, softplus)
+    addresses = x.data_ptr(), bias.data_ptr(), y.data_ptr()
+    call("bias_activation", *addresses, softplus, half(x), *_sizes(x))
+    return y
+
+
+def _activation_backward(
+    dy: Tensor, x: Tensor, bias: Tensor, softplus: bool
+) -> tuple[Tensor, Tensor]:
+    """Gradients of x and bias."""
     dy, x, bias = dy.contiguous(), x.contiguous(), bias.contiguous()
     dx, dbias = torch.empty_like(x), torch.empty_like(bias)
     addresses = [t.data_ptr() for t in (dy, x, bias, dx, dbias)]
-    call("bias_gelu_backward", *addresses, *_sizes(x), threads())
+    call("bias_activation_backward", *addresses, softplus, half(x), *_sizes(x))
     return dx, dbias
 
 
-def _sizes(x: Tensor) -> tuple[int, int]:
-    """Rows and width."""
-    return x.numel() // max(x.shape[-1], 1), x.shape[-1]
+def _activation_output(x: Tensor, bias: Tensor, softplus: bool) -> Tensor:
+    return x.new_empty(x.shape, dtype=torch.float32 if softplus else x.dtype)
 
 
-bias_gelu_cpu.register_fake(lambda x, bias: x.new_empty(x.shape))
-bias_gelu_cpu_backward.register_fake(
-    lambda dy, x, bias: (x.new_empty(x.shape), bias.new_empty(bias.shape))
-)
-bias_gelu_cpu.register_autograd(
-    lambda ctx, dy: bias_gelu_cpu_backward(dy, *ctx.saved_tensors),
-    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
+def _activation_gradients(
+    dy: Tensor, x: Tensor, bias: Tensor, softplus: bool
+) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), bias.new_empty(bias.shape)
+
+
+def _save_activation(ctx: Context, inputs: tuple, output: Tensor) -> None:
+    x, bias, ctx.softplus = inputs
+    ctx.save_for_backward(x, bias)
+
+
+def _activation_grads(backward: Callable, ctx: Context, dy: Tensor) -> tuple:
+    return *backward(dy, *ctx.saved_tensors, ctx.softplus), None
+
+
+bias_activation_cpu = differentiable(
+    "bias_activation_cpu",
+    _activation,
+    _activation_backward,
+    _activation_output,
+    _activation_gradients,
+    _save_activation,
+    _activation_grads,
 )
 
 
@@ -71,122 +152,53 @@ bias_gelu_cpu.register_autograd(
 
 
 def dropout_add(x: Tensor, residual: Tensor | None, p: float) -> Tensor:
-    return torch.ops.decision_seq.dropout_add_cpu(x, residual, draw_seed(), levels(p))
+    return dropout_add_cpu(x, residual, draw_seed(), levels(p))
 
 
-@torch.library.custom_op("decision_seq::dropout_add_cpu", mutates_args=(), device_types="cpu")
-def dropout_add_cpu(x: Tensor, residual: Tensor | None, seed: Tensor, dropped: int) -> Tensor:
+def _dropout(x: Tensor, residual: Tensor | None, seed: Tensor, dropped: int) -> Tensor:
+    """residual + dropout(x), in float32."""
     x = x.contiguous()
     residual = None if residual is None else residual.contiguous()
-    y = torch.empty_like(x)
+    y = _dropped(x, residual, seed, dropped)
     addresses = [0 if t is None else t.data_ptr() for t in (x, residual, y)]
-    call("dropout_add", *addresses, unsigned(seed), dropped, *_sizes(x), threads())
+    call("dropout_add", *addresses, unsigned(seed), dropped, half(x), *_sizes(x))
     return y
 
 
-def _save_mask(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: Tensor) -> None:
-    _, ctx.residual, seed, ctx.dropped = inputs  # type: ignore[attr-defined]
-    ctx.residual = ctx.residual is not None  # type: ignore[attr-defined]
+def _dropout_backward(dy: Tensor, seed: Tensor, dropped: int, mixed: bool) -> Tensor:
+    """The gradient of x, in bfloat16 if `mixed`."""
+    dy = dy.contiguous()
+    dx = _dropped_gradient(dy, seed, dropped, mixed)
+    addresses = dy.data_ptr(), dx.data_ptr()
+    call("dropout_backward", *addresses, unsigned(seed), dropped, mixed, *_sizes(dy))
+    return dx
+
+
+def _dropped(x: Tensor, residual: Tensor | None, seed: Tensor, dropped: int) -> Tensor:
+    return x.new_empty(x.shape, dtype=torch.float32)
+
+
+def _dropped_gradient(dy: Tensor, seed: Tensor, dropped: int, mixed: bool) -> Tensor:
+    return dy.new_empty(dy.shape, dtype=torch.bfloat16 if mixed else torch.float32)
+
+
+def _save_mask(ctx: Context, inputs: tuple, output: Tensor) -> None:
+    x, residual, seed, dropped = inputs
+    ctx.mask, ctx.residual = (dropped, half(x)), residual is not None
     ctx.save_for_backward(seed)
 
 
-def _mask_grads(ctx: torch.autograd.function.FunctionCtx, dy: Tensor) -> tuple:
-    (seed,) = ctx.saved_tensors  # type: ignore[attr-defined]
-    dx = torch.ops.decision_seq.dropout_add_cpu(dy, None, seed, ctx.dropped)  # type: ignore[attr-defined]
-    return dx, dy if ctx.residual else None, None, None  # type: ignore[attr-defined]
+def _mask_grads(backward: Callable, ctx: Context, dy: Tensor) -> tuple:
+    (seed,) = ctx.saved_tensors
+    return backward(dy, seed, *ctx.mask), dy if ctx.residual else None, None, None
 
 
-dropout_add_cpu.register_fake(lambda x, *_: x.new_empty(x.shape))
-dropout_add_cpu.register_autograd(_mask_grads, setup_context=_save_mask)
-
-
-# ---------------------------------------------------------------- attention
-
-
-def attention(q: Tensor, kv: Tensor, heads: int, window: int, positions: range, p: float) -> Tensor:
-    seed = draw_seed() if p else torch.zeros((), dtype=torch.int64)
-    first, every = positions.start, positions.step
-    sizes = [heads, min(window, kv.shape[1]), first, every]
-    return torch.ops.decision_seq.attention_cpu(q, kv, seed, levels(p), sizes)[0]
-
-
-@torch.library.custom_op("decision_seq::attention_cpu", mutates_args=(), device_types="cpu")
-def attention_cpu(
-    q: Tensor, kv: Tensor, seed: Tensor, dropped: int, sizes: list[int]
-) -> tuple[Tensor, Tensor]:
-    """y [B, l, D], and what backward needs of the softmax [B, H, l]; sizes: see `attention`."""
-    q, kv = rows(q), rows(kv)
-    y, lse = _attention_outputs(q, kv, seed, dropped, sizes)
-    call(
-        "attention_forward",
-        *(*_qkv(q, kv), y.data_ptr(), lse.data_ptr()),
-        *_attention_sizes(q, kv, seed, dropped, sizes),
-    )
-    return y, lse
-
-
-@torch.library.custom_op(
-    "decision_seq::attention_cpu_backward", mutates_args=(), device_types="cpu"
+dropout_add_cpu = differentiable(
+    "dropout_add_cpu",
+    _dropout,
+    _dropout_backward,
+    _dropped,
+    _dropped_gradient,
+    _save_mask,
+    _mask_grads,
 )
-def attention_cpu_backward(
-    dy: Tensor,
-    y: Tensor,
-    lse: Tensor,
-    q: Tensor,
-    kv: Tensor,
-    seed: Tensor,
-    dropped: int,
-    sizes: list[int],
-) -> tuple[Tensor, Tensor]:
-    """Gradients of q and kv."""
-    dy, q, kv = dy.contiguous(), rows(q), rows(kv)
-    dq, dkv = q.new_empty(q.shape), kv.new_empty(kv.shape)
-    width = q.shape[2]
-    call(
-        "attention_backward",
-        *(dy.data_ptr(), y.data_ptr(), lse.data_ptr(), *_qkv(q, kv)),
-        *(dq.data_ptr(), dkv.data_ptr(), dkv[..., width:].data_ptr(), 2 * width),
-        *_attention_sizes(q, kv, seed, dropped, sizes),
-    )
-    return dq, dkv
-
-
-def _qkv(q: Tensor, kv: Tensor) -> tuple[int, ...]:
-    key, value = kv.chunk(2, dim=-1)
-    row = view(kv)[1]
-    return *view(q), key.data_ptr(), row, value.data_ptr(), row
-
-
-def _attention_sizes(
-    q: Tensor, kv: Tensor, seed: Tensor, dropped: int, sizes: list[int]
-) -> tuple[int, ...]:
-    heads, window, first, every = sizes
-    batch, asked, width = q.shape
-    shape = batch, heads, asked, kv.shape[1], width // heads
-    return unsigned(seed), dropped, *shape, first, every, window, threads()
-
-
-def _attention_outputs(
-    q: Tensor, kv: Tensor, seed: Tensor, dropped: int, sizes: list[int]
-) -> tuple[Tensor, Tensor]:
-    return q.new_empty(q.shape), q.new_empty(q.shape[0], sizes[0], q.shape[1])
-
-
-def _save_attention(
-    ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple[Tensor, Tensor]
-) -> None:
-    q, kv, seed, ctx.dropped, ctx.sizes = inputs  # type: ignore[attr-defined]
-    ctx.save_for_backward(*output, q, kv, seed)
-    ctx.set_materialize_grads(False)
-
-
-def _attention_grads(ctx: torch.autograd.function.FunctionCtx, dy: Tensor, _: None) -> tuple:
-    saved, rest = ctx.saved_tensors, (ctx.dropped, ctx.sizes)  # type: ignore[attr-defined]
-    return *attention_cpu_backward(dy, *saved, *rest), None, None, None
-
-
-attention_cpu.register_fake(_attention_outputs)
-attention_cpu_backward.register_fake(
-    lambda dy, y, lse, q, kv, seed, dropped, sizes: (q.new_empty(q.shape), kv.new_empty(kv.shape))
-)
-attention_cpu.register_autograd(_attention_grads, setup_context=_save_attention)

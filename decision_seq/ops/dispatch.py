@@ -14,7 +14,17 @@ import torch
 from torch import Tensor
 
 from decision_seq.errors import UserError
-from decision_seq.ops import blocked, cpu, cpu_block, mamba_ssm_scan, plain, reference, triton_scan
+from decision_seq.ops import (
+    blocked,
+    cpu,
+    cpu_attention,
+    cpu_block,
+    cpu_linear,
+    mamba_ssm_scan,
+    plain,
+    reference,
+    triton_scan,
+)
 
 
 @dataclass(frozen=True)
@@ -26,13 +36,17 @@ class Path:
     fused: bool  # a kernel; it is said once where none of those for the device can run
     unusable: Callable[[], str]  # why this machine cannot run it; "" if it can
     accepts: Callable[[torch.dtype, str], bool]  # dtype and device type of the data
+    half: bool = False  # takes and gives a layer's bfloat16 as it is, else it is widened
     scan: Callable[..., Tensor] = reference.selective_scan
     scan_step: Callable[..., tuple[Tensor, Tensor]] = reference.selective_scan_step
     conv: Callable[..., Tensor] = reference.causal_conv_silu
     conv_step: Callable[..., tuple[Tensor, Tensor]] = reference.causal_conv_silu_step
     block_step: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = None  # few have it
-    attention: Callable[..., Tensor] = plain.attention
+    linear: Callable[..., Tensor] = plain.linear
     linear_gelu: Callable[..., Tensor] = plain.linear_gelu
+    linear_softplus: Callable[..., Tensor] = plain.linear_softplus
+    layer_norm: Callable[..., Tensor] = plain.layer_norm
+    attention: Callable[..., Tensor] = plain.attention
     dropout_add: Callable[..., Tensor] = plain.dropout_add
 
 
@@ -51,7 +65,7 @@ PATHS = {
     for path in (
         Path(
             name="c",
-            what="C kernel for float32 on CPU",
+            what="C kernels for float32 on CPU",
             fused=True,
             unusable=cpu.unusable,
             accepts=cpu.accepts,
@@ -60,8 +74,12 @@ PATHS = {
             conv=cpu.causal_conv_silu,
             conv_step=cpu.causal_conv_silu_step,
             block_step=cpu.block_step,
-            attention=cpu_block.attention,
+            half=True,
+            linear=cpu_linear.linear,
             linear_gelu=cpu_block.linear_gelu,
+            linear_softplus=cpu_block.linear_softplus,
+            layer_norm=cpu_block.layer_norm,
+            attention=cpu_attention.attention,
             dropout_add=cpu_block.dropout_add,
         ),
         Path(

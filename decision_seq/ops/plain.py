@@ -1,4 +1,4 @@
-"""Attention, linear + GELU, and dropout + residual by PyTorch, for any dtype and device."""
+"""The rest of a block by PyTorch, for any dtype and device."""
 
 from __future__ import annotations
 
@@ -9,6 +9,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 LEVELS = 1 << 16  # on a CPU dropout's probability is rounded to a multiple of 1 / LEVELS
+
+
+linear = F.linear
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    return F.layer_norm(x, weight.shape, weight, bias, eps)
+
+
+def linear_softplus(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.softplus(F.linear(x, weight, bias).float())
 
 
 def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -17,7 +17,9 @@
 #define SPAN 16      /* channel blocks of one backward item */
 
 typedef struct {
-    const float *u, *dt, *B, *C, *z; /* z may be NULL */
+    const void *u, *z; /* z may be NULL */
+    const float *dt, *B, *C;
+    int half; /* u, z and what is like them */
     long u_row, dt_row, B_row, C_row, z_row;
     int batch, length, width, states, chunk;
     float *rates; /* A * log2(e), packed [block][N][V] */
@@ -46,10 +48,10 @@ INLINE float *checkpoint_at(const Scan *s, float *checkpoints, int b, int chunk,
     return checkpoints + (((b * chunks + chunk) * block_count(s) + block) * s->states + n) * V;
 }
 
-/* All steps of `count` states from n0 on, for one block of channels. y collects the groups' sums;
- * the first group starts it with the skip term, the last one applies the gate. */
-INLINE void forward_group(const Scan *s, int b, int block, int n0, int count, int lanes, float *y,
-                          float *checkpoints) {
+/* All steps of `count` states from n0 on, for one block of channels. `sums` [L][V] collects what the
+ * groups add up to; the first group starts it with the skip term, the last one applies the gate. */
+INLINE void forward_group(const Scan *s, int b, int block, int n0, int count, int lanes, int half,
+                          float *sums, void *y, float *checkpoints) {
     const int e = block * V, last = n0 + count == s->states;
     const float *rates = s->rates + ((long)block * s->states + n0) * V;
     const vec skip = load(s->skip + e, V);
@@ -57,65 +59,75 @@ INLINE void forward_group(const Scan *s, int b, int block, int n0, int count, in
     for (int t = 0; t < s->length; t++) {
         const long row = (long)b * s->length + t;
         const float *B = s->B + row * s->B_row + n0, *C = s->C + row * s->C_row + n0;
-        float *out = y + row * s->width + e;
         if (checkpoints && t % s->chunk == 0)
             for (int n = 0; n < count; n++)
                 store(checkpoint_at(s, checkpoints, b, t / s->chunk, block, n0 + n), h[n], V);
         const vec dt = load(s->dt + row * s->dt_row + e, lanes);
-        const vec u = load(s->u + row * s->u_row + e, lanes), x = dt * u;
-        vec sum = n0 ? load(out, lanes) : skip * u;
+        const vec u = load_from(s->u, row * s->u_row + e, lanes, half), x = dt * u;
+        vec sum = n0 ? load(sums + (long)t * V, V) : skip * u;
 #pragma GCC unroll 8
         for (int n = 0; n < count; n++) {
             h[n] = exp2_vec(dt * load(rates + n * V, V)) * h[n] + x * B[n];
             sum += h[n] * C[n];
         }
-        if (last && s->z) {
-            const vec z = load(s->z + row * s->z_row + e, lanes);
+        if (!last) {
+            store(sums + (long)t * V, sum, V);
+            continue;
+        }
+        if (s->z) {
+            const vec z = load_from(s->z, row * s->z_row + e, lanes, half);
             sum *= z * sigmoid(z);
         }
-        store(out, sum, lanes);
+        store_to(y, row * s->width + e, sum, lanes, half);
     }
 }
 
-INLINE void forward_block(const Scan *s, int b, int block, int lanes, float *y,
-                          float *checkpoints) {
+INLINE void forward_block(const Scan *s, int b, int block, int lanes, int half, float *sums,
+                          void *y, float *checkpoints) {
     int n = 0;
     for (; n + GROUP <= s->states; n += GROUP)
-        forward_group(s, b, block, n, GROUP, lanes, y, checkpoints);
-    if (n < s->states) forward_group(s, b, block, n, s->states - n, lanes, y, checkpoints);
+        forward_group(s, b, block, n, GROUP, lanes, half, sums, y, checkpoints);
+    if (n < s->states)
+        forward_group(s, b, block, n, s->states - n, lanes, half, sums, y, checkpoints);
 }
 
-/* checkpoints may be NULL where no backward follows; chunk <= MAX_CHUNK. Returns 0, or -1 if
- * memory runs out. */
-int scan_forward(const float *u, long u_row, const float *dt, long dt_row, const float *A,
+/* u, z and y are `half` or not; y is contiguous. checkpoints may be NULL where no backward follows;
+ * chunk <= MAX_CHUNK. Returns 0, or -1 if memory runs out. */
+int scan_forward(const void *u, long u_row, const float *dt, long dt_row, const float *A,
                  const float *B, long B_row, const float *C, long C_row, const float *D,
-                 const float *z, long z_row, float *y, float *checkpoints, int batch, int length,
-                 int width, int states, int chunk, int threads) {
-    Scan s = {u,     dt,    B,      C,     z,      u_row, dt_row, B_row, C_row,
-              z_row, batch, length, width, states, chunk, NULL,   NULL};
-    float *memory = aligned_alloc(64, packed_size(&s) * sizeof(float));
+                 const void *z, long z_row, void *y, float *checkpoints, int half, int batch,
+                 int length, int width, int states, int chunk, int threads) {
+    Scan s = {u,     z,     dt,    B,      C,     half,   u_row, dt_row, B_row, C_row,
+              z_row, batch, length, width, states, chunk, NULL,  NULL};
+    const long sums = (long)length * V;
+    if ((long)batch * length * width * states < SMALL) threads = 1;
+    float *memory = aligned_alloc(64, (packed_size(&s) + threads * sums) * sizeof(float));
     if (!memory) return -1;
     pack_parameters(&s, A, D, memory);
+    memory += packed_size(&s);
     const int blocks = block_count(&s);
-    if ((long)batch * length * width * states < SMALL) threads = 1;
 #pragma omp parallel for collapse(2) schedule(dynamic, 4) num_threads(threads)
     for (int b = 0; b < batch; b++)
         for (int block = 0; block < blocks; block++) {
             const int lanes = min_int(V, width - block * V);
-            if (lanes == V)
-                forward_block(&s, b, block, V, y, checkpoints);
+            float *own = memory + omp_get_thread_num() * sums;
+            if (lanes == V && half)
+                forward_block(&s, b, block, V, 1, own, y, checkpoints);
+            else if (lanes == V)
+                forward_block(&s, b, block, V, 0, own, y, checkpoints);
             else
-                forward_block(&s, b, block, lanes, y, checkpoints);
+                forward_block(&s, b, block, lanes, half, own, y, checkpoints);
         }
-    free(memory);
+    free(s.rates);
     return 0;
 }
 
 /* Where backward puts its results. dB and dC have one part per span, [span][batch][L][N]. */
 typedef struct {
-    const float *dy;
+    const void *dy;
     float *checkpoints;
-    float *du, *ddt, *dz; /* dz may be NULL */
+    void *du, *dz; /* dz may be NULL */
+    float *ddt;
     float *dB, *dC;
     float *dA; /* [group of rows][block][N + 1][V]; row N holds dD */
 } Grads;
@@ -213,17 +225,17 @@ INLINE void backward_group(const Scan *s, Grads *g, Scratch *k, int b, int block
 }
 
 INLINE void backward_block(const Scan *s, Grads *g, Scratch *k, int b, int block, int start,
-                           int steps, int lanes) {
+                           int steps, int lanes, int half) {
     const int N = s->states, e = block * V;
     Work *w = &k->work;
     for (int t = 0; t < steps; t++) {
         const long row = (long)b * s->length + start + t;
-        const vec dy = load(g->dy + row * s->width + e, lanes);
+        const vec dy = load_from(g->dy, row * s->width + e, lanes, half);
         w->dt[t] = load(s->dt + row * s->dt_row + e, lanes);
-        w->x[t] = w->dt[t] * load(s->u + row * s->u_row + e, lanes);
+        w->x[t] = w->dt[t] * load_from(s->u, row * s->u_row + e, lanes, half);
         w->dsum[t] = dy;
         if (s->z) {
-            const vec z = load(s->z + row * s->z_row + e, lanes), gate = sigmoid(z);
+            const vec z = load_from(s->z, row * s->z_row + e, lanes, half), gate = sigmoid(z);
             w->dsum[t] = dy * z * gate;
             w->dgate[t] = dy * silu_slope(z, gate);
         }
@@ -239,10 +251,10 @@ INLINE void backward_block(const Scan *s, Grads *g, Scratch *k, int b, int block
     vec dD = load(dD_at, V);
     for (int t = 0; t < steps; t++) {
         const long row = (long)b * s->length + start + t, at = row * s->width + e;
-        const vec u = load(s->u + row * s->u_row + e, lanes);
-        store(g->du + at, w->dx[t] * w->dt[t] + w->dsum[t] * skip, lanes);
+        const vec u = load_from(s->u, row * s->u_row + e, lanes, half);
+        store_to(g->du, at, w->dx[t] * w->dt[t] + w->dsum[t] * skip, lanes, half);
         store(g->ddt + at, w->dx[t] * u + w->drate[t] * (1.f / LOG2E), lanes);
-        if (s->z) store(g->dz + at, w->dgate[t] * (w->sum[t] + skip * u), lanes);
+        if (s->z) store_to(g->dz, at, w->dgate[t] * (w->sum[t] + skip * u), lanes, half);
         dD += w->dsum[t] * u;
     }
     store(dD_at, dD, V);
@@ -257,10 +269,12 @@ static void backward_item(const Scan *s, Grads *g, Scratch *k, int b, int span) 
         memset(k->dBC, 0, (long)steps * N * 2 * V * sizeof(float));
         for (int block = first; block < end; block++) {
             const int lanes = min_int(V, s->width - block * V);
-            if (lanes == V)
-                backward_block(s, g, k, b, block, start, steps, V);
+            if (lanes == V && s->half)
+                backward_block(s, g, k, b, block, start, steps, V, 1);
+            else if (lanes == V)
+                backward_block(s, g, k, b, block, start, steps, V, 0);
             else
-                backward_block(s, g, k, b, block, start, steps, lanes);
+                backward_block(s, g, k, b, block, start, steps, lanes, s->half);
         }
         const long row = ((long)span * s->batch + b) * s->length + start;
         for (long i = 0; i < (long)steps * N; i++) {
@@ -289,14 +303,15 @@ static void sum_parts(float *to, const float *parts, long size, int count) {
 }
 
 /* Gradients of all inputs from dy, [batch][L][E] contiguous, and the forward call's checkpoints.
- * All outputs are contiguous and overwritten. Returns 0, or -1 if memory runs out. */
-int scan_backward(const float *dy, const float *u, long u_row, const float *dt, long dt_row,
+ * All outputs are contiguous and overwritten; dy, du and dz are `half` or not, as u and z are.
+ * Returns 0, or -1 if memory runs out. */
+int scan_backward(const void *dy, const void *u, long u_row, const float *dt, long dt_row,
                   const float *A, const float *B, long B_row, const float *C, long C_row,
-                  const float *D, const float *z, long z_row, float *checkpoints, float *du,
-                  float *ddt, float *dA, float *dB, float *dC, float *dD, float *dz, int batch,
-                  int length, int width, int states, int chunk, int threads) {
-    Scan s = {u,     dt,    B,      C,     z,      u_row, dt_row, B_row, C_row,
-              z_row, batch, length, width, states, chunk, NULL,   NULL};
+                  const float *D, const void *z, long z_row, float *checkpoints, void *du,
+                  float *ddt, float *dA, float *dB, float *dC, float *dD, void *dz, int half,
+                  int batch, int length, int width, int states, int chunk, int threads) {
+    Scan s = {u,     z,     dt,    B,      C,     half,   u_row, dt_row, B_row, C_row,
+              z_row, batch, length, width, states, chunk, NULL,  NULL};
     const int N = states, blocks = block_count(&s), spans = ceil_div(blocks, SPAN);
     if ((long)batch * length * width * states < SMALL) threads = 1;
 
@@ -311,7 +326,7 @@ int scan_backward(const float *dy, const float *u, long u_row, const float *dt, 
     pack_parameters(&s, A, D, memory);
     float *dA_parts = memory + packed_size(&s), *scratch = dA_parts + dA_size;
     float *dB_parts = scratch + threads * per_thread, *dC_parts = dB_parts + spans * matrix;
-    Grads g = {dy, checkpoints, du, ddt, dz, spans > 1 ? dB_parts : dB, spans > 1 ? dC_parts : dC,
+    Grads g = {dy, checkpoints, du, dz, ddt, spans > 1 ? dB_parts : dB, spans > 1 ? dC_parts : dC,
                dA_parts};
 
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
@@ -339,12 +354,13 @@ int scan_backward(const float *dy, const float *u, long u_row, const float *dt, 
 /* All tokens for V or fewer states of one channel; y collects the sums over states. */
 INLINE void step_states(const Scan *s, const float *A, const float *state, float *new_state,
                         float *y, int b, int e, int n, int lanes) {
+    const float *u = s->u;
     const long at = ((long)b * s->width + e) * s->states + n;
     const vec rate = LOG2E * load(A + (long)e * s->states + n, lanes);
     vec h = load(state + at, lanes);
     for (int t = 0; t < s->length; t++) {
         const long row = (long)b * s->length + t;
-        const float dt = s->dt[row * s->dt_row + e], x = dt * s->u[row * s->u_row + e];
+        const float dt = s->dt[row * s->dt_row + e], x = dt * u[row * s->u_row + e];
         h = exp2_vec(dt * rate) * h + x * load(s->B + row * s->B_row + n, lanes);
         y[row * s->width + e] += sum_lanes(h * load(s->C + row * s->C_row + n, lanes));
     }
@@ -353,9 +369,9 @@ INLINE void step_states(const Scan *s, const float *A, const float *state, float
 
 INLINE void step_output(const Scan *s, const float *D, float *y, long row, int e, int lanes) {
     float *out = y + row * s->width + e;
-    vec sum = load(out, lanes) + load(D + e, lanes) * load(s->u + row * s->u_row + e, lanes);
+    vec sum = load(out, lanes) + load(D + e, lanes) * load_from(s->u, row * s->u_row + e, lanes, 0);
     if (s->z) {
-        const vec z = load(s->z + row * s->z_row + e, lanes);
+        const vec z = load_from(s->z, row * s->z_row + e, lanes, 0);
         sum *= z * sigmoid(z);
     }
     store(out, sum, lanes);
@@ -367,8 +383,8 @@ int scan_step(const float *u, long u_row, const float *dt, long dt_row, const fl
               const float *B, long B_row, const float *C, long C_row, const float *D,
               const float *z, long z_row, const float *state, float *new_state, float *y,
               int batch, int length, int width, int states, int threads) {
-    const Scan s = {u,     dt,    B,      C,     z,      u_row, dt_row, B_row, C_row,
-                    z_row, batch, length, width, states, 0,     NULL,   NULL};
+    const Scan s = {u,     z,     dt,    B,      C,     0,      u_row, dt_row, B_row, C_row,
+                    z_row, batch, length, width, states, 0,     NULL,  NULL};
     if ((long)batch * length * width * states < SMALL) threads = 1;
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int b = 0; b < batch; b++) {

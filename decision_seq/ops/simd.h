@@ -34,6 +34,7 @@ static int omp_get_thread_num(void) { return 0; }
 
 typedef float vec __attribute__((vector_size(4 * V)));
 typedef unsigned uvec __attribute__((vector_size(4 * V)));
+typedef uint16_t halfvec __attribute__((vector_size(2 * V)));
 typedef int ivec __attribute__((vector_size(4 * V)));
 
 INLINE long ceil_div(long a, long b) { return (a + b - 1) / b; }
@@ -48,13 +49,41 @@ INLINE vec load(const float *p, int lanes) {
 
 INLINE void store(float *p, vec v, int lanes) { memcpy(p, &v, lanes * sizeof(float)); }
 
+/* Matrices that mixed precision keeps in bfloat16, the upper half of a float32, are `void *` with a
+ * flag `half`; `at` counts numbers. Arithmetic is in float32. */
+INLINE vec load_from(const void *p, long at, int lanes, int half) {
+    if (!half) return load((const float *)p + at, lanes);
+    halfvec v = {0};
+    memcpy(&v, (const uint16_t *)p + at, lanes * sizeof(uint16_t));
+    return (vec)(__builtin_convertvector(v, uvec) << 16);
+}
+
+INLINE void store_to(void *p, long at, vec x, int lanes, int half) {
+    if (!half) {
+        store((float *)p + at, x, lanes);
+        return;
+    }
+#ifdef __AVX512BF16__
+    const halfvec v = (halfvec)_mm512_cvtneps_pbh((__m512)x);
+#else
+    const uvec bits = (uvec)x, nan = (uvec)(x != x);
+    const uvec nearest = bits + 0x7fff + (bits >> 16 & 1); /* the even one of two */
+    const halfvec v = __builtin_convertvector(((nearest & ~nan) | (0x7fc00000 & nan)) >> 16, halfvec);
+#endif
+    memcpy((uint16_t *)p + at, &v, lanes * sizeof(uint16_t));
+}
+
+/* Where number `at` of such a matrix lies. */
+INLINE const void *place(const void *p, long at, int half) {
+    return half ? (const void *)((const uint16_t *)p + at) : (const void *)((const float *)p + at);
+}
+
 INLINE vec larger(vec a, vec b) {
     const ivec first = a > b;
     return (vec)((first & (ivec)a) | (~first & (ivec)b));
 }
 
 INLINE vec at_least(vec x, float low) { return larger(x, splat(low)); }
-
 
 INLINE float sum_lanes(vec v) {
     typedef float half __attribute__((vector_size(2 * V)));
@@ -77,28 +106,39 @@ INLINE float max_lanes(vec v) {
     return lanes[0];
 }
 
-/* 2^x for x < 127, relative error below 2e-7, and exactly 1 at 0; far below -126 it is 0 with
- * AVX-512, which scales by powers of two in one instruction, and 2^-126 elsewhere. Adding
- * 1.5 * 2^23 leaves round(x) in the low bits of the sum, ready to be shifted into the exponent;
- * this is what -ffast-math would break. The polynomial is the minimax fit of 2^f on [-1/2, 1/2]
- * with constant term 1. */
+/* 2^x for x < 127, relative error below 2e-7, exactly 1 at 0, and next to 0 far below -126. Adding
+ * 1.5 * 2^23 (or 2^-5 of it) leaves round(x) (or round(32 x)) in the low bits of the sum, which is what
+ * -ffast-math would break; the polynomials are minimax fits of 2^f with constant term 1. */
+#ifdef __AVX512F__
+static const float POWERS[32] __attribute__((aligned(64))) = { /* 2^(i / 32) */
+    1.f, 1.02189715f, 1.04427378f, 1.0671404f, 1.09050773f, 1.11438674f, 1.13878863f, 1.16372486f,
+    1.18920712f, 1.21524736f, 1.24185781f, 1.26905096f, 1.29683955f, 1.32523664f, 1.35425555f, 1.38390988f,
+    1.41421356f, 1.44518081f, 1.47682615f, 1.50916443f, 1.54221083f, 1.57598085f, 1.61049033f, 1.64575548f,
+    1.68179283f, 1.7186193f, 1.75625216f, 1.79470908f, 1.83400809f, 1.87416763f, 1.91520656f, 1.95714412f,
+};
+
+/* One permutation looks up 2^(i / 32), and a short polynomial is enough for the rest. */
+INLINE vec exp2_vec(vec x) {
+    const float shift = 393216.f;
+    const vec shifted = x + shift, whole = shifted - shift, f = x - whole;
+    const __m512 low = _mm512_load_ps(POWERS), high = _mm512_load_ps(POWERS + 16);
+    const vec power = (vec)_mm512_permutex2var_ps(low, (__m512i)shifted, high);
+    const vec p = f * (2.40226507e-1f * f + 6.93157344e-1f);
+    return (vec)_mm512_scalef_ps((__m512)(power * p + power), (__m512)whole);
+}
+#else
 INLINE vec exp2_vec(vec x) {
     const float shift = 12582912.f;
-#ifndef __AVX512F__
     x = at_least(x, -126.f);
-#endif
-    vec shifted = x + shift, whole = shifted - shift, f = x - whole;
+    const vec shifted = x + shift, whole = shifted - shift, f = x - whole;
     vec p = 1.3264727e-3f * f + 9.6715127e-3f;
     p = p * f + 5.5507433e-2f;
     p = p * f + 2.4022242e-1f;
     p = p * f + 6.9314698e-1f;
     p = p * f + 1.f;
-#ifdef __AVX512F__
-    return (vec)_mm512_scalef_ps((__m512)p, (__m512)whole);
-#else
     return (vec)((ivec)p + ((ivec)shifted << 23));
-#endif
 }
+#endif
 
 /* 1 / x for finite x, to the last bit or two: a division takes as long as twenty other operations. */
 INLINE vec reciprocal(vec x) {
@@ -118,30 +158,46 @@ INLINE vec sigmoid(vec x) {
 /* d silu(x) / dx, given s = sigmoid(x) */
 INLINE vec silu_slope(vec x, vec s) { return s * (1.f + x * (1.f - s)); }
 
-/* Phi(x) and e^(-x x / 2), for GELU x Phi(x) and its slope. Phi is from Abramowitz & Stegun 7.1.26,
- * whose absolute error is below 1.5e-7. */
-INLINE vec normal_cdf(vec x, vec *bell) {
-    const ivec negative = x < 0.f;
-    const vec size = (vec)((ivec)x & 0x7fffffff) * 0.70710678f;
-    const vec t = reciprocal(1.f + 0.3275911f * size);
-    vec p = 1.061405429f * t - 1.453152027f;
-    p = p * t + 1.421413741f;
-    p = p * t - 0.284496736f;
-    p = (p * t + 0.254829592f) * t;
-    *bell = exp2_vec(-LOG2E * size * size);
-    const vec tail = 0.5f * p * *bell; /* 1 - Phi(|x|) */
-    return (vec)((negative & (ivec)tail) | (~negative & (ivec)(1.f - tail)));
+/* The normal distribution's Phi(x), absolute error below 2e-7: 1/2 + x p(x^2) with the minimax p on
+ * [0, 5.2], beyond which Phi is 0 or 1 in float32. In 2 (x / 5.2)^2 - 1 its coefficients stay small. */
+INLINE vec normal_cdf(vec x) {
+    x = at_least(-at_least(-x, -5.2f), -5.2f);
+    const vec s = 7.396449704e-2f * x * x - 1.f;
+    vec p = -4.812762982e-04f * s + 1.268511117e-03f;
+    p = p * s - 1.221496190e-03f;
+    p = p * s + 1.800122419e-03f;
+    p = p * s - 4.789036104e-03f;
+    p = p * s + 8.559968033e-03f;
+    p = p * s - 1.250512258e-02f;
+    p = p * s + 1.795478675e-02f;
+    p = p * s - 2.472362916e-02f;
+    p = p * s + 3.198995932e-02f;
+    p = p * s - 3.992981961e-02f;
+    p = p * s + 5.002452135e-02f;
+    p = p * s - 6.774366747e-02f;
+    p = p * s + 1.359499930e-01f;
+    return 0.5f + x * p;
 }
 
-INLINE vec gelu(vec x) {
-    vec bell;
-    return x * normal_cdf(x, &bell);
-}
+INLINE vec gelu(vec x) { return x * normal_cdf(x); }
 
 INLINE vec gelu_slope(vec x) {
-    vec bell;
-    const vec phi = normal_cdf(x, &bell);
-    return phi + x * 0.39894228f * bell;
+    const vec bell = exp2_vec(at_least(-0.5f * LOG2E * x * x, -126.f));
+    return normal_cdf(x) + 0.39894228f * x * bell;
+}
+
+/* log(1 + e^x) = max(x, 0) + log1p(w), w = e^-|x|, log1p(w) = 2 atanh(w / (2 + w)). */
+INLINE vec softplus(vec x) {
+    const vec w = exp2_vec(-LOG2E * (vec)((ivec)x & 0x7fffffff));
+    const vec s = w * reciprocal(2.f + w), q = s * s;
+    vec p = q * (1.f / 15) + 1.f / 13;
+    p = p * q + 1.f / 11;
+    p = p * q + 1.f / 9;
+    p = p * q + 1.f / 7;
+    p = p * q + 1.f / 5;
+    p = p * q + 1.f / 3;
+    p = p * q + 1.f;
+    return at_least(x, 0.f) + 2.f * s * p;
 }
 
 /* Random bits that are a function of a 64-bit seed and an index: masks can be drawn in any order, by

@@ -64,11 +64,10 @@ def power_of_two(number: int) -> int:
 def selective_scan(
     u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor | None = None
 ) -> Tensor:
-    return autograd.scan(torch.ops.decision_seq.scan_triton, (u, dt, A, B, C, D, z))
+    return autograd.scan(scan_triton, (u, dt, A, B, C, D, z))
 
 
-@torch.library.custom_op("decision_seq::scan_triton", mutates_args=())
-def scan_triton(
+def _scan(
     u: Tensor,
     dt: Tensor,
     A: Tensor,
@@ -116,8 +115,7 @@ def _forward(
     )
 
 
-@torch.library.custom_op("decision_seq::scan_triton_backward", mutates_args=())
-def scan_triton_backward(
+def _scan_backward(
     dy: Tensor,
     u: Tensor,
     dt: Tensor,
@@ -160,7 +158,7 @@ def _scan_outputs(u: Tensor, A: Tensor, with_grad: bool) -> tuple[Tensor, Tensor
     return u.new_empty(u.shape), u.new_empty(checkpoints)
 
 
-autograd.register_scan(scan_triton, scan_triton_backward, _scan_outputs)
+scan_triton = autograd.scan_operator("scan_triton", _scan, _scan_backward, _scan_outputs)
 
 
 @torch.no_grad()
@@ -184,7 +182,7 @@ def selective_scan_step(
 
 
 def causal_conv_silu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return torch.ops.decision_seq.conv_silu_triton(x, weight, bias)
+    return conv_silu_triton(x, weight, bias)
 
 
 def _conv_grid(x: Tensor) -> tuple[int, int, int]:
@@ -192,8 +190,7 @@ def _conv_grid(x: Tensor) -> tuple[int, int, int]:
     return batch, -(-length // CONV_STEPS), -(-width // CONV_BLOCK)
 
 
-@torch.library.custom_op("decision_seq::conv_silu_triton", mutates_args=())
-def conv_silu_triton(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def _conv_silu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     y = x.new_empty(x.shape)
     if x.numel():
         x, x_b, x_t = view(x, x)
@@ -206,8 +203,7 @@ def conv_silu_triton(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return y
 
 
-@torch.library.custom_op("decision_seq::conv_silu_triton_backward", mutates_args=())
-def conv_silu_triton_backward(
+def _conv_silu_backward(
     dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     taps, grid = weight.shape[-1], _conv_grid(x)
@@ -226,4 +222,4 @@ def conv_silu_triton_backward(
     return dx, total[:taps].t().unsqueeze(1).contiguous(), total[taps].clone()
 
 
-autograd.register_conv(conv_silu_triton, conv_silu_triton_backward)
+conv_silu_triton = autograd.conv_operator("conv_silu_triton", _conv_silu, _conv_silu_backward)

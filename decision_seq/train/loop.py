@@ -51,6 +51,7 @@ class Learner:
 
     def __post_init__(self) -> None:
         self.loss: Callable[[Batch], torch.Tensor] = self.world.loss_of(self.agent)
+        self.weights: list[torch.Tensor] = list(self.agent.parameters())
 
     def state(self) -> dict[str, Any]:
         """What resuming needs, as tensors and plain values."""
@@ -214,21 +215,21 @@ def gradient_step(learner: Learner, sampler: WindowSampler, config: RunConfig) -
     batch = sampler.batch(learner.step, settings.batch_size, learner.world.rows)
     for group in learner.optimizer.param_groups:
         group["lr"] = learning_rate(learner.step, settings)
-    agent.train()
+    if not agent.training:  # as rollouts and validation leave it
+        agent.train()
     with autocast(agent.device, config.train.precision):
         loss = learner.loss(batch)
     learner.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     loss = learner.world.mean(loss.detach())
-    norm = torch.nn.utils.clip_grad_norm_(agent.parameters(), settings.gradient_clip)
+    norm = torch.nn.utils.clip_grad_norm_(learner.weights, settings.gradient_clip)
     skip = learner.guard.judge(learner.step, loss, norm)
     learner.optimizer.found_inf = skip  # type: ignore[attr-defined]  # read by fused AdamW
     learner.optimizer.step()
     if settings.ema is not None:
         averages: list[torch.Tensor] = list(learner.averaged.parameters())
-        weights: list[torch.Tensor] = list(agent.parameters())
         with torch.no_grad():
-            torch._foreach_lerp_(averages, weights, 1 - settings.ema)
+            torch._foreach_lerp_(averages, learner.weights, 1 - settings.ema)
             for old, new in zip(learner.averaged.buffers(), agent.buffers(), strict=True):
                 old.copy_(new)  # not weights: what a mixer knows about its present ones
     learner.loss_sum += loss.masked_fill(skip.bool(), 0)
