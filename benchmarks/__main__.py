@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import growth, rollouts, scan, training  # noqa: F401  (they register themselves)
+from benchmarks import growth, rollouts, sampling, scan, training  # noqa: F401  (they register themselves)
 from benchmarks.measure import BENCHMARKS, Options, Table, floor, hardware
 
 

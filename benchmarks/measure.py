@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 Call = Callable[[], object]
+Timer = Callable[[], float]  # runs something once and returns the seconds that took
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Options:
         return 1.0 if self.quick else 12.0
 
 
-MIN_ROUNDS = 2
+MIN_ROUNDS, MAX_ROUNDS = 2, 200
 
 
 @dataclass
@@ -105,31 +106,46 @@ def benchmark(name: str, what: str) -> Callable[[Callable], Callable]:
 def interleaved(
     contenders: dict[str, Call], options: Options, units: dict[str, float] | None = None
 ) -> list[Row]:
-    """Rounds in which every contender runs once, until the time is up.
+    """Rounds in which every contender runs once, until the time is up. `units` says how much work
+    a call of each is (1 by default)."""
+    return take_turns(timers(contenders, options), options, units)
 
-    With one thread on a CPU, time is the processor's, so that other work on the machine counts as
-    little as it can. `units` says how much work a call of each is (1 by default).
-    """
-    clock = time.process_time if options.threads == 1 else time.perf_counter
+
+def timers(contenders: dict[str, Call], options: Options) -> dict[str, Timer]:
+    return {name: timer(call, options) for name, call in contenders.items()}
+
+
+def timer(call: Call, options: Options) -> Timer:
+    """With one thread on a CPU, time is the processor's, so that other work on the machine counts
+    as little as it can."""
     on_gpu = options.device == "cuda"
-    if on_gpu:
-        clock = time.perf_counter
+    clock = time.process_time if options.threads == 1 and not on_gpu else time.perf_counter
+
+    def run() -> float:
+        if on_gpu:
+            torch.cuda.synchronize()
+        start = clock()
+        call()
+        if on_gpu:
+            torch.cuda.synchronize()
+        return clock() - start
+
+    return run
+
+
+def take_turns(
+    contenders: dict[str, Timer], options: Options, units: dict[str, float] | None = None
+) -> list[Row]:
+    """`interleaved` of contenders that time themselves, as those in other processes do."""
+    for run in contenders.values():
+        run()  # compile, allocate, fill caches
     times: dict[str, list[float]] = {name: [] for name in contenders}
-    for call in contenders.values():
-        call()  # compile, allocate, fill caches
-    began, rounds = time.perf_counter(), 0
-    while rounds < MIN_ROUNDS or time.perf_counter() - began < options.seconds:
-        for name, call in contenders.items():
-            if on_gpu:
-                torch.cuda.synchronize()
-            start = clock()
-            call()
-            if on_gpu:
-                torch.cuda.synchronize()
-            times[name].append((clock() - start) / (units or {}).get(name, 1.0))
-        rounds += 1
-        if rounds == 200:
+    began = time.perf_counter()
+    for rounds in range(MAX_ROUNDS):
+        if rounds >= MIN_ROUNDS and time.perf_counter() - began > options.seconds:
             break
+        for name, run in contenders.items():
+            times[name].append(run() / (units or {}).get(name, 1.0))
     return [Row(name, seconds) for name, seconds in times.items()]
 
 

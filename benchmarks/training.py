@@ -1,34 +1,35 @@
-"""Training steps and batches, beside those of the packages that can be installed."""
+"""Training steps, beside those of the packages that can be installed."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-import random
-import subprocess
 from collections.abc import Iterator
-from pathlib import Path as FilePath
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import models
-from benchmarks.measure import Call, Options, Row, Table, benchmark, floor, installed, interleaved
+from benchmarks.measure import (
+    Call,
+    Options,
+    Table,
+    benchmark,
+    floor,
+    installed,
+    interleaved,
+    take_turns,
+    timers,
+)
+from benchmarks.peers import d3rlpy
 from benchmarks.scan import conv1d_silu, mambapy_scan
-from decision_seq.data.store import EpisodeStore
 from decision_seq.data.windows import Batch, WindowSampler
 from decision_seq.ops.dispatch import PATHS
 from decision_seq.run_config import DataConfig, RunConfig, TrainConfig
 from decision_seq.train.faults import FiniteGuard
 from decision_seq.train.loop import Learner, gradient_step
 from decision_seq.train.optim import make_optimizer
-
-ARRAYS = ("observations", "actions", "rewards", "offsets")
-D3RLPY = "DECISION_SEQ_D3RLPY_PYTHON"
 
 
 def step(backbone: str, precision: str, windows: WindowSampler, options: Options) -> Call:
@@ -108,34 +109,15 @@ def training(options: Options) -> Iterator[Table]:
         f"{1e3 * n / rates.bfloat16:.1f} in bfloat16"
         for name, n in needed.items()
     )
+    with d3rlpy("d3rlpy DecisionTransformer float32", "step", options) as elsewhere:
+        rows = take_turns(timers(ours | theirs, options) | elsewhere, options)
     yield Table(
         "Training step, batch 64, K 20, 3 layers, width 128, dropout 0.1",
-        interleaved(ours | theirs, options),
+        rows,
         base="attention float32",
-        note=f"Ours draw the batch as well. Matrix products alone, at the measured rate: {floors}.",
+        note="Ours draw the batch as well. d3rlpy runs in a process of its own, which takes turns "
+        f"with this one. Matrix products alone, at the measured rate: {floors}.",
     )
-    row = d3rlpy_row(options)
-    if row is not None:
-        yield Table("d3rlpy's Decision Transformer, a process of its own", [row], base=row.name)
-
-
-def d3rlpy_row(options: Options) -> Row | None:
-    """d3rlpy pins another gymnasium, so it needs an environment of its own."""
-    python = os.environ.get(D3RLPY)
-    if not python:
-        print(f"d3rlpy is skipped: set {D3RLPY} to the Python of an environment that has it.")
-        return None
-    script = FilePath(__file__).with_name("d3rlpy_step.py")
-    done = subprocess.run(
-        [python, str(script), options.device, str(options.threads)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        print(f"d3rlpy is skipped: {python} failed ({(done.stderr.splitlines() or ['?'])[-1]}).")
-        return None
-    return Row("d3rlpy float32", json.loads(done.stdout.splitlines()[-1]))
 
 
 @benchmark("mamba", "a Mamba training step by our scan, by mambapy's, and transformers' mixer")
@@ -192,66 +174,3 @@ def mixers(options: Options) -> dict[str, Call]:
         return call
 
     return {name: run(module) for name, module in modules.items()}  # type: ignore[arg-type]
-
-
-@benchmark("sampler", "a batch of 64 windows, beside the papers' loop over rows")
-def sampler(options: Options) -> Iterator[Table]:
-    data = models.store()
-    windows = models.sampler(data, options.device)
-    batch = iter(range(1 << 40))
-    contenders = {
-        "ours": lambda: [windows.batch(next(batch), models.BATCH) for _ in range(20)],
-        "papers' loop": lambda: rows_one_by_one(data, options.device),
-    }
-    table = Table(
-        "A batch of 64 windows of 20 steps",
-        interleaved(contenders, options, {"ours": 20.0}),
-        base="ours",
-        note="It gathers "
-        f"{models.BATCH * models.STEPS * 4 * (models.OBSERVATIONS + models.ACTIONS + 4) / 1e3:.0f}"
-        " kB.",
-    )
-    yield table
-
-
-def rows_one_by_one(data: EpisodeStore, device: str) -> list[Tensor]:
-    """What Decision Transformer's experiment.py does for every batch (arXiv:2106.01345): draws
-    episodes by length, then slices, pads, normalises and stacks row by row."""
-    store = {name: np.asarray(getattr(data, name)) for name in ARRAYS}
-    k, scale = models.STEPS, 1000.0
-    lengths = np.diff(store["offsets"])
-    drawn = np.random.choice(len(lengths), models.BATCH, p=lengths / lengths.sum())
-    columns: list[list[np.ndarray]] = [[] for _ in range(6)]
-    mean, std = store["observations"][:1000].mean(0), store["observations"][:1000].std(0)
-    for episode in drawn:
-        first, length = store["offsets"][episode], int(lengths[episode])
-        start = random.randint(0, length - 1)
-        at = slice(first + start, first + min(start + k, length))
-        got = at.stop - at.start
-        pad = k - got
-        observations = store["observations"][at][None]
-        zeros = np.zeros((1, pad, observations.shape[-1]))
-        observations = (np.concatenate([zeros, observations], axis=1) - mean) / std
-        actions = store["actions"][at][None]
-        actions = np.concatenate([np.ones((1, pad, actions.shape[-1])) * -10.0, actions], axis=1)
-        rewards = np.concatenate(
-            [np.zeros((1, pad, 1)), store["rewards"][at].reshape(1, -1, 1)], axis=1
-        )
-        rest = store["rewards"][first + start : first + length]
-        sums = np.zeros_like(rest)
-        sums[-1] = rest[-1]
-        for i in reversed(range(len(rest) - 1)):  # a Python loop to the episode's end, as there
-            sums[i] = rest[i] + sums[i + 1]
-        to_go = sums[:got].reshape(1, -1, 1)
-        to_go = np.concatenate([np.zeros((1, pad, 1)), to_go], axis=1) / scale
-        timesteps = np.concatenate(
-            [np.zeros((1, pad)), np.arange(start, start + got)[None]], axis=1
-        )
-        mask = np.concatenate([np.zeros((1, pad)), np.ones((1, got))], axis=1)
-        for column, value in zip(
-            columns, (observations, actions, rewards, to_go, timesteps, mask), strict=True
-        ):
-            column.append(value)
-    return [
-        torch.from_numpy(np.concatenate(column, axis=0)).float().to(device) for column in columns
-    ]
