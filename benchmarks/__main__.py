@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import sys
 import time
@@ -21,8 +22,10 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import growth, rollouts, sampling, scan, training  # noqa: F401  (they register themselves)
-from benchmarks.measure import BENCHMARKS, Options, Table, floor, hardware
+from benchmarks import curves, growth, rollouts, sampling, scan, training  # noqa: F401  (they register themselves)
+from benchmarks.measure import BENCHMARKS, Listing, Options, Table, floor, hardware
+
+Tables = dict[str, list[Table | Listing]]  # of each benchmark
 
 
 def main() -> None:
@@ -31,6 +34,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a look, not a measurement")
     parser.add_argument("--only", nargs="+", choices=list(BENCHMARKS), metavar="NAME")
     parser.add_argument("--gpu", action="store_true", help="on the GPU")
+    parser.add_argument("--data", default=Options.data, help="dataset of `curves`")
     parser.add_argument("--threads", type=int, default=1, help="of the CPU (1: processor time)")
     parser.add_argument("--out", type=Path, help="folder for benchmarks.md and benchmarks.json")
     parser.add_argument("--list", action="store_true", help="name the benchmarks")
@@ -42,10 +46,11 @@ def main() -> None:
     if arguments.gpu and not torch.cuda.is_available():
         parser.error("--gpu: PyTorch finds no GPU here")
     torch.set_num_threads(arguments.threads)
-    options = Options(arguments.quick, "cuda" if arguments.gpu else "cpu", arguments.threads)
+    device = "cuda" if arguments.gpu else "cpu"
+    options = Options(arguments.quick, device, arguments.threads, arguments.data)
     head = f"{hardware(options)}.\n\n{floor(options).text()}\n"
     print(head, flush=True)
-    tables: dict[str, list[Table]] = {}
+    tables: Tables = {}
     for name in arguments.only or BENCHMARKS:
         start = time.perf_counter()
         for table in BENCHMARKS[name].run(options):
@@ -56,18 +61,20 @@ def main() -> None:
             write(arguments.out, head, options, tables)
 
 
-def write(folder: Path, head: str, options: Options, tables: dict[str, list[Table]]) -> None:
+def write(folder: Path, head: str, options: Options, tables: Tables) -> None:
     """What there is so far, for people and for programs."""
     folder.mkdir(parents=True, exist_ok=True)
     text = "\n".join(table.markdown() for group in tables.values() for table in group)
     (folder / "benchmarks.md").write_text(f"{head}\n{text}")
+    plain = {name: [dataclasses.asdict(t) for t in group] for name, group in tables.items()}
+    for table in itertools.chain(*plain.values()):
+        for file, svg in table.pop("figures", {}).items():
+            (folder / file).write_text(svg)
     record = {
         "hardware": hardware(options),
         "options": dataclasses.asdict(options),
         "floor": dataclasses.asdict(floor(options)),
-        "tables": {
-            name: [dataclasses.asdict(table) for table in group] for name, group in tables.items()
-        },
+        "tables": plain,
     }
     (folder / "benchmarks.json").write_text(json.dumps(record, indent=1))
 

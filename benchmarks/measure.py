@@ -33,6 +33,7 @@ class Options:
     quick: bool = False
     device: str = "cpu"
     threads: int = 1
+    data: str = "decision-seq/hopper/medium-v0"  # for `curves`
 
     @property
     def seconds(self) -> float:
@@ -83,20 +84,42 @@ class Table:
 
 
 @dataclass
+class Listing:
+    """A table of something else than times."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    note: str = ""
+    series: dict[str, list[float]] = field(default_factory=dict)  # what the rows sum up
+    figures: dict[str, str] = field(default_factory=dict)  # file name -> SVG
+
+    def markdown(self) -> str:
+        """As of a Table."""
+        lines = [f"### {self.title}", "", self.note, ""]
+        for cells in (self.columns, ["---"] * len(self.columns), *self.rows):
+            lines.append(f"| {' | '.join(cells)} |")
+        return "\n".join(lines) + "\n"
+
+
+Run = Callable[[Options], Iterator[Table | Listing]]
+
+
+@dataclass
 class Benchmark:
     """A registered benchmark."""
 
     what: str
-    run: Callable[[Options], Iterator[Table]]
+    run: Run
 
 
 BENCHMARKS: dict[str, Benchmark] = {}
 
 
-def benchmark(name: str, what: str) -> Callable[[Callable], Callable]:
+def benchmark(name: str, what: str) -> Callable[[Run], Run]:
     """Decorator: make a function available as `--only NAME`."""
 
-    def add(run: Callable[[Options], Iterator[Table]]) -> Callable:
+    def add(run: Run) -> Run:
         BENCHMARKS[name] = Benchmark(what, run)
         return run
 

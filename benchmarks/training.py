@@ -27,9 +27,7 @@ from benchmarks.scan import conv1d_silu, mambapy_scan
 from decision_seq.data.windows import Batch, WindowSampler
 from decision_seq.ops.dispatch import PATHS
 from decision_seq.run_config import DataConfig, RunConfig, TrainConfig
-from decision_seq.train.faults import FiniteGuard
-from decision_seq.train.loop import Learner, gradient_step
-from decision_seq.train.optim import make_optimizer
+from decision_seq.train.loop import gradient_step
 
 
 def step(backbone: str, precision: str, windows: WindowSampler, options: Options) -> Call:
@@ -37,9 +35,7 @@ def step(backbone: str, precision: str, windows: WindowSampler, options: Options
     agent = models.agent(backbone).to(options.device)
     settings = TrainConfig(steps=1, precision=precision)  # type: ignore[arg-type]
     config = RunConfig("Hopper-v5", DataConfig(("noise",)), agent.config, settings)
-    sums = torch.zeros(2, device=options.device)
-    guard = FiniteGuard(0, torch.device(options.device))
-    learner = Learner(agent, agent, make_optimizer(agent, settings), guard, sums[0], sums[1])
+    learner = models.learner(agent, settings)
     return lambda: gradient_step(learner, windows, config)
 
 
