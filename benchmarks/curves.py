@@ -47,7 +47,7 @@ class Curve:
 
 def train(backbone: str, precision: str, store: EpisodeStore, options: Options) -> Curve:
     """A run of the Gym setting, with a learning rate and a warm-up for few steps."""
-    steps = 60 if options.quick else 300
+    steps = 60 if options.brief else 300
     config = RunConfig(
         "Hopper-v5",
         DataConfig((options.data,)),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,18 +26,29 @@ from benchmarks.measure import (
 )
 from benchmarks.peers import d3rlpy
 from benchmarks.scan import conv1d_silu, mambapy_scan
+from decision_seq.backbones import BackboneConfig
 from decision_seq.data.windows import Batch, WindowSampler
 from decision_seq.ops.dispatch import PATHS
 from decision_seq.run_config import DataConfig, RunConfig, TrainConfig
 from decision_seq.train.loop import gradient_step
 
+MAIN, PRECISIONS = ("attention", "mamba"), ("float32", "bfloat16")
 
-def step(backbone: str, precision: str, windows: WindowSampler, options: Options) -> Call:
+
+def step(
+    backbone: str,
+    precision: str,
+    windows: WindowSampler,
+    options: Options,
+    compiled: bool = False,
+) -> Call:
     """The whole gradient step of `decision-seq train`, its batch included."""
     agent = models.agent(backbone).to(options.device)
     settings = TrainConfig(steps=1, precision=precision)  # type: ignore[arg-type]
     config = RunConfig("Hopper-v5", DataConfig(("noise",)), agent.config, settings)
     learner = models.learner(agent, settings)
+    if compiled:
+        learner.loss = torch.compile(agent.loss)
     return lambda: gradient_step(learner, windows, config)
 
 
@@ -53,7 +66,7 @@ def transformers_step(batch: Batch, precision: str, options: Options) -> Call:
         n_inner=4 * models.WIDTH,
         n_positions=1024,
     )
-    model = DecisionTransformerModel(config).to(options.device).train()
+    model = DecisionTransformerModel(config).train().to(options.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=1e-4)
     rewards = torch.zeros(*batch.mask.shape, 1, device=options.device)
 
@@ -84,21 +97,46 @@ def flops(call: Call) -> int:
     return counter.get_total_flops()
 
 
-@benchmark("training", "training steps: attention and Mamba, float32 and bf16, and transformers'")
+def steps(backbones: Iterable[str], windows: WindowSampler, options: Options) -> dict[str, Call]:
+    """Of each backbone, in both precisions."""
+    return {
+        f"{backbone} {precision}": step(backbone, precision, windows, options)
+        for backbone in backbones
+        for precision in PRECISIONS
+    }
+
+
+def compiled_steps(windows: WindowSampler, options: Options) -> tuple[dict[str, Call], str]:
+    """The same with the loss by torch.compile, on a GPU, and what it could not compile. On a CPU it
+    is slower than the kernels."""
+    calls: dict[str, Call] = {}
+    failures = ""
+    if options.device == "cpu":
+        return calls, failures
+    for backbone, precision in itertools.product(MAIN, PRECISIONS):
+        call = step(backbone, precision, windows, options, compiled=True)
+        name = f"{backbone} {precision}, compiled"
+        try:
+            call()
+        except Exception as error:  # whatever the compiler raises, the others are worth their turns
+            failures += f" {name}: {type(error).__name__}, {str(error).partition(chr(10))[0]}."
+        else:
+            calls[name] = call
+    return calls, failures
+
+
+@benchmark("training", "training steps of attention and Mamba, beside transformers' and d3rlpy's")
 def training(options: Options) -> Iterator[Table]:
     windows = models.sampler(models.store(), options.device)
-    ours = {
-        f"{backbone} {precision}": step(backbone, precision, windows, options)
-        for backbone in ("attention", "mamba")
-        for precision in ("float32", "bfloat16")
-    }
+    ours = steps(MAIN, windows, options)
+    compiled, failures = compiled_steps(windows, options)
     theirs = {}
     if installed("transformers"):
         batch = windows.batch(0, models.BATCH)
-        for precision in ("float32", "bfloat16"):
+        for precision in PRECISIONS:
             name = f"transformers DecisionTransformer {precision}"
             theirs[name] = transformers_step(batch, precision, options)
-    needed = {name: flops(ours[f"{name} float32"]) for name in ("attention", "mamba")}
+    needed = {name: flops(ours[f"{name} float32"]) for name in MAIN}
     rates = floor(options)
     floors = ", ".join(
         f"{name} {1e3 * n / rates.float32:.1f} ms in float32 and "
@@ -106,24 +144,36 @@ def training(options: Options) -> Iterator[Table]:
         for name, n in needed.items()
     )
     with d3rlpy("d3rlpy DecisionTransformer float32", "step", options) as elsewhere:
-        rows = take_turns(timers(ours | theirs, options) | elsewhere, options)
+        rows = take_turns(timers(ours | compiled | theirs, options) | elsewhere, options)
     yield Table(
         "Training step, batch 64, K 20, 3 layers, width 128, dropout 0.1",
         rows,
         base="attention float32",
         note="Ours draw the batch as well. d3rlpy runs in a process of its own, which takes turns "
-        f"with this one. Matrix products alone, at the measured rate: {floors}.",
+        f"with this one. Matrix products alone, at the measured rate: {floors}.{failures}",
     )
 
 
-@benchmark("mamba", "a Mamba training step by our scan, by mambapy's, and transformers' mixer")
+@benchmark("backbones", "a training step of every backbone, float32 and bf16")
+def backbones(options: Options) -> Iterator[Table]:
+    windows = models.sampler(models.store(), options.device)
+    yield Table(
+        "Training step of every backbone, batch 64, K 20, 3 layers, width 128, dropout 0.1",
+        interleaved(steps(BackboneConfig.registry, windows, options), options),
+        base="attention float32",
+    )
+
+
+@benchmark(
+    "mamba", "a Mamba training step by our scan, by mambapy's, and transformers' mixer", tables=2
+)
 def mamba(options: Options) -> Iterator[Table]:
     windows = models.sampler(models.store(), options.device)
     contenders = {"ours": step("mamba", "float32", windows, options)}
     if installed("mambapy"):
-        fields = {"name": "mambapy", "unusable": str, "accepts": lambda dtype, device: True}
-        path = dataclasses.replace(PATHS["torch"], **fields, scan=mambapy_scan, conv=conv1d_silu)
-        PATHS["mambapy"] = path
+        PATHS["mambapy"] = dataclasses.replace(
+            PATHS["torch"], name="mambapy", scan=mambapy_scan, conv=conv1d_silu
+        )
         contenders["mambapy's scan"] = forced("mambapy", step("mamba", "float32", windows, options))
     contenders["torch (no compiler)"] = forced("torch", step("mamba", "float32", windows, options))
     yield Table(
@@ -154,8 +204,8 @@ def mixers(options: Options) -> dict[str, Call]:
     from transformers.models.mamba.modeling_mamba import MambaMixer
 
     config = Theirs(hidden_size=models.WIDTH, state_size=16, num_hidden_layers=1)
-    modules = {
-        "ours": models.agent("mamba").backbone.blocks[0].mixer,  # type: ignore[union-attr]
+    modules: dict[str, Any] = {
+        "ours": models.agent("mamba").backbone.blocks[0].mixer,
         "transformers": MambaMixer(config, layer_idx=0),
     }
     x = torch.randn(models.BATCH, models.TOKENS, models.WIDTH, device=options.device)
@@ -169,4 +219,4 @@ def mixers(options: Options) -> dict[str, Call]:
 
         return call
 
-    return {name: run(module) for name, module in modules.items()}  # type: ignore[arg-type]
+    return {name: run(module) for name, module in modules.items()}
