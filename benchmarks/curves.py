@@ -124,5 +124,6 @@ def figure(runs: dict[str, dict[str, Curve]]) -> str:
             ax.plot(steps, curve.smoothed, line, linewidth=width, label=name, **look)
             ax.plot(*zip(*curve.validation, strict=True), "o", markersize=width + 1, **look)
         ax.set_xlabel("gradient step")
+        ax.set_yscale("log")
         ax.set_ylabel("loss")
     return to_svg(drawing, [ax for ax, _ in axes])
