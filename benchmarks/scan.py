@@ -161,9 +161,9 @@ def long_scan(name: str) -> Call:
     return forward_backward(PATHS[name].scan, scan_inputs(LONG_SHAPE))
 
 
-@benchmark("scan-memory", "peak memory of a scan over 3000 tokens, B 64, E 512 (not with --quick)")
+@benchmark("scan-memory", "peak memory of a scan over 3000 tokens, B 64, E 512 (given time)")
 def scan_memory(options: Options) -> Iterator[Table]:
-    if options.quick or options.device != "cpu":
+    if options.brief or options.device != "cpu":
         return
     rows = []
     for name in [status.name for status in ops.scan_paths() if status.usable]:

@@ -119,7 +119,8 @@ def compiled_steps(windows: WindowSampler, options: Options) -> tuple[dict[str, 
         try:
             call()
         except Exception as error:  # whatever the compiler raises, the others are worth their turns
-            failures += f" {name}: {type(error).__name__}, {str(error).partition(chr(10))[0]}."
+            reason, *_ = str(error).splitlines() or [""]
+            failures += f" {name}: {type(error).__name__}, {reason}."
         else:
             calls[name] = call
     return calls, failures
