@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.scan import processor
+from benchmarks.measure import processor
 from decision_seq.config import build
 from decision_seq.model.encoders import ImageEncoderConfig
 from decision_seq.model.encoders.mixers import PatchMixer

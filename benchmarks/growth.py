@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 
 import torch
 
 from benchmarks import models
-from benchmarks.measure import Call, Options, Row, Table, benchmark, peak_memory
+from benchmarks.measure import Call, Options, Row, Table, benchmark, peak_memory, timer
 from decision_seq.backbones import BackboneConfig, Layout
 
 LENGTHS = (60, 600, 6000)
@@ -29,15 +28,9 @@ def growth(options: Options) -> Iterator[Table]:
     rows = []
     for kind in ("mamba", "attention"):
         for tokens in LENGTHS[: 2 if options.quick else 3]:
-            run = window(kind, tokens, options.device)
+            run = timer(window(kind, tokens, options.device), options)
             run()
-            seconds = []
-            for _ in range(3):
-                start = time.process_time()
-                run()
-                if options.device == "cuda":
-                    torch.cuda.synchronize()
-                seconds.append(time.process_time() - start)
+            seconds = [run() for _ in range(3)]
             rows.append(
                 Row(f"{kind}, {tokens} tokens", seconds, note=memory(kind, tokens, options))
             )

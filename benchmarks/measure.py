@@ -14,7 +14,7 @@ import multiprocessing
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 Call = Callable[[], object]
+Timer = Callable[[], float]  # runs something once and returns the seconds that took
 
 
 @dataclass(frozen=True)
@@ -32,14 +33,17 @@ class Options:
     quick: bool = False
     device: str = "cpu"
     threads: int = 1
+    data: str = "decision-seq/hopper/medium-v0"  # for `curves`
+    seconds: float = 12.0  # for the rounds of one table
 
     @property
-    def seconds(self) -> float:
-        """To spend on one table; every contender runs at least MIN_ROUNDS times."""
-        return 1.0 if self.quick else 12.0
+    def brief(self) -> bool:
+        """Whether there is less time than a measurement should have."""
+        return self.seconds < Options.seconds
 
 
-MIN_ROUNDS = 2
+WARM_UPS = 3  # to compile and to fill caches; it takes as many until the heap grows no more
+MAX_ROUNDS = 200
 
 
 @dataclass
@@ -82,53 +86,97 @@ class Table:
 
 
 @dataclass
+class Listing:
+    """A table of something else than times."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    note: str = ""
+    series: dict[str, list[float]] = field(default_factory=dict)  # what the rows sum up
+    figures: dict[str, str] = field(default_factory=dict)  # file name -> SVG
+
+    def markdown(self) -> str:
+        """As of a Table."""
+        lines = [f"### {self.title}", "", self.note, ""]
+        for cells in (self.columns, ["---"] * len(self.columns), *self.rows):
+            lines.append(f"| {' | '.join(cells)} |")
+        return "\n".join(lines) + "\n"
+
+
+Run = Callable[[Options], Iterator[Table | Listing]]
+
+
+@dataclass
 class Benchmark:
     """A registered benchmark."""
 
     what: str
-    run: Callable[[Options], Iterator[Table]]
+    run: Run
+    tables: int
 
 
 BENCHMARKS: dict[str, Benchmark] = {}
 
 
-def benchmark(name: str, what: str) -> Callable[[Callable], Callable]:
-    """Decorator: make a function available as `--only NAME`."""
+def benchmark(name: str, what: str, tables: int = 1) -> Callable[[Run], Run]:
+    """Decorator: make a function, which yields so many tables, available as `--only NAME`."""
 
-    def add(run: Callable[[Options], Iterator[Table]]) -> Callable:
-        BENCHMARKS[name] = Benchmark(what, run)
+    def add(run: Run) -> Run:
+        BENCHMARKS[name] = Benchmark(what, run, tables)
         return run
 
     return add
 
 
 def interleaved(
-    contenders: dict[str, Call], options: Options, units: dict[str, float] | None = None
+    contenders: dict[str, Call], options: Options, units: Mapping[str, float] | None = None
 ) -> list[Row]:
-    """Rounds in which every contender runs once, until the time is up.
+    """Rounds in which every contender runs once, until the time is up. `units` says how much work
+    a call of each is (1 by default)."""
+    return take_turns(timers(contenders, options), options, units)
 
-    With one thread on a CPU, time is the processor's, so that other work on the machine counts as
-    little as it can. `units` says how much work a call of each is (1 by default).
-    """
-    clock = time.process_time if options.threads == 1 else time.perf_counter
+
+def timers(contenders: dict[str, Call], options: Options) -> dict[str, Timer]:
+    return {name: timer(call, options) for name, call in contenders.items()}
+
+
+def timer(call: Call, options: Options) -> Timer:
+    """With one thread on a CPU, time is the processor's, so that other work on the machine counts
+    as little as it can."""
     on_gpu = options.device == "cuda"
-    if on_gpu:
-        clock = time.perf_counter
+    clock = time.process_time if options.threads == 1 and not on_gpu else time.perf_counter
+
+    def run() -> float:
+        if on_gpu:
+            torch.cuda.synchronize()
+        start = clock()
+        call()
+        if on_gpu:
+            torch.cuda.synchronize()
+        return clock() - start
+
+    return run
+
+
+def take_turns(
+    contenders: dict[str, Timer], options: Options, units: Mapping[str, float] | None = None
+) -> list[Row]:
+    """`interleaved` of contenders that time themselves, as those in other processes do. There are
+    at least two rounds, unless one takes several times the time there is for all."""
     times: dict[str, list[float]] = {name: [] for name in contenders}
-    for call in contenders.values():
-        call()  # compile, allocate, fill caches
-    began, rounds = time.perf_counter(), 0
-    while rounds < MIN_ROUNDS or time.perf_counter() - began < options.seconds:
-        for name, call in contenders.items():
-            if on_gpu:
-                torch.cuda.synchronize()
-            start = clock()
-            call()
-            if on_gpu:
-                torch.cuda.synchronize()
-            times[name].append((clock() - start) / (units or {}).get(name, 1.0))
-        rounds += 1
-        if rounds == 200:
+    began = time.perf_counter()
+    for _ in range(WARM_UPS):
+        for run in contenders.values():
+            run()
+        if time.perf_counter() - began > 2 * options.seconds:
+            break
+    began = time.perf_counter()
+    for rounds in range(1, MAX_ROUNDS + 1):
+        for name, run in contenders.items():
+            times[name].append(run() / (units or {}).get(name, 1.0))
+        spent = (time.perf_counter() - began) / options.seconds
+        if spent > (1 if rounds > 1 else 4):
             break
     return [Row(name, seconds) for name, seconds in times.items()]
 
@@ -173,23 +221,27 @@ class Floor:
         )
 
 
-@functools.cache
 def floor(options: Options) -> Floor:
     """Best of some runs."""
-    size = 8192 if options.device == "cuda" else 1024
-    rates = []
-    for dtype in (torch.float32, torch.bfloat16):
-        a, b = torch.randn(2, size, size, device=options.device).to(dtype)
-        rows = interleaved({"product": lambda a=a, b=b: a @ b}, Options(True, *_rest(options)))
-        rates.append(2.0 * size**3 / min(rows[0].seconds))
-    source = torch.empty((1 << 28) // 4, device=options.device)
+    return _floor(options.device, options.threads)
+
+
+@functools.cache
+def _floor(device: str, threads: int) -> Floor:
+    options = Options(device=device, threads=threads, seconds=1.0)
+
+    def best(call: Call) -> float:
+        return min(interleaved({"": call}, options)[0].seconds)
+
+    def product(dtype: torch.dtype) -> float:
+        size = 8192 if device == "cuda" else 1024
+        a, b = torch.randn(2, size, size, device=device).to(dtype)
+        return 2.0 * size**3 / best(lambda: a @ b)
+
+    source = torch.empty((1 << 28) // 4, device=device)
     target = torch.empty_like(source)
-    rows = interleaved({"copy": lambda: target.copy_(source)}, Options(True, *_rest(options)))
-    return Floor(*rates, 2.0 * source.numel() * 4 / min(rows[0].seconds))
-
-
-def _rest(options: Options) -> tuple[str, int]:
-    return options.device, options.threads
+    copy = 2.0 * source.numel() * 4 / best(lambda: target.copy_(source))
+    return Floor(product(torch.float32), product(torch.bfloat16), copy)
 
 
 def hardware(options: Options) -> str:
@@ -198,8 +250,8 @@ def hardware(options: Options) -> str:
         machine = torch.cuda.get_device_name()
     else:
         machine = f"{processor()}, {options.threads} thread(s)"
-    packages = ("torch", "numpy", "gymnasium", "mujoco", "transformers", "mambapy", "mamba-ssm")
-    versions = [f"{name} {found}" for name in packages if (found := version(name))]
+    packages = "torch triton numpy gymnasium mujoco transformers mambapy mamba-ssm"
+    versions = [f"{name} {found}" for name in packages.split() if (found := version(name))]
     return f"{machine}; Python {platform.python_version()}, {', '.join(versions)}"
 
 

@@ -18,6 +18,10 @@ from decision_seq.data.episodes import from_flat
 from decision_seq.data.store import EpisodeStore, returns_to_go
 from decision_seq.data.transforms import ReturnSpec
 from decision_seq.data.windows import WindowSampler
+from decision_seq.run_config import TrainConfig
+from decision_seq.train.faults import FiniteGuard
+from decision_seq.train.loop import Learner
+from decision_seq.train.optim import make_optimizer
 
 BATCH, STEPS, TOKENS, WIDTH, LAYERS = 64, 20, 60, 128, 3
 OBSERVATIONS, ACTIONS, EPISODE, EPISODES = 11, 3, 1000, 200
@@ -34,6 +38,13 @@ def agent(
     )
     spec = AgentSpec((observations,), actions, discrete=False, max_timestep=EPISODE - 1)
     return SequenceAgent(config, spec)
+
+
+def learner(agent: SequenceAgent, settings: TrainConfig) -> Learner:
+    """What `decision-seq train` begins with."""
+    guard = FiniteGuard(0, agent.device)
+    loss_sum, loss_count = torch.zeros(2, device=agent.device)
+    return Learner(agent, agent, make_optimizer(agent, settings), guard, loss_sum, loss_count)
 
 
 def store() -> EpisodeStore:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from benchmarks import models
-from benchmarks.measure import Call, Options, Row, Table, benchmark, installed, interleaved
+from benchmarks.measure import Call, Options, Row, Table, benchmark, installed, interleaved, timer
 from decision_seq.agents import SequenceAgent
 from decision_seq.agents.base import Context
 from decision_seq.envs.registry import MUJOCO_IDS, Lanes, open_lanes
@@ -113,12 +113,12 @@ def published_mixers(agent: SequenceAgent) -> None:
 
     for block in agent.backbone.blocks:
         theirs = MambaMixer(MambaConfig(hidden_size=models.WIDTH, state_size=16), layer_idx=0)
-        theirs.load_state_dict(block.mixer.state_dict())  # type: ignore[union-attr, operator]
+        theirs.load_state_dict(block.mixer.state_dict())  # type: ignore[union-attr]
         theirs.outputs = lambda x, read, mixer=theirs: mixer(x)[:, read]  # type: ignore[assignment]
         block.mixer = theirs.to(agent.device).eval()
 
 
-@benchmark("simulators", "stepping MuJoCo alone: lanes beside gymnasium's environments")
+@benchmark("simulators", "stepping MuJoCo alone: lanes beside gymnasium's environments", tables=4)
 def simulators(options: Options) -> Iterator[Table]:
     for env in MUJOCO_IDS[::2]:  # v5
         contenders, units = {}, {}
@@ -173,33 +173,20 @@ def acting(backbone: str, count: int, number: int, device: str) -> Call:
     return run
 
 
-@benchmark("endless", "a streamed Mamba step after up to 100,000 steps (10,000 with --quick)")
+@benchmark("endless", "a streamed Mamba step after up to 100,000 steps (or 10,000)")
 def endless(options: Options) -> Iterator[Table]:
-    total, parts = (10_000 if options.quick else 100_000), 10
-    run = acting("mamba", 1, total // parts // 10, options.device)
+    total, parts = (10_000 if options.brief else 100_000), 10
+    calls = 10  # a part
+    steps = total // parts // calls
+    run = timer(acting("mamba", 1, steps, options.device), options)
     rows = []
     for part in range(parts):
-        first = interleaved_once(run, 10, options)
+        seconds = [run() / steps for _ in range(calls)]
         used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         name = f"to step {(part + 1) * total // parts}"
-        rows.append(
-            Row(name, [t / (total // parts // 10) for t in first], note=f"peak {used:.0f} MiB")
-        )
+        rows.append(Row(name, seconds, note=f"peak {used:.0f} MiB"))
     yield Table(
         "Milliseconds of one streamed step, one lane, as the episode goes on",
         rows,
         base=rows[0].name,
     )
-
-
-def interleaved_once(call: Call, times: int, options: Options) -> list[float]:
-    """Seconds of each of `times` calls."""
-    import time
-
-    clock = time.process_time if options.threads == 1 else time.perf_counter
-    seconds = []
-    for _ in range(times):
-        start = clock()
-        call()
-        seconds.append(clock() - start)
-    return seconds

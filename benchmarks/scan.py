@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
+import time
 from collections.abc import Callable, Iterator
 
 import torch
@@ -11,6 +14,7 @@ from torch import Tensor
 from benchmarks.measure import (
     Call,
     Options,
+    Row,
     Table,
     benchmark,
     floor,
@@ -71,7 +75,7 @@ def conv1d_silu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.silu(y[..., : x.shape[1]]).mT
 
 
-@benchmark("scan", "selective scan forward + backward by every path, L = 60, 150, 3000")
+@benchmark("scan", "selective scan forward + backward by every path, L = 60, 150, 3000", tables=4)
 def scan(options: Options) -> Iterator[Table]:
     for length in LENGTHS[: 2 if options.quick else 3]:
         batch = BATCH if length < 1000 else 4
@@ -80,9 +84,8 @@ def scan(options: Options) -> Iterator[Table]:
         contenders = {path.name: forward_backward(path.scan, inputs) for path in paths}
         if installed("mambapy"):
             contenders["mambapy"] = forward_backward(mambapy_scan, inputs)
-        matrices = (
-            4 + 9
-        )  # read u, dt, z, write y; read those and dy, write du, ddt, dz and half as B, C
+        # read u, dt, z, write y; read those and dy, write du, ddt, dz and half as B, C
+        matrices = 4 + 9
         seconds = matrices * inputs[0].numel() * 4 / floor(options).copy
         yield Table(
             f"Scan, forward + backward, B {batch} L {length} E {WIDTH} N {STATES}",
@@ -90,6 +93,31 @@ def scan(options: Options) -> Iterator[Table]:
             base=paths[0].name,
             note=f"Reading and writing its matrices alone takes {1e3 * seconds:.2f} ms.",
         )
+    if options.device == "cpu" and not PATHS["c"].unusable() and (os.cpu_count() or 1) > 1:
+        yield by_threads(options)
+
+
+def by_threads(options: Options) -> Table:
+    """The C path on one thread and on two, by the clock."""
+    run = forward_backward(PATHS["c"].scan, scan_inputs((BATCH, LENGTHS[0], WIDTH, STATES)))
+
+    def on(threads: int) -> Call:
+        def call() -> None:
+            torch.set_num_threads(threads)
+            run()
+
+        return call
+
+    contenders = {"1 thread": on(1), "2 threads": on(2)}
+    rows = interleaved(contenders, dataclasses.replace(options, threads=2))
+    torch.set_num_threads(options.threads)
+    return Table(
+        f"Scan by threads, forward + backward, B {BATCH} L {LENGTHS[0]} E {WIDTH} N {STATES}",
+        rows,
+        base="1 thread",
+        note="By the clock, so what else runs on the machine counts.",
+        faster=True,
+    )
 
 
 @benchmark("conv", "causal convolution + SiLU forward + backward by every path")
@@ -133,20 +161,16 @@ def long_scan(name: str) -> Call:
     return forward_backward(PATHS[name].scan, scan_inputs(LONG_SHAPE))
 
 
-@benchmark("scan-memory", "peak memory of a scan over 3000 tokens, B 64, E 512 (not with --quick)")
+@benchmark("scan-memory", "peak memory of a scan over 3000 tokens, B 64, E 512 (given time)")
 def scan_memory(options: Options) -> Iterator[Table]:
-    if options.quick or options.device != "cpu":
+    if options.brief or options.device != "cpu":
         return
-    import time
-
     rows = []
     for name in [status.name for status in ops.scan_paths() if status.usable]:
         if name in EVERY_LENGTH:
             start = time.perf_counter()
             used = peak_memory(long_scan, name)
             rows.append((name, time.perf_counter() - start, used))
-    from benchmarks.measure import Row
-
     batch, length, width, states = LONG_SHAPE
     outputs = 4 * batch * length * width * 4
     yield Table(

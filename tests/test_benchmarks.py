@@ -1,0 +1,53 @@
+"""The command that runs the benchmarks: a run must end in time, and end with what it has."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+Run = Callable[..., tuple[str, int]]
+
+
+@pytest.fixture
+def benchmarks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Run]:
+    """Runs the command with arguments; returns its results and the exit status."""
+    monkeypatch.syspath_prepend(ROOT)
+    from benchmarks import __main__, measure
+
+    monkeypatch.setattr(measure, "_floor", lambda device, threads: measure.Floor(1e9, 1e9, 1e9))
+
+    def run(*arguments: str) -> tuple[str, int]:
+        monkeypatch.setattr(sys, "argv", ["benchmarks", "--out", str(tmp_path), *arguments])
+        with pytest.raises(SystemExit) as end:
+            __main__.main()
+        return (tmp_path / "benchmarks.md").read_text(), int(end.value.code or 0)
+
+    threads = torch.get_num_threads()
+    yield run
+    torch.set_num_threads(threads)
+
+
+def test_what_does_not_fit_into_the_minutes_is_named(benchmarks: Run) -> None:
+    text, status = benchmarks("--minutes", "0", "--only", "conv", "lanes")
+    assert "conv is skipped: the 0 minutes are over." in text
+    assert "lanes is skipped" in text
+    assert status == 0
+
+
+def test_a_benchmark_that_fails_leaves_the_others(benchmarks: Run) -> None:
+    text, status = benchmarks("--quick", "--only", "curves", "scan-step", "--data", "missing.npz")
+    assert "curves failed: UserError, missing.npz: no such file" in text
+    assert "| reference |" in text
+    assert status == 1
+
+
+def test_there_is_a_script_for_a_gpu() -> None:
+    script = ROOT / "benchmarks" / "gpu.sh"
+    subprocess.run(["bash", "-n", script], check=True)
+    done = subprocess.run(["bash", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "usage" in done.stderr
