@@ -28,6 +28,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.measure import BENCHMARKS, Listing, Options, Table, floor, hardware
+from decision_seq.hardware import keep_freed_memory
 
 # Each registers its own; what is most wanted comes first, as time may be up before the last.
 for module in ("scan", "training", "rollouts", "sampling", "growth", "curves"):
@@ -43,6 +44,7 @@ def main() -> None:
         return
     end = time.perf_counter() + 60 * arguments.minutes
     torch.set_num_threads(arguments.threads)
+    keep_freed_memory()  # as training does
     options = Options(
         quick=arguments.quick,
         device="cuda" if arguments.gpu else "cpu",

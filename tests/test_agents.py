@@ -23,6 +23,7 @@ from decision_seq.data.store import open_store
 from decision_seq.data.transforms import ReturnSpec
 from decision_seq.data.windows import Batch
 from decision_seq.errors import UserError
+from decision_seq.ops.dispatch import PATHS
 
 K, S, A = 5, 4, 3
 KINDS = sorted(BackboneConfig.registry)
@@ -319,6 +320,30 @@ def test_statistics_come_from_the_data(tmp_path: Path) -> None:
     np.testing.assert_allclose(agent.action_scale.numpy(), [1, largest, 1], rtol=1e-6)
     assert agent.spec == AgentSpec((S,), A, False, max_timestep=29, env="Hopper-v5")
     assert roll(agent.eval(), "stream", 3).abs()[..., 1].max() <= largest
+
+
+@pytest.mark.parametrize("path", ["c", "torch"])
+@pytest.mark.parametrize("kind", ["attention", "mamba"])
+def test_a_training_loss_compiles_as_one_graph(
+    kind: str, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if reason := PATHS[path].unusable():
+        pytest.skip(reason)
+    monkeypatch.setenv("DECISION_SEQ_SCAN", path)
+    backbone = BackboneConfig.registry[kind](width=16, layers=2, dropout=0.3)
+    agent, batch = make(kind, backbone=backbone).train(), random_batch()
+    torch._dynamo.reset()
+    compiled = torch.compile(agent.loss, backend="aot_eager", fullgraph=True)
+    results = []
+    for loss in (agent.loss, compiled):
+        torch.manual_seed(0)  # of the dropout masks
+        agent.zero_grad()
+        value = loss(batch)
+        value.backward()
+        grads = [p.grad for p in agent.parameters() if p.grad is not None]
+        results.append([value.detach(), *(grad.clone() for grad in grads)])
+    for eager, own in zip(*results, strict=True):
+        torch.testing.assert_close(own, eager, rtol=1e-5, atol=1e-6)
 
 
 @every_pair

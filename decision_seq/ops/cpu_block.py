@@ -19,7 +19,7 @@ LEVELS = 1 << 16  # dropout's probability is rounded to a multiple of 1 / LEVELS
 
 def draw_seed() -> Tensor:
     """[] int64 from torch's generator, which the run's seed fixes and a checkpoint holds."""
-    return torch.empty((), dtype=torch.int64).random_(-(2**63), None)
+    return torch.randint(-(2**63), 2**63 - 1, ())
 
 
 def unsigned(seed: Tensor) -> int:

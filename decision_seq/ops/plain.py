@@ -37,7 +37,7 @@ def _mask(x: Tensor, dropped: int) -> Tensor:
     From 16 random bits an element: PyTorch draws a number each, on one thread.
     """
     count = x.numel()
-    bits = torch.empty((count + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+    bits = torch.randint(-(2**63), 2**63 - 1, ((count + 3) // 4,))
     levels = bits.view(torch.int16)[:count].view(x.shape)  # uniform in [-LEVELS / 2, LEVELS / 2)
     kept = torch.ge(levels, dropped - LEVELS // 2, out=torch.empty_like(levels, dtype=x.dtype))
     return kept.mul_(LEVELS / (LEVELS - dropped))
