@@ -1,0 +1,31 @@
+"""Memory that a training step frees is there for the next."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+FAULTS = """
+import resource, sys
+import torch
+from decision_seq.hardware import keep_freed_memory
+
+torch.set_num_threads(1)
+keep_freed_memory()
+for _ in range(4):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for size in (2, 4, 8, 16):  # MiB: as activations grow and go
+        step = [torch.ones(size << 18) for _ in range(4)]
+        del step
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_freed_memory_is_not_given_back() -> None:
+    command = [sys.executable, "-c", FAULTS]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 500  # of 30,720 pages that such a step fills
