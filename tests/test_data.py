@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from itertools import pairwise
 from pathlib import Path
 
@@ -305,6 +306,28 @@ def test_windows_equal_a_loop_over_rows(
             for field in (batch.observations, batch.actions, batch.returns_to_go, batch.timesteps):
                 assert not field[row, pad].any()
             row += 1
+
+
+def test_a_window_alone_is_the_window_among_others(tmp_path: Path) -> None:
+    """All at once they are gathered row by row, since those at the table's end overhang it; most
+    alone are cut out as one piece."""
+    sampler = sampler_for(random_episodes([3, 9, 1, 7]), tmp_path, length=4)
+    together = sampler.windows(torch.arange(20))
+    for i in range(20):
+        alone = sampler.windows(torch.tensor([i]))
+        for field in dataclasses.fields(together):
+            wanted, got = getattr(together, field.name)[i : i + 1], getattr(alone, field.name)
+            assert got.dtype == wanted.dtype and torch.equal(got, wanted), (i, field.name)
+
+
+@pytest.mark.parametrize("index", [0, 1, 2**40])
+def test_draws_stay_what_they_were(index: int, tmp_path: Path) -> None:
+    """A run that is resumed, or repeated from its record, must meet the same batches."""
+    sampler = sampler_for(random_episodes([50]), tmp_path)
+    sampler.batch(7, 3)  # whatever was drawn before
+    generator = np.random.Generator(np.random.Philox(key=0, counter=index << 64))
+    places = [(0, start) for start in generator.integers(50, size=9)]
+    assert sampler.places(index, 9) == places
 
 
 def test_starts_are_uniform_over_all_steps(tmp_path: Path) -> None:

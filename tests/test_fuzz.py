@@ -293,7 +293,7 @@ def test_store_and_windows_of_any_episodes(
         store, np.arange(store.episodes), length, ReturnSpec(scale=1.0), 0, full=full
     )
     batch = sampler.windows(torch.arange(sampler.steps))
-    starts = sampler._starts.numpy()
+    starts = sampler._starts
     reached = np.zeros(store.steps, bool)
     for i, start in enumerate(starts):
         episode = int(np.searchsorted(store.offsets, start, side="right")) - 1

@@ -461,7 +461,7 @@ def test_a_block_in_one_call_is_the_block(
     doubled = {name: t.double() for name, t in state.items()}
     expected, expected_state = copy.deepcopy(block).double().step(x.double(), doubled)
     with torch.no_grad():
-        assert ops.block_step(x) is not None
+        assert ops.streaming(x, lanes * tokens) is not None
         results = []
         for threads in (1, 2):
             torch.set_num_threads(threads)
@@ -492,9 +492,9 @@ def test_softplus_and_gelu_of_the_block_kernel() -> None:
 
 def test_where_the_block_kernel_stands_back() -> None:
     x = torch.zeros(1, 3, 16)
-    assert ops.block_step(x) is None  # gradients are wanted
+    assert ops.streaming(x, 3) is None  # gradients are wanted
     with torch.no_grad():
-        assert ops.block_step(x.double()) is None
-        assert ops.block_step(torch.zeros(100, 3, 16)) is None
+        assert ops.streaming(x.double(), 3) is None
+        assert ops.streaming(x, 300) is None
         with torch.autocast("cpu", torch.bfloat16):
-            assert ops.block_step(x) is None
+            assert ops.streaming(x, 3) is None

@@ -307,16 +307,10 @@ class SequenceAgent(nn.Module):
         Returns:
             Actions [lanes, A] in the environment's units (or indices [lanes]), and the new state.
         """
-        fresh = state.timestep == 0
-        to_go = state.return_to_go
-        if not self.config.returns.delayed:  # with a delayed return nothing arrives on the way
-            spent = prev_reward.to(self.device, torch.float32)
-            if self.config.returns.clipped:
-                spent = spent.clamp(-1, 1)
-            to_go = torch.where(fresh, to_go, to_go - spent / self.config.returns.scale)
-        prev = prev_action.to(self.device)
+        device = self.device
+        to_go = self._still_to_go(prev_reward.to(device, torch.float32), state)
         inputs = StepInput(
-            now=self.values(observation.to(self.device), prev, to_go),
+            now=self.values(observation.to(device), prev_action.to(device), to_go),
             timestep=state.timestep,
         )
         features, memory = self.look(state.memory, inputs)  # [lanes, D]
@@ -328,6 +322,14 @@ class SequenceAgent(nn.Module):
             memory=memory,
         )
         return action, after
+
+    def _still_to_go(self, reward: Tensor, state: AgentState) -> Tensor:
+        """[lanes] return-to-go, scaled, once `reward` [lanes] has been received."""
+        returns, before = self.config.returns, state.return_to_go
+        if returns.delayed:  # nothing arrives on the way
+            return before
+        spent = reward.clamp(-1, 1) if returns.clipped else reward
+        return torch.where(state.timestep > 0, before - spent / returns.scale, before)
 
     def look(self, memory: Memory, step: StepInput) -> tuple[Tensor, Memory]:
         """Take the step in. Returns features [lanes, D] where the action is read.

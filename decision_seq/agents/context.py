@@ -122,21 +122,16 @@ class StreamMemory:
         self, agent: SequenceAgent, step: StepInput, kinds: tuple[str, ...]
     ) -> tuple[Tensor, StreamMemory]:
         """Feed `kinds`; where they begin the step, first the action of the one before."""
-        order = agent.config.tokens
-        now = {name: value.unsqueeze(1) for name, value in step.now.items()}  # K = 1
-        timestep = step.timestep.unsqueeze(1)
-        before = (timestep - 1).clamp(min=0)
-        state = self.state
+        order, embedding, state = agent.config.tokens, agent.embedding, self.state
         if kinds[0] == order[0] and "action" in order:
-            fresh = step.timestep == 0
-            if not fresh.any():
+            times = step.timestep.tolist()
+            if 0 not in times:
                 kinds = ("action", *kinds)
-                timestep = torch.stack([before, *[timestep] * (len(kinds) - 1)], dim=2)
-            elif not fresh.all():  # a lane that begins has no previous step: undo it there
-                action = agent.embedding(now, before, ("action",))
+            elif any(times):  # a lane that begins has no previous step: undo it there
+                action = embedding.step(step.now, step.timestep, ("action",))
                 _, state = agent.backbone.step(action, state)
-                state = agent.backbone.reset(state, fresh)
-        tokens = agent.embedding(now, timestep, kinds)  # [lanes, len(kinds), D]
+                state = agent.backbone.reset(state, step.timestep == 0)
+        tokens = embedding.step(step.now, step.timestep, kinds)  # [lanes, len(kinds), D]
         features, state = agent.backbone.step(tokens, state, LAST)
         return features[:, -1], StreamMemory(state)
 

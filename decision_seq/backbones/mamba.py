@@ -8,6 +8,7 @@ that package, transformers' MambaModel and this one.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,22 +18,24 @@ from torch import Tensor, nn
 
 from decision_seq.backbones.base import (
     EVERY,
+    Backbone,
     BackboneConfig,
     Block,
     LayerState,
     Layout,
     Mixer,
+    State,
 )
 from decision_seq.config import register
 from decision_seq.errors import UserError
 from decision_seq.ops import (
-    block_step,
     causal_conv_silu,
     causal_conv_silu_step,
     linear,
     linear_softplus,
     selective_scan,
     selective_scan_step,
+    streaming,
 )
 from decision_seq.ops.layers import Linear
 
@@ -67,31 +70,68 @@ class MambaConfig(BackboneConfig):
     def make_block(self, layout: Layout, layer: int) -> Block:
         return MambaBlock(self.make_mixer(layout), self)
 
+    def build(self, layout: Layout) -> Backbone:
+        return MambaBackbone(self, layout)
+
+
+class Stream:
+    """Streams tokens through blocks by one call, where there is a kernel for all of it.
+
+    It keeps where each weight lives, not the weight: looking them up by attribute would cost as
+    much as the kernel, and what has been trained or loaded since must be seen.
+
+    Args:
+        module: to be streamed.
+        names: its parameters: of every block in the order of BLOCK_WEIGHTS, then of its last norm.
+        eps: of all norms.
+    """
+
+    def __init__(self, module: nn.Module, names: Sequence[str], eps: float) -> None:
+        paths = [name.rpartition(".") for name in names]
+        self.homes = [(module.get_submodule(path)._parameters, name) for path, _, name in paths]
+        self.eps, self.normed = eps, len(names) % len(BLOCK_WEIGHTS) > 0
+
+    def step(self, x: Tensor, state: State, read: slice) -> tuple[Tensor, State] | None:
+        """[B, n, D], state -> [B, l, D], state; None where `Backbone.step` has to do it."""
+        path = streaming(x, x.shape[0] * x.shape[1])
+        start, stop, stride = read.indices(x.shape[1])
+        if path is None or stop < x.shape[1] or stride != 1:
+            return None
+        weights = [home[name] for home, name in self.homes]
+        states = [(layer["conv"], layer["h"]) for layer in state]
+        y, conv, h = path.stack_step(x, weights, self.eps, states, self.normed, stop - start)
+        layers = zip(conv.unbind(), h.unbind(), strict=True)
+        return y, [{"conv": c, "h": s} for c, s in layers]
+
+
+class MambaBackbone(Backbone):
+    """Streams by one call."""
+
+    def __init__(self, config: MambaConfig, layout: Layout) -> None:
+        super().__init__(config, layout)
+        of_blocks = [f"blocks.{i}.{name}" for i in range(config.layers) for name in BLOCK_WEIGHTS]
+        self._stream = Stream(self, [*of_blocks, "norm.weight", "norm.bias"], self.norm.eps)
+
+    def step(self, x: Tensor, state: State, read: slice = EVERY) -> tuple[Tensor, State]:
+        """[B, n, D], state -> [B, l, D], state"""
+        done = None if self.training else self._stream.step(x, state, read)
+        return super().step(x, state, read) if done is None else done
+
 
 class MambaBlock(Block):
-    """A block that streams by one call where there is a kernel for all of it."""
+    """The same of one block, for those between others."""
 
     def __init__(self, mixer: Mixer, config: MambaConfig) -> None:
         super().__init__(mixer, config)
-        # Where each weight lives: looking it up by attribute would cost as much as the kernel.
-        paths = [name.rpartition(".") for name in BLOCK_WEIGHTS]
-        self._homes = [(self.get_submodule(path)._parameters, name) for path, _, name in paths]
+        self._stream = Stream(self, BLOCK_WEIGHTS, self.norm_mixer.eps)
 
     def step(self, x: Tensor, state: LayerState, read: slice = EVERY) -> tuple[Tensor, LayerState]:
         """[B, n, D], state -> [B, l, D], state"""
-        kernel = None if self.training else block_step(x)
-        start, stop, stride = read.indices(x.shape[1])
-        if kernel is None or stop < x.shape[1] or stride != 1:
+        done = None if self.training else self._stream.step(x, [state], read)
+        if done is None:
             return super().step(x, state, read)
-        y, conv, h = kernel(
-            x.contiguous(),
-            [home[name] for home, name in self._homes],
-            self.norm_mixer.eps,
-            state["conv"].contiguous(),
-            state["h"].contiguous(),
-            stop - start,
-        )
-        return y, {"conv": conv, "h": h}
+        y, (state,) = done
+        return y, state
 
 
 class Mamba(Mixer):

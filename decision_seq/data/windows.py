@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.lib.stride_tricks import as_strided
 from torch import Tensor
 
 from decision_seq.data.frames import release
@@ -71,10 +72,11 @@ class WindowSampler:
         self._mixture = Mixture.of(store, episodes, eligible, weights) if weights else None
         # row of each eligible start, and where its episode stops
         before = np.cumsum(eligible) - eligible
-        self._starts = torch.from_numpy(
-            np.arange(self.steps) - np.repeat(before - starts, eligible)
-        )  # [steps]
-        self._stops = torch.from_numpy(np.repeat(stops, eligible))  # [steps]
+        self._starts = np.arange(self.steps) - np.repeat(before - starts, eligible)  # [steps]
+        self._stops = np.repeat(stops, eligible)  # [steps]
+        self._columns = np.arange(length)
+        self._generator = np.random.Generator(np.random.Philox(key=seed))
+        self._fresh = self._generator.bit_generator.state  # before its first draw
         self._frames = store.observations if store.frames else None
         self._timesteps = torch.from_numpy(store.timesteps)
         self._tables = {
@@ -84,6 +86,7 @@ class WindowSampler:
             "timesteps": torch.from_numpy(store.timesteps),
         }
         self._make_resident()
+        self._runs = self._make_runs()
 
     def batch(self, index: int, size: int, rows: slice = slice(None)) -> Batch:
         """Batch number `index`: `size` random windows, or those `rows` of them."""
@@ -91,20 +94,45 @@ class WindowSampler:
 
     def places(self, index: int, size: int) -> list[tuple[int, int]]:
         """(episode, step within it) where each window of batch number `index` starts."""
-        rows = self._starts[self._draw(index, size)].numpy()
+        rows = self._starts[self._draw(index, size)]
         episodes = np.searchsorted(self._offsets, rows, side="right") - 1
         return list(zip(episodes.tolist(), (rows - self._offsets[episodes]).tolist(), strict=True))
 
-    def _draw(self, index: int, size: int) -> Tensor:
-        generator = np.random.Generator(np.random.Philox(key=self.seed, counter=index << 64))
+    def _draw(self, index: int, size: int) -> np.ndarray:
+        """[size] int64 numbers of eligible steps; a function of the seed and `index` alone."""
+        generator = self._generator  # what it drew before is forgotten: making one takes longer
+        self._fresh["state"]["counter"][1] = index
+        generator.bit_generator.state = self._fresh
         if self._mixture is not None:
-            return torch.from_numpy(self._mixture.draw(generator, size))
-        return torch.from_numpy(generator.integers(self.steps, size=size))
+            return self._mixture.draw(generator, size)
+        return generator.integers(self.steps, size=size)
 
-    def windows(self, which: Tensor) -> Batch:
+    def windows(self, which: Tensor | np.ndarray) -> Batch:
         """The windows that start at eligible steps `which` [B], int64 in [0, steps)."""
-        rows = self._starts[which, None] + torch.arange(self.length)  # [B, K]
-        stops = self._stops[which, None]
+        chosen = np.asarray(which)
+        first, stops = self._starts[chosen], self._stops[chosen]
+        if self._runs and first.max(initial=0) < len(self._runs["actions"]):
+            return self._cut_out(first, stops)
+        return self._collect(torch.from_numpy(first)[:, None], torch.from_numpy(stops)[:, None])
+
+    def _cut_out(self, first: np.ndarray, stops: np.ndarray) -> Batch:
+        """The windows from rows `first` [B] on, zero from `stops` [B] on, each one piece of memory."""
+        mask = self._columns < (stops - first)[:, None]  # [B, K]
+        pads = np.flatnonzero(~mask)
+        values = {name: runs[first] for name, runs in self._runs.items()}  # [B, K * ...]
+        values["timesteps"] = values["timesteps"] + self._columns
+        for name, value in values.items():
+            shape = self._tables[name].shape[1:]
+            value.reshape(mask.size, *shape)[pads] = 0
+            values[name] = value.reshape(*mask.shape, *shape)
+        return Batch(
+            mask=torch.from_numpy(mask),
+            **{name: torch.from_numpy(value) for name, value in values.items()},
+        )
+
+    def _collect(self, first: Tensor, stops: Tensor) -> Batch:
+        """The same row by row, for all that `_make_runs` leaves out; [B, 1] both."""
+        rows = first + torch.arange(self.length)  # [B, K]
         mask = rows < stops
         rows = torch.minimum(rows, stops - 1)  # pads repeat the last step, then zeroed
         observe = self._gather if self._frames is None else self._stacks
@@ -142,3 +170,16 @@ class WindowSampler:
         free, _ = torch.cuda.mem_get_info(self.device)
         if needed < free // 2:
             self._tables = {name: t.to(self.device) for name, t in self._tables.items()}
+
+    def _make_runs(self) -> dict[str, np.ndarray]:
+        """Views of the tables whose row i is K successive rows from i on, [N - K + 1, K * ...] (of
+        timesteps the first alone); none of frames or for a GPU, nor where N < K."""
+        count = len(self._timesteps) - self.length + 1
+        if self._frames is not None or self.device.type != "cpu" or count < 1:
+            return {}
+        runs = {}
+        for name, table in self._tables.items():
+            flat = table.numpy().reshape(len(table), -1)  # [N, ...]
+            shape = count, flat.shape[1] * (1 if name == "timesteps" else self.length)
+            runs[name] = as_strided(flat, shape, flat.strides, writeable=False)
+        return runs

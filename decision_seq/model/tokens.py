@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from decision_seq.ops import streaming
+
 
 class TokenEmbedding(nn.Module):
     """A linear embedding of each kind of token plus a learned one of the episode timestep, then
@@ -70,6 +72,39 @@ class TokenEmbedding(nn.Module):
         time = self.timestep(timesteps.clamp(max=self.max_timestep))  # [B, K, 1 or len(kinds), D]
         tokens = torch.stack([self._token(kind, values[kind]) for kind in kinds], dim=2)
         return self.norm((tokens + time).flatten(1, 2))  # [B, K * len(kinds), D]
+
+    def step(self, values: dict[str, Tensor], timestep: Tensor, kinds: Sequence[str]) -> Tensor:
+        """Embed tokens of one step: of the one at `timestep`, but its action is that of the step
+        before, the newest that there is when an agent acts.
+
+        Args:
+            values: by kind, as in `forward` but without K.
+            timestep: [B] int64.
+            kinds: which tokens, in order.
+
+        Returns:
+            [B, len(kinds), D]
+        """
+        path = streaming(self.timestep.weight, len(timestep) * len(kinds))
+        if path is None:
+            before = torch.stack([timestep - int(kind == "action") for kind in kinds], dim=1)
+            one = {kind: values[kind].unsqueeze(1) for kind in kinds}  # K = 1
+            return self(one, before.clamp(min=0).unsqueeze(1), kinds)
+        return path.embed_step(
+            [self._streamed(kind, values[kind]) for kind in kinds],
+            timestep,
+            self.timestep.weight,
+            self.norm.weight,
+            self.norm.bias,
+            self.norm.eps,
+            self.bounded,
+        )
+
+    def _streamed(self, kind: str, value: Tensor) -> tuple[Tensor, Tensor, Tensor | None, int]:
+        """A token as `embed_step` takes it."""
+        own = self.embed[kind]._parameters
+        value = value.unsqueeze(-1) if kind == "return_to_go" else value
+        return value, own["weight"], own.get("bias"), int(kind == "action")
 
     def _token(self, kind: str, value: Tensor) -> Tensor:
         """[B, K, ...] -> [B, K, D]"""

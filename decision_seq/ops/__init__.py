@@ -5,8 +5,6 @@ Scan and convolution compute in float32 (float64 stays float64), also under auto
 the dtype of their input. Which implementation runs is decided in dispatch.py.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -15,7 +13,6 @@ from decision_seq.ops.dispatch import PATHS, Path, PathStatus, choose, scan_path
 __all__ = [
     "PathStatus",
     "attention",
-    "block_step",
     "causal_conv_silu",
     "causal_conv_silu_step",
     "dropout_add",
@@ -26,9 +23,10 @@ __all__ = [
     "scan_paths",
     "selective_scan",
     "selective_scan_step",
+    "streaming",
 ]
 
-MAX_BLOCK_ROWS = 24  # tokens at once beyond which matrix products by PyTorch are faster
+MAX_STREAMED_ROWS = 96  # tokens at once beyond which matrix products by PyTorch are faster
 
 
 def selective_scan(
@@ -132,17 +130,20 @@ def causal_conv_silu_step(
     return _like(x, y), history
 
 
-def block_step(x: Tensor) -> Callable[..., tuple[Tensor, Tensor, Tensor]] | None:
-    """What continues a whole residual block by x [B, n, D] in one call (see cpu.block_step).
+def streaming(like: Tensor, rows: int) -> Path | None:
+    """The path whose `embed_step` and `stack_step` continue a stream by `rows` tokens of like's
+    dtype and device, a call each (see cpu.py).
 
     None where there is nothing of the kind (another device or dtype, gradients, autocast), and for
     many tokens at once.
     """
-    few = x.shape[0] * x.shape[1] <= MAX_BLOCK_ROWS
-    plain = few and x.dtype is torch.float32 and x.is_cpu and not torch.is_grad_enabled()
-    if not plain or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
+    plain = rows <= MAX_STREAMED_ROWS and like.dtype is torch.float32 and like.is_cpu
+    if not plain or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
         return None
-    return choose(torch.float32, "cpu").block_step
+    if torch.compiler.is_compiling():
+        return None
+    path = choose(torch.float32, "cpu")
+    return None if path.stack_step is None else path
 
 
 def attention(

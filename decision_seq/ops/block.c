@@ -1,4 +1,5 @@
-/* One residual block around Mamba, continued by a few tokens: what streaming spends its time in.
+/* A stack of residual blocks around Mamba, continued by a few tokens: what streaming spends its time
+ * in.
  *
  *   x <- x + out_proj(scan(conv(in_proj(norm(x))))),   x <- x + mlp(norm(x))
  *
@@ -6,21 +7,22 @@
  * from Python. Weights are read as they lie in the model ([outputs][inputs]), so there is nothing to
  * pack and nothing to go stale. */
 
-#include <math.h>
-
-#include "simd.h"
-
-#define TILE 4  /* rows and outputs whose sums fit the registers */
-#define AHEAD 2 /* tiles: all layers' weights do not fit the second-level cache */
+#include "dense.h"
 
 enum { NORM1, NORM1_BIAS, IN, CONV, CONV_BIAS, SELECT, DT, DT_BIAS, A_LOG, SKIP, OUT, NORM2, NORM2_BIAS,
-       UP, UP_BIAS, DOWN, DOWN_BIAS };
+       UP, UP_BIAS, DOWN, DOWN_BIAS, WEIGHTS };
 
 typedef struct {
-    const float *const *weights;
     float eps;
-    int length, read, width, channels, states, taps, rank, hidden;
-} Block;
+    int length, width, channels, states, taps, rank, hidden;
+} Sizes;
+
+typedef struct { /* the arguments of stack_step */
+    Sizes sizes;
+    const float *const *weights, *const *norm, *x, *const *conv, *const *h;
+    float *new_conv, *new_h, *y;
+    int layers, batch, read;
+} Stack;
 
 int conv_forward(const void *x, long x_row, const float *weight, const float *bias,
                  const float *history, void *y, float *new_history, int half, int batch, int length,
@@ -30,149 +32,120 @@ int scan_step(const float *u, long u_row, const float *dt, long dt_row, const fl
               const float *z, long z_row, const float *state, float *new_state, float *y,
               int batch, int length, int width, int states, int threads);
 
-/* `rows` x `outputs` of y = x W^T + bias. */
-INLINE void linear_tile(const float *x, long x_row, const float *W, const float *bias, float *y,
-                        long y_row, int inputs, int rows, int outputs) {
-    vec sum[TILE][TILE] = {{{0}}};
-    int i = 0;
-    for (; i + V <= inputs; i += V)
-        for (int o = 0; o < outputs; o++) {
-            __builtin_prefetch(W + (long)(o + AHEAD * TILE) * inputs + i);
-            const vec w = load(W + (long)o * inputs + i, V);
-#pragma GCC unroll 4
-            for (int r = 0; r < rows; r++) sum[r][o] += w * load(x + r * x_row + i, V);
-        }
-    if (i < inputs)
-        for (int o = 0; o < outputs; o++) {
-            const vec w = load(W + (long)o * inputs + i, inputs - i);
-            for (int r = 0; r < rows; r++) sum[r][o] += w * load(x + r * x_row + i, inputs - i);
-        }
-    for (int r = 0; r < rows; r++)
-        for (int o = 0; o < outputs; o++)
-            y[r * y_row + o] = sum_lanes(sum[r][o]) + (bias ? bias[o] : 0);
-}
-
-/* y = x W^T + bias for `rows` rows; W [outputs][inputs]; bias may be NULL. */
-static void linear(const float *x, long x_row, int rows, const float *W, const float *bias,
-                   float *y, long y_row, int inputs, int outputs) {
-    for (int o = 0; o < outputs; o += TILE, W += (long)TILE * inputs) {
-        const int some = min_int(TILE, outputs - o);
-        const float *b = bias ? bias + o : NULL;
-        for (int r = 0; r < rows; r += TILE) {
-            const float *from = x + r * x_row;
-            float *to = y + r * y_row + o;
-            const int left = min_int(TILE, rows - r);
-            if (some == TILE && left == 4)
-                linear_tile(from, x_row, W, b, to, y_row, inputs, 4, TILE);
-            else if (some == TILE && left == 3)
-                linear_tile(from, x_row, W, b, to, y_row, inputs, 3, TILE);
-            else if (some == TILE && left == 1)
-                linear_tile(from, x_row, W, b, to, y_row, inputs, 1, TILE);
-            else
-                linear_tile(from, x_row, W, b, to, y_row, inputs, left, some);
-        }
-    }
-}
-
-/* y = weight (x - mean) / sqrt(variance + eps) + bias, of one row. */
-static void normalise(const float *x, const float *weight, const float *bias, float *y, int width,
-                      float eps) {
-    float mean = 0, variance = 0;
-    for (int e = 0; e < width; e++) mean += x[e];
-    mean /= width;
-    for (int e = 0; e < width; e++) variance += (x[e] - mean) * (x[e] - mean);
-    const float scale = 1.f / sqrtf(variance / width + eps);
-    for (int e = 0; e < width; e++) y[e] = (x[e] - mean) * scale * weight[e] + bias[e];
+static void add(float *x, const float *y, long size) {
+    for (long i = 0; i < size; i++) x[i] += y[i];
 }
 
 void softplus_values(float *values, long size) {
-    for (long i = 0; i < size; i += V) {
-        const int lanes = size - i < V ? size - i : V;
-        store(values + i, softplus(load(values + i, lanes)), lanes);
-    }
+    for (long i = 0; i < size; i += V)
+        store_some(values + i, softplus(load_some(values + i, size - i)), size - i);
 }
 
 void gelu_values(float *values, long size) {
-    for (long i = 0; i < size; i += V) {
-        const int lanes = size - i < V ? size - i : V;
-        store(values + i, gelu(load(values + i, lanes)), lanes);
-    }
+    for (long i = 0; i < size; i += V)
+        store_some(values + i, gelu(load_some(values + i, size - i)), size - i);
+}
+
+/* A = -exp(A_log) */
+static void decay_rates(const float *A_log, float *A, long size) {
+    for (long i = 0; i < size; i += V)
+        store_some(A + i, -exp2_vec(LOG2E * load_some(A_log + i, size - i)), size - i);
 }
 
 /* In floats, for `batch` lanes. */
-static long scratch_size(const Block *k, int batch) {
+static long scratch_size(const Sizes *k, int batch) {
     const long rows = (long)batch * k->length;
     const long wide = k->hidden > 2 * k->channels ? k->hidden : 2 * k->channels;
-    return rows * (k->width + wide + 3 * k->channels + k->rank + 2 * k->states);
+    const long row = 2 * k->width + wide + 3 * k->channels + k->rank + 2 * k->states;
+    return ceil_div(rows * row + (long)k->channels * k->states, V) * V;
 }
 
-/* A few lanes, on one thread. y holds the last `read` tokens of each. */
-static int block_lanes(const Block *k, const float *x, const float *A, const float *conv,
-                       const float *h, float *new_conv, float *new_h, float *y, float *scratch,
-                       int batch) {
-    const float *const *w = k->weights;
+/* Of each lane's `length` rows the last `read`, moved to the front. */
+static void keep_last(float *rows, int batch, int length, int read, int width) {
+    const size_t kept = (size_t)read * width;
+    for (long b = 0; b < batch; b++)
+        memmove(rows + b * kept, rows + ((b + 1) * length - read) * width, kept * sizeof(float));
+}
+
+/* x [batch][length][D] becomes the outputs [batch][read][D] at the last `read` tokens. conv and h:
+ * the state before, and after. */
+static int block(const Sizes *k, const float *const *w, float *x, const float *conv, const float *h,
+                 float *new_conv, float *new_h, float *scratch, int batch, int read) {
     const int D = k->width, E = k->channels, N = k->states, chosen = k->rank + 2 * N;
-    const int rows = batch * k->length, read = batch * k->read;
+    const int length = k->length, rows = batch * length, kept = batch * read;
     const long wide = k->hidden > 2 * E ? k->hidden : 2 * E;
-    float *norm = scratch, *uz = norm + (long)rows * D, *u = uz + rows * wide;
-    float *dt = u + (long)rows * E, *scan = dt + (long)rows * E, *select = scan + (long)rows * E;
+    float *A = scratch, *norm = A + (long)E * N, *uz = norm + (long)rows * D;
+    float *u = uz + rows * wide, *dt = u + (long)rows * E, *scan = dt + (long)rows * E;
+    float *select = scan + (long)rows * E;
 
-    for (int r = 0; r < rows; r++)
-        normalise(x + (long)r * D, w[NORM1], w[NORM1_BIAS], norm + (long)r * D, D, k->eps);
-    linear(norm, D, rows, w[IN], NULL, uz, 2 * E, D, 2 * E);
-    if (conv_forward(uz, 2 * E, w[CONV], w[CONV_BIAS], conv, u, new_conv, 0, batch, k->length,
-                     E, k->taps, 1))
+    normalise_rows(x, w + NORM1, norm, rows, D, k->eps);
+    linear_rows(norm, D, rows, w[IN], NULL, uz, 2 * E, D, 2 * E);
+    if (conv_forward(uz, 2 * E, w[CONV], w[CONV_BIAS], conv, u, new_conv, 0, batch, length, E,
+                     k->taps, 1))
         return -1;
-    linear(u, E, rows, w[SELECT], NULL, select, chosen, E, chosen);
-    linear(select, chosen, rows, w[DT], w[DT_BIAS], dt, E, k->rank, E);
+    linear_rows(u, E, rows, w[SELECT], NULL, select, chosen, E, chosen);
+    linear_rows(select, chosen, rows, w[DT], w[DT_BIAS], dt, E, k->rank, E);
     softplus_values(dt, (long)rows * E);
+    decay_rates(w[A_LOG], A, (long)E * N);
     scan_step(u, E, dt, E, A, select + k->rank, chosen, select + k->rank + N, chosen, w[SKIP],
-              uz + E, 2 * E, h, new_h, scan, batch, k->length, E, N, 1);
+              uz + E, 2 * E, h, new_h, scan, batch, length, E, N, 1);
 
-    float *mixed = norm; /* only the tokens to be read, from here on */
-    for (int b = 0; b < batch; b++) {
-        const long first = (long)b * k->length + k->length - k->read;
-        linear(scan + first * E, E, k->read, w[OUT], NULL, y + (long)b * k->read * D, D, E, D);
-        for (long i = 0; i < (long)k->read * D; i++)
-            y[(long)b * k->read * D + i] += x[first * D + i];
-    }
-    for (int r = 0; r < read; r++)
-        normalise(y + (long)r * D, w[NORM2], w[NORM2_BIAS], mixed + (long)r * D, D, k->eps);
-    float *up = uz, *down = u;
-    linear(mixed, D, read, w[UP], w[UP_BIAS], up, k->hidden, D, k->hidden);
-    gelu_values(up, (long)read * k->hidden);
-    linear(up, k->hidden, read, w[DOWN], w[DOWN_BIAS], down, D, k->hidden, D);
-    for (long i = 0; i < (long)read * D; i++) y[i] += down[i];
+    float *up = uz, *change = norm;
+    keep_last(x, batch, length, read, D);
+    keep_last(scan, batch, length, read, E);
+    linear_rows(scan, E, kept, w[OUT], NULL, change, D, E, D);
+    add(x, change, (long)kept * D);
+    normalise_rows(x, w + NORM2, norm, kept, D, k->eps);
+    linear_rows(norm, D, kept, w[UP], w[UP_BIAS], up, k->hidden, D, k->hidden);
+    gelu_values(up, (long)kept * k->hidden);
+    linear_rows(up, k->hidden, kept, w[DOWN], w[DOWN_BIAS], change, D, k->hidden, D);
+    add(x, change, (long)kept * D);
     return 0;
 }
 
-/* x [batch][length][D] -> y [batch][read][D], the last `read` tokens; conv [batch][taps - 1][E] and
- * h [batch][E][N] before and after them. `weights` in the order of the names above. Lanes are cut
- * into `threads` parts. Returns 0, or -1 if memory runs out. */
-int block_step(const float *x, const float *const *weights, float eps, const float *conv,
-               const float *h, float *new_conv, float *new_h, float *y, int batch, int length,
-               int read, int width, int channels, int states, int taps, int rank, int hidden,
-               int threads) {
-    const Block k = {weights, eps, length, read, width, channels, states, taps, rank, hidden};
-    const long decay = ceil_div((long)channels * states, V) * V;
+/* All blocks for the lanes from `b` on, `batch` of them. */
+static int stack_lanes(const Stack *s, int b, int batch, float *scratch) {
+    const Sizes *k = &s->sizes;
+    const long tail = (long)(k->taps - 1) * k->channels, state = (long)k->channels * k->states;
+    const long rows = (long)batch * k->length, kept = (long)batch * s->read;
+    float *x = scratch, *y = s->y + (long)b * s->read * k->width;
+    memcpy(x, s->x + (long)b * k->length * k->width, rows * k->width * sizeof(float));
+    for (int layer = 0; layer < s->layers; layer++) {
+        const long at = (long)layer * s->batch + b; /* among the new states */
+        const int read = layer == s->layers - 1 ? s->read : k->length;
+        if (block(k, s->weights + layer * WEIGHTS, x, s->conv[layer] + b * tail,
+                  s->h[layer] + b * state, s->new_conv + at * tail, s->new_h + at * state,
+                  scratch + rows * k->width, batch, read))
+            return -1;
+    }
+    if (s->norm)
+        normalise_rows(x, s->norm, y, kept, k->width, k->eps);
+    else
+        memcpy(y, x, kept * k->width * sizeof(float));
+    return 0;
+}
+
+/* x [batch][length][D] -> y [batch][read][D], the last `read` tokens, through `layers` blocks and, if
+ * `normed`, a LayerNorm. State: before, conv [batch][taps - 1][E] and h [batch][E][N] of each layer;
+ * after, new_conv and new_h, all layers in one piece. `weights`: of each layer those that the names
+ * above number, then the norm's two. Lanes are cut into `threads` parts. Returns 0, or -1 if memory
+ * runs out. */
+int stack_step(const float *x, const float *const *weights, float eps, const float *const *conv,
+               const float *const *h, float *new_conv, float *new_h, float *y, int layers,
+               int normed, int batch, int length, int read, int width, int channels, int states,
+               int taps, int rank, int hidden, int threads) {
+    const Stack s = {{eps, length, width, channels, states, taps, rank, hidden},
+                     weights, normed ? weights + layers * WEIGHTS : NULL,
+                     x, conv, h, new_conv, new_h, y, layers, batch, read};
     const int parts = min_int(threads, batch), most = ceil_div(batch, parts);
-    const long each = ceil_div(scratch_size(&k, most), V) * V;
-    float *memory = aligned_alloc(64, (decay + parts * each) * sizeof(float)), *A = memory;
+    const long each = scratch_size(&s.sizes, most);
+    float *memory = aligned_alloc(64, parts * each * sizeof(float));
     int failed = 0;
     if (!memory) return -1;
-    for (long i = 0; i < (long)channels * states; i += V) {
-        const int lanes = min_int(V, (long)channels * states - i);
-        store(A + i, -exp2_vec(LOG2E * load(weights[A_LOG] + i, lanes)), lanes);
-    }
 #pragma omp parallel for schedule(static) num_threads(parts) reduction(| : failed)
     for (int part = 0; part < parts; part++) {
-        const long b = (long)part * most;
-        const int count = min_int(most, batch - b);
-        if (count > 0)
-            failed |= block_lanes(&k, x + b * length * width, A, conv + b * (taps - 1) * channels,
-                                  h + b * channels * states, new_conv + b * (taps - 1) * channels,
-                                  new_h + b * channels * states, y + b * read * width,
-                                  memory + decay + part * each, count);
+        const int first = part * most, count = min_int(most, batch - first);
+        if (count > 0) failed |= stack_lanes(&s, first, count, memory + part * each);
     }
     free(memory);
     return failed;

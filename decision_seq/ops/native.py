@@ -16,8 +16,11 @@ import tempfile
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-HEADER = FOLDER / "simd.h"
-SOURCES = [FOLDER / name for name in ("scan.c", "conv.c", "block.c", "fused.c", "attention.c")]
+HEADERS = [FOLDER / name for name in ("simd.h", "dense.h")]
+SOURCES = [
+    FOLDER / name
+    for name in ("scan.c", "conv.c", "dense.c", "embed.c", "block.c", "fused.c", "attention.c")
+]
 # Not -ffast-math: it would break the rounding inside exp2_vec.
 FLAGS = [
     "-O3",
@@ -56,7 +59,8 @@ SIGNATURES = {
         *([POINTER] * 3 + VIEW * 3 + [POINTER] * 2 + VIEW + MASK),
         *[INT] * 10,
     ],
-    "block_step": [POINTER, POINTER, FLOAT, *[POINTER] * 5, *[INT] * 10],
+    "embed_step": [*[POINTER] * 5, FLOAT, POINTER, *[INT] * 5],
+    "stack_step": [POINTER, POINTER, FLOAT, *[POINTER] * 5, *[INT] * 12],
 }
 
 
@@ -91,7 +95,7 @@ def compiled() -> Path:
     """The path of the compiled library, built now unless the cache has it."""
     compiler = find_compiler()
     version = run([*compiler, "--version"])
-    code = [file.read_text() for file in (HEADER, *SOURCES)]
+    code = [file.read_text() for file in (*HEADERS, *SOURCES)]
     identity = [*code, str(FLAGS), str(MACHINE_FLAGS), version.stdout, processor()]
     key = hashlib.sha256("\0".join(identity).encode()).hexdigest()[:16]
     folder = cache_folder()

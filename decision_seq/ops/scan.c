@@ -351,20 +351,40 @@ int scan_backward(const void *dy, const void *u, long u_row, const float *dt, lo
     return 0;
 }
 
-/* All tokens for V or fewer states of one channel; y collects the sums over states. */
+/* All tokens for V or fewer states of `channels` <= 4; y collects the sums over states. */
 INLINE void step_states(const Scan *s, const float *A, const float *state, float *new_state,
-                        float *y, int b, int e, int n, int lanes) {
+                        float *y, int b, int e, int n, int channels, int lanes) {
     const float *u = s->u;
     const long at = ((long)b * s->width + e) * s->states + n;
-    const vec rate = LOG2E * load(A + (long)e * s->states + n, lanes);
-    vec h = load(state + at, lanes);
+    vec rate[4], h[4], product[4] = {{0}};
+    for (int c = 0; c < channels; c++) {
+        rate[c] = LOG2E * load(A + (long)(e + c) * s->states + n, lanes);
+        h[c] = load(state + at + (long)c * s->states, lanes);
+    }
     for (int t = 0; t < s->length; t++) {
         const long row = (long)b * s->length + t;
-        const float dt = s->dt[row * s->dt_row + e], x = dt * u[row * s->u_row + e];
-        h = exp2_vec(dt * rate) * h + x * load(s->B + row * s->B_row + n, lanes);
-        y[row * s->width + e] += sum_lanes(h * load(s->C + row * s->C_row + n, lanes));
+        const vec B = load(s->B + row * s->B_row + n, lanes);
+        const vec C = load(s->C + row * s->C_row + n, lanes);
+        for (int c = 0; c < channels; c++) {
+            const float dt = s->dt[row * s->dt_row + e + c];
+            const float x = dt * u[row * s->u_row + e + c];
+            h[c] = exp2_vec(dt * rate[c]) * h[c] + x * B;
+            product[c] = h[c] * C;
+        }
+        const vec4 sums = sum_lanes_of_4(product);
+        for (int c = 0; c < channels; c++) y[row * s->width + e + c] += sums[c];
     }
-    store(new_state + at, h, lanes);
+    for (int c = 0; c < channels; c++)
+        store(new_state + at + (long)c * s->states, h[c], lanes);
+}
+
+INLINE void step_channels(const Scan *s, const float *A, const float *state, float *new_state,
+                          float *y, int b, int e, int channels) {
+    int n = 0;
+    for (; n + V <= s->states; n += V)
+        step_states(s, A, state, new_state, y, b, e, n, channels, V);
+    if (n < s->states)
+        step_states(s, A, state, new_state, y, b, e, n, channels, s->states - n);
 }
 
 INLINE void step_output(const Scan *s, const float *D, float *y, long row, int e, int lanes) {
@@ -389,11 +409,9 @@ int scan_step(const float *u, long u_row, const float *dt, long dt_row, const fl
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int b = 0; b < batch; b++) {
         memset(y + (long)b * length * width, 0, (long)length * width * sizeof(float));
-        for (int e = 0; e < width; e++) {
-            int n = 0;
-            for (; n + V <= states; n += V) step_states(&s, A, state, new_state, y, b, e, n, V);
-            if (n < states) step_states(&s, A, state, new_state, y, b, e, n, states - n);
-        }
+        int e = 0;
+        for (; e + 4 <= width; e += 4) step_channels(&s, A, state, new_state, y, b, e, 4);
+        for (; e < width; e++) step_channels(&s, A, state, new_state, y, b, e, 1);
         for (long row = (long)b * length; row < (long)(b + 1) * length; row++) {
             int e = 0;
             for (; e + V <= width; e += V) step_output(&s, D, y, row, e, V);

@@ -36,18 +36,49 @@ typedef float vec __attribute__((vector_size(4 * V)));
 typedef unsigned uvec __attribute__((vector_size(4 * V)));
 typedef uint16_t halfvec __attribute__((vector_size(2 * V)));
 typedef int ivec __attribute__((vector_size(4 * V)));
+typedef float vec4 __attribute__((vector_size(16)));
+
+#if defined(__clang__) || __GNUC__ >= 12
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (ivec){__VA_ARGS__})
+#endif
 
 INLINE long ceil_div(long a, long b) { return (a + b - 1) / b; }
 INLINE int min_int(int a, int b) { return a < b ? a : b; }
 INLINE vec splat(float x) { return x - (vec){0}; }
 
+/* Some of V floats: fast where their number is known at compile time, or by AVX-512's masks. */
 INLINE vec load(const float *p, int lanes) {
+#ifdef __AVX512F__
+    if (lanes < V) return (vec)_mm512_maskz_loadu_ps((1u << lanes) - 1, p);
+    lanes = V;
+#endif
     vec v = {0};
     memcpy(&v, p, lanes * sizeof(float));
     return v;
 }
 
-INLINE void store(float *p, vec v, int lanes) { memcpy(p, &v, lanes * sizeof(float)); }
+INLINE void store(float *p, vec v, int lanes) {
+#ifdef __AVX512F__
+    if (lanes < V) {
+        _mm512_mask_storeu_ps(p, (1u << lanes) - 1, (__m512)v);
+        return;
+    }
+    lanes = V;
+#endif
+    memcpy(p, &v, lanes * sizeof(float));
+}
+
+/* The same of `left` floats, many or few. */
+INLINE vec load_some(const float *p, long left) { return left < V ? load(p, left) : load(p, V); }
+
+INLINE void store_some(float *p, vec v, long left) {
+    if (left < V)
+        store(p, v, left);
+    else
+        store(p, v, V);
+}
 
 /* Matrices that mixed precision keeps in bfloat16, the upper half of a float32, are `void *` with a
  * flag `half`; `at` counts numbers. Arithmetic is in float32. */
@@ -95,6 +126,27 @@ INLINE float sum_lanes(vec v) {
     memcpy(q, h, sizeof q);
     q[0] += q[1];
     return (q[0][0] + q[0][2]) + (q[0][1] + q[0][3]);
+}
+
+/* What sum_lanes gives for each of four, for the price of little more than one: in each step two
+ * vectors are added into one that holds the halves of both. */
+INLINE vec4 sum_lanes_of_4(const vec *v) {
+    typedef float half __attribute__((vector_size(2 * V)));
+    vec pair[2];
+    for (int i = 0; i < 2; i++)
+        pair[i] = SHUFFLE(v[2 * i], v[2 * i + 1], 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28,
+                          13, 29) +
+                  SHUFFLE(v[2 * i], v[2 * i + 1], 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14,
+                          30, 15, 31);
+    const vec all =
+        SHUFFLE(pair[0], pair[1], 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) +
+        SHUFFLE(pair[0], pair[1], 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+    half h[2];
+    vec4 q[2];
+    memcpy(h, &all, sizeof h);
+    h[0] += h[1];
+    memcpy(q, h, sizeof q);
+    return q[0] + q[1];
 }
 
 INLINE float max_lanes(vec v) {

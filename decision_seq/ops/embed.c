@@ -1,0 +1,54 @@
+/* The tokens of one environment step: of each a linear embedding, or a row of a table, plus the
+ * embedding of its timestep, then LayerNorm. */
+
+#include <math.h>
+
+#include "dense.h"
+
+enum { BAD_INDEX = 1 };
+
+typedef struct {         /* a token of every lane; filled in by cpu.py */
+    const void *value;   /* float [batch][inputs], or int64 [batch]: rows of a table */
+    const float *weight; /* [D][inputs], or [table_rows][D] */
+    const float *bias;   /* [D], or NULL for a table */
+    int64_t inputs, table_rows; /* one of them is 0 */
+    int64_t before;             /* how many steps ago, but not before step 0 */
+} Token;
+
+/* y: the first lane's row; those of the others are y_row apart. */
+static int embed_value(const Token *t, float *y, long y_row, int batch, int width) {
+    if (!t->table_rows) {
+        linear_rows(t->value, t->inputs, batch, t->weight, t->bias, y, y_row, t->inputs, width);
+        return 0;
+    }
+    const int64_t *index = t->value;
+    for (int b = 0; b < batch; b++) {
+        if (index[b] < 0 || index[b] >= t->table_rows) return BAD_INDEX;
+        memcpy(y + b * y_row, t->weight + index[b] * width, width * sizeof(float));
+    }
+    return 0;
+}
+
+static void add_time(const float *row, float *y, int width) {
+    for (int e = 0; e < width; e++) y[e] += row[e];
+}
+
+/* y [batch][count][D]. timesteps [batch] int64; those beyond the last of the `times` share its
+ * embedding. `bounded`: tanh after what is embedded. Returns 0, or BAD_INDEX. */
+int embed_step(const Token *tokens, const int64_t *timesteps, const float *time, const float *norm,
+               const float *norm_bias, float eps, float *y, int batch, int count, int width,
+               int times, int bounded) {
+    const long rows = (long)batch * count;
+    const float *const norms[] = {norm, norm_bias};
+    for (int k = 0; k < count; k++)
+        if (embed_value(tokens + k, y + (long)k * width, (long)count * width, batch, width))
+            return BAD_INDEX;
+    for (long i = 0; bounded && i < rows * width; i++) y[i] = tanhf(y[i]);
+    for (long row = 0; row < rows; row++) {
+        const int64_t step = timesteps[row / count] - tokens[row % count].before;
+        add_time(time + (step < 0 ? 0 : step < times ? step : times - 1) * width, y + row * width,
+                 width);
+    }
+    normalise_rows(y, norms, y, rows, width, eps);
+    return 0;
+}
