@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from decision_seq.ops import streaming
@@ -70,8 +71,7 @@ class TokenEmbedding(nn.Module):
         if timesteps.ndim == 2:
             timesteps = timesteps.unsqueeze(2)
         time = self.timestep(timesteps.clamp(max=self.max_timestep))  # [B, K, 1 or len(kinds), D]
-        tokens = torch.stack([self._token(kind, values[kind]) for kind in kinds], dim=2)
-        return self.norm((tokens + time).flatten(1, 2))  # [B, K * len(kinds), D]
+        return self.norm((self._tokens(values, kinds) + time).flatten(1, 2))
 
     def step(self, values: dict[str, Tensor], timestep: Tensor, kinds: Sequence[str]) -> Tensor:
         """Embed tokens of one step: of the one at `timestep`, but its action is that of the step
@@ -106,7 +106,18 @@ class TokenEmbedding(nn.Module):
         value = value.unsqueeze(-1) if kind == "return_to_go" else value
         return value, own["weight"], own.get("bias"), int(kind == "action")
 
-    def _token(self, kind: str, value: Tensor) -> Tensor:
-        """[B, K, ...] -> [B, K, D]"""
-        token = self.embed[kind](value.unsqueeze(-1) if kind == "return_to_go" else value)
-        return torch.tanh(token) if self.bounded else token
+    def _tokens(self, values: dict[str, Tensor], kinds: Sequence[str]) -> Tensor:
+        """[B, K, len(kinds), D]"""
+        layers = [self.embed[kind] for kind in kinds]
+        inputs = [
+            values[kind].unsqueeze(-1) if kind == "return_to_go" else values[kind] for kind in kinds
+        ]
+        if all(isinstance(layer, nn.Linear) for layer in layers):  # one product for a whole step
+            weight = torch.block_diag(*(layer.weight for layer in layers))  # type: ignore[arg-type]
+            bias = torch.cat([layer.bias for layer in layers])  # type: ignore[misc]
+            tokens = F.linear(torch.cat(inputs, dim=-1), weight, bias)  # [B, K, len(kinds) * D]
+            tokens = tokens.unflatten(-1, (len(kinds), -1))
+        else:
+            pairs = zip(layers, inputs, strict=True)
+            tokens = torch.stack([layer(value) for layer, value in pairs], dim=2)
+        return torch.tanh(tokens) if self.bounded else tokens
