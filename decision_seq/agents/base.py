@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from decision_seq.agents import at_once
 from decision_seq.agents.context import CONTEXTS, Memory, StepInput
 from decision_seq.backbones import BackboneConfig, Layout
 from decision_seq.backbones.mamba import MambaConfig
@@ -113,6 +114,10 @@ class AgentState:
 class SequenceAgent(nn.Module):
     """Predicts a_t from the output at the last token before it, which is s_t unless an agent says
     otherwise. B windows, K steps, T tokens a step, D = width."""
+
+    looks_once: ClassVar[bool] = (
+        True  # False for one whose `look` is more than a step of the memory
+    )
 
     def __init__(self, config: AgentConfig, spec: AgentSpec) -> None:
         super().__init__()
@@ -309,19 +314,15 @@ class SequenceAgent(nn.Module):
         """
         device = self.device
         to_go = self._still_to_go(prev_reward.to(device, torch.float32), state)
-        inputs = StepInput(
-            now=self.values(observation.to(device), prev_action.to(device), to_go),
-            timestep=state.timestep,
-        )
-        features, memory = self.look(state.memory, inputs)  # [lanes, D]
-        action = self.choose(self.predict(features), state)
-        after = replace(
-            state,
-            return_to_go=inputs.now["return_to_go"],
-            timestep=state.timestep + 1,
-            memory=memory,
-        )
-        return action, after
+        seen = observation.to(device), prev_action.to(device), to_go
+        if at_once.serves(self, state):
+            predicted, memory = at_once.predict_next(self, *seen, state)
+        else:
+            step = StepInput(self.values(*seen), state.timestep)
+            features, memory = self.look(state.memory, step)  # [lanes, D]
+            predicted, to_go = self.predict(features), step.now["return_to_go"]
+        after = replace(state, return_to_go=to_go, timestep=state.timestep + 1, memory=memory)
+        return self.choose(predicted, state), after
 
     def _still_to_go(self, reward: Tensor, state: AgentState) -> Tensor:
         """[lanes] return-to-go, scaled, once `reward` [lanes] has been received."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from decision_seq.ops import streaming
+from decision_seq.ops import Embedding, Token, embed_step, streams
 
 
 class TokenEmbedding(nn.Module):
@@ -85,26 +85,25 @@ class TokenEmbedding(nn.Module):
         Returns:
             [B, len(kinds), D]
         """
-        path = streaming(self.timestep.weight, len(timestep) * len(kinds))
-        if path is None:
+        if not streams(self.timestep.weight, len(timestep) * len(kinds)):
             before = torch.stack([timestep - int(kind == "action") for kind in kinds], dim=1)
             one = {kind: values[kind].unsqueeze(1) for kind in kinds}  # K = 1
             return self(one, before.clamp(min=0).unsqueeze(1), kinds)
-        return path.embed_step(
-            [self._streamed(kind, values[kind]) for kind in kinds],
-            timestep,
-            self.timestep.weight,
-            self.norm.weight,
-            self.norm.bias,
-            self.norm.eps,
-            self.bounded,
-        )
+        tokens = [self.streamed(kind, values[kind]) for kind in kinds]
+        return embed_step(tokens, timestep, self.shared())
 
-    def _streamed(self, kind: str, value: Tensor) -> tuple[Tensor, Tensor, Tensor | None, int]:
-        """A token as `embed_step` takes it."""
-        own = self.embed[kind]._parameters
+    def streamed(
+        self, kind: str, value: Tensor, mean: Tensor | None = None, std: Tensor | None = None
+    ) -> Token:
+        """A token of one step for a kernel, which brings its value to mean 0 and deviation 1."""
+        own = self.embed[kind]
         value = value.unsqueeze(-1) if kind == "return_to_go" else value
-        return value, own["weight"], own.get("bias"), int(kind == "action")
+        return Token(value, own.weight, getattr(own, "bias", None), kind == "action", mean, std)  # type: ignore[arg-type]
+
+    def shared(self) -> Embedding:
+        """What all tokens share, for a kernel."""
+        norm = self.norm
+        return Embedding(self.timestep.weight, norm.weight, norm.bias, norm.eps, self.bounded)
 
     def _token(self, kind: str, value: Tensor) -> Tensor:
         """[B, K, ...] -> [B, K, D]"""
