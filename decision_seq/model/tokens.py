@@ -89,21 +89,15 @@ class TokenEmbedding(nn.Module):
             before = torch.stack([timestep - int(kind == "action") for kind in kinds], dim=1)
             one = {kind: values[kind].unsqueeze(1) for kind in kinds}  # K = 1
             return self(one, before.clamp(min=0).unsqueeze(1), kinds)
-        tokens = [self.streamed(kind, values[kind]) for kind in kinds]
-        return embed_step(tokens, timestep, self.shared())
+        norm, shared = self.norm, (self.timestep.weight, self.norm.weight, self.norm.bias)
+        tokens = [self._streamed(kind, values[kind]) for kind in kinds]
+        return embed_step(tokens, timestep, Embedding(*shared, norm.eps, self.bounded))
 
-    def streamed(
-        self, kind: str, value: Tensor, mean: Tensor | None = None, std: Tensor | None = None
-    ) -> Token:
-        """A token of one step for a kernel, which brings its value to mean 0 and deviation 1."""
-        own = self.embed[kind]
+    def _streamed(self, kind: str, value: Tensor) -> Token:
+        """[B, ...], a token of one step for the kernel."""
+        own = self.embed[kind]._parameters
         value = value.unsqueeze(-1) if kind == "return_to_go" else value
-        return Token(value, own.weight, getattr(own, "bias", None), kind == "action", mean, std)  # type: ignore[arg-type]
-
-    def shared(self) -> Embedding:
-        """What all tokens share, for a kernel."""
-        norm = self.norm
-        return Embedding(self.timestep.weight, norm.weight, norm.bias, norm.eps, self.bounded)
+        return Token(value, own["weight"], own.get("bias"), kind == "action")  # type: ignore[arg-type]
 
     def _token(self, kind: str, value: Tensor) -> Tensor:
         """[B, K, ...] -> [B, K, D]"""

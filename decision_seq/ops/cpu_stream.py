@@ -118,7 +118,7 @@ def policy_step(
     timesteps: Tensor,
     embedding: Embedding,
     stack: Stack,
-    head: tuple[Tensor, Tensor],
+    head: Sequence[Tensor],
     squashed: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`embed_step`, `stack_step` and the head, weight [A, D] and bias, at the last token.
