@@ -182,6 +182,83 @@ def test_contexts_agree_within_the_window(
         torch.testing.assert_close(stream, window, rtol=1e-4, atol=1e-5)
 
 
+@every_layout
+@pytest.mark.parametrize("discrete", [False, True])
+def test_a_lane_acts_as_it_does_among_many(
+    kind: str, config: type[AgentConfig], tokens: tuple[str, ...], discrete: bool
+) -> None:
+    """A few lanes stream by calls of their own; many by PyTorch's products."""
+    agent = make(kind, config, discrete, tokens=tokens, temperature=float(discrete))
+    if not discrete:
+        agent.action_scale.copy_(torch.tensor([1.0, 2.0, 0.5]))
+    generator = torch.Generator().manual_seed(8)
+    observations = torch.randn(7, 1, S, generator=generator)
+    rewards = torch.rand(7, 1, generator=generator)
+
+    def run(lanes: int) -> list[Tensor]:
+        seeds = torch.zeros(lanes, dtype=torch.int64)
+        state = agent.init_state(lanes, "stream", torch.full((lanes,), 6.0), seeds)
+        action = torch.zeros(lanes, dtype=torch.int64) if discrete else torch.zeros(lanes, A)
+        actions = []
+        for observation, reward in zip(observations, rewards, strict=True):
+            action, state = agent.act(
+                observation.expand(lanes, S), action, reward.expand(lanes), state
+            )
+            actions.append(action[:1])
+        return actions
+
+    torch.testing.assert_close(run(1), run(100), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("how", ["loaded", "trained", "assigned", "data"])
+def test_weights_that_change_between_steps_are_seen(how: str) -> None:
+    agent, other = make("mamba"), make("mamba")
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    state, inputs = agent.init_state(1, "stream", torch.tensor([5.0])), (torch.ones(1, S),)
+    _, state = agent.act(*inputs, torch.zeros(1, A), torch.ones(1), state)
+    before, _ = agent.act(*inputs, torch.zeros(1, A), torch.ones(1), state)
+    if how == "trained":
+        optimizer = torch.optim.SGD(agent.parameters(), lr=1.0)
+        for mine, its in zip(agent.parameters(), other.parameters(), strict=True):
+            mine.grad = (mine - its).detach()
+        optimizer.step()
+    elif how == "data":
+        for mine, its in zip(agent.parameters(), other.parameters(), strict=True):
+            mine.data = its.data
+    else:
+        agent.load_state_dict(other.state_dict(), assign=how == "assigned")
+    after, _ = agent.act(*inputs, torch.zeros(1, A), torch.ones(1), state)
+    expected, _ = other.act(*inputs, torch.zeros(1, A), torch.ones(1), state)
+    assert (after - before).abs().max() > 1e-3
+    torch.testing.assert_close(after, expected)
+
+
+@pytest.mark.parametrize("config", AGENTS)
+@pytest.mark.parametrize("lanes", [1, 3])
+def test_acting_leaves_the_state_as_it_was(config: type[AgentConfig], lanes: int) -> None:
+    agent = make("mamba", config)
+    state = agent.init_state(lanes, "stream", torch.full((lanes,), 6.0))
+    inputs = torch.ones(lanes, S), torch.full((lanes, A), 0.5), torch.ones(lanes)
+    for _ in range(3):
+        first, after = agent.act(*inputs, state)
+        again, _ = agent.act(*inputs, state)
+        assert torch.equal(first, again)
+        state = after
+
+
+def test_what_does_not_fit_is_refused_before_it_is_read() -> None:
+    agent = make("mamba", discrete=True)
+    state = agent.init_state(1, "stream", torch.tensor([5.0]))
+    _, state = agent.act(torch.ones(1, S), torch.tensor([0]), torch.ones(1), state)
+    with pytest.raises(ValueError, match=r"expected torch.float32 \(1, 4\)"):
+        agent.act(torch.ones(1, S - 1), torch.tensor([0]), torch.ones(1), state)
+    for action in (-1, A):
+        with pytest.raises(IndexError, match="index"):
+            agent.act(torch.ones(1, S), torch.tensor([action]), torch.ones(1), state)
+
+
 @every_backbone
 def test_acting_sees_the_very_tokens_of_training(kind: str) -> None:
     """Replaying an episode step by step predicts what the training windows predict."""

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from decision_seq.agents.at_once import AtOnce
 from decision_seq.agents.context import CONTEXTS, Memory, StepInput
 from decision_seq.backbones import BackboneConfig, Layout
 from decision_seq.backbones.mamba import MambaConfig
@@ -114,6 +115,10 @@ class SequenceAgent(nn.Module):
     """Predicts a_t from the output at the last token before it, which is s_t unless an agent says
     otherwise. B windows, K steps, T tokens a step, D = width."""
 
+    looks_once: ClassVar[bool] = (
+        True  # False for one whose `look` is more than a step of the memory
+    )
+
     def __init__(self, config: AgentConfig, spec: AgentSpec) -> None:
         super().__init__()
         if config.temperature and not spec.discrete:
@@ -151,6 +156,7 @@ class SequenceAgent(nn.Module):
             self.register_buffer("observation_mean", torch.zeros(spec.observation_shape))
             self.register_buffer("observation_std", torch.ones(spec.observation_shape))
         self.register_buffer("action_scale", torch.ones(() if spec.discrete else spec.action_dim))
+        self._at_once = AtOnce(self)
 
     @classmethod
     def for_dataset(cls, config: AgentConfig, store: EpisodeStore) -> SequenceAgent:
@@ -307,29 +313,28 @@ class SequenceAgent(nn.Module):
         Returns:
             Actions [lanes, A] in the environment's units (or indices [lanes]), and the new state.
         """
-        device = self.device
-        to_go = self._still_to_go(prev_reward.to(device, torch.float32), state)
-        inputs = StepInput(
-            now=self.values(observation.to(device), prev_action.to(device), to_go),
-            timestep=state.timestep,
-        )
-        features, memory = self.look(state.memory, inputs)  # [lanes, D]
-        action = self.choose(self.predict(features), state)
-        after = replace(
-            state,
-            return_to_go=inputs.now["return_to_go"],
-            timestep=state.timestep + 1,
-            memory=memory,
-        )
-        return action, after
+        device, times = self.device, state.timestep.tolist()
+        to_go = self._still_to_go(prev_reward.to(device, torch.float32), state, times)
+        seen = observation.to(device), prev_action.to(device), to_go
+        if not self.training and self._at_once.serves(state, times):
+            predicted, memory = self._at_once.predict(*seen, state, not any(times))
+        else:
+            step = StepInput(self.values(*seen), state.timestep)
+            features, memory = self.look(state.memory, step)  # [lanes, D]
+            predicted, to_go = self.predict(features), step.now["return_to_go"]
+        later = state.timestep + 1
+        after = AgentState(state.target_return, to_go, later, state.seed, memory)
+        return self.choose(predicted, state), after
 
-    def _still_to_go(self, reward: Tensor, state: AgentState) -> Tensor:
-        """[lanes] return-to-go, scaled, once `reward` [lanes] has been received."""
+    def _still_to_go(self, reward: Tensor, state: AgentState, times: list[int]) -> Tensor:
+        """[lanes] return-to-go, scaled, once `reward` [lanes] has been received by all lanes but
+        those at time 0."""
         returns, before = self.config.returns, state.return_to_go
         if returns.delayed:  # nothing arrives on the way
             return before
         spent = reward.clamp(-1, 1) if returns.clipped else reward
-        return torch.where(state.timestep > 0, before - spent / returns.scale, before)
+        after = before - spent / returns.scale
+        return torch.where(state.timestep > 0, after, before) if 0 in times else after
 
     def look(self, memory: Memory, step: StepInput) -> tuple[Tensor, Memory]:
         """Take the step in. Returns features [lanes, D] where the action is read.

@@ -29,13 +29,15 @@ from decision_seq.backbones.base import (
 from decision_seq.config import register
 from decision_seq.errors import UserError
 from decision_seq.ops import (
+    Stack,
     causal_conv_silu,
     causal_conv_silu_step,
     linear,
     linear_softplus,
     selective_scan,
     selective_scan_step,
-    streaming,
+    stack_step,
+    streams,
 )
 from decision_seq.ops.layers import Linear
 
@@ -74,48 +76,54 @@ class MambaConfig(BackboneConfig):
         return MambaBackbone(self, layout)
 
 
-class Stream:
-    """Streams tokens through blocks by one call, where there is a kernel for all of it.
+class Weights:
+    """Where the weights of blocks live, for calls that take them all: looking them up by attribute
+    would cost as much as the kernel, and what has been trained or loaded since must be seen."""
 
-    It keeps where each weight lives, not the weight: looking them up by attribute would cost as
-    much as the kernel, and what has been trained or loaded since must be seen.
-
-    Args:
-        module: to be streamed.
-        names: its parameters: of every block in the order of BLOCK_WEIGHTS, then of its last norm.
-        eps: of all norms.
-    """
-
-    def __init__(self, module: nn.Module, names: Sequence[str], eps: float) -> None:
+    def __init__(self, module: nn.Module, names: Sequence[str]) -> None:
         paths = [name.rpartition(".") for name in names]
         self.homes = [(module.get_submodule(path)._parameters, name) for path, _, name in paths]
-        self.eps, self.normed = eps, len(names) % len(BLOCK_WEIGHTS) > 0
 
-    def step(self, x: Tensor, state: State, read: slice) -> tuple[Tensor, State] | None:
-        """[B, n, D], state -> [B, l, D], state; None where `Backbone.step` has to do it."""
-        path = streaming(x, x.shape[0] * x.shape[1])
-        start, stop, stride = read.indices(x.shape[1])
-        if path is None or stop < x.shape[1] or stride != 1:
-            return None
-        weights = [home[name] for home, name in self.homes]
-        states = [(layer["conv"], layer["h"]) for layer in state]
-        y, conv, h = path.stack_step(x, weights, self.eps, states, self.normed, stop - start)
-        layers = zip(conv.unbind(), h.unbind(), strict=True)
-        return y, [{"conv": c, "h": s} for c, s in layers]
+    def now(self) -> list[Tensor]:
+        """As they are."""
+        return [home[name] for home, name in self.homes]  # type: ignore[misc]
+
+
+def stack_of(weights: Weights, eps: float, state: State) -> Stack:
+    """Blocks and their state, for a kernel."""
+    return Stack(weights.now(), eps, [(layer["conv"], layer["h"]) for layer in state])
+
+
+def unstack(conv: Tensor, h: Tensor) -> State:
+    """[blocks, B, k-1, E], [blocks, B, E, N] -> the state of every block."""
+    return [{"conv": c, "h": s} for c, s in zip(conv.unbind(), h.unbind(), strict=True)]
+
+
+def is_suffix(read: slice, length: int) -> bool:
+    """Whether `read` are the last of `length` tokens."""
+    _, stop, stride = read.indices(length)
+    return stop == length and stride == 1
 
 
 class MambaBackbone(Backbone):
-    """Streams by one call."""
+    """Streams all blocks and the norm by one call, where there is a kernel for that."""
 
     def __init__(self, config: MambaConfig, layout: Layout) -> None:
         super().__init__(config, layout)
         of_blocks = [f"blocks.{i}.{name}" for i in range(config.layers) for name in BLOCK_WEIGHTS]
-        self._stream = Stream(self, [*of_blocks, "norm.weight", "norm.bias"], self.norm.eps)
+        self._weights = Weights(self, [*of_blocks, "norm.weight", "norm.bias"])
+
+    def stack(self, state: State) -> Stack:
+        """The blocks, the norm and the state, for a kernel."""
+        return stack_of(self._weights, self.norm.eps, state)
 
     def step(self, x: Tensor, state: State, read: slice = EVERY) -> tuple[Tensor, State]:
         """[B, n, D], state -> [B, l, D], state"""
-        done = None if self.training else self._stream.step(x, state, read)
-        return super().step(x, state, read) if done is None else done
+        lanes, length, _ = x.shape
+        if self.training or not is_suffix(read, length) or not streams(x, lanes * length):
+            return super().step(x, state, read)
+        y, conv, h = stack_step(x, self.stack(state), True, len(range(length)[read]))
+        return y, unstack(conv, h)
 
 
 class MambaBlock(Block):
@@ -123,15 +131,16 @@ class MambaBlock(Block):
 
     def __init__(self, mixer: Mixer, config: MambaConfig) -> None:
         super().__init__(mixer, config)
-        self._stream = Stream(self, BLOCK_WEIGHTS, self.norm_mixer.eps)
+        self._weights = Weights(self, BLOCK_WEIGHTS)
 
     def step(self, x: Tensor, state: LayerState, read: slice = EVERY) -> tuple[Tensor, LayerState]:
         """[B, n, D], state -> [B, l, D], state"""
-        done = None if self.training else self._stream.step(x, [state], read)
-        if done is None:
+        lanes, length, _ = x.shape
+        if self.training or not is_suffix(read, length) or not streams(x, lanes * length):
             return super().step(x, state, read)
-        y, (state,) = done
-        return y, state
+        stack = stack_of(self._weights, self.norm_mixer.eps, [state])
+        y, conv, h = stack_step(x, stack, False, len(range(length)[read]))
+        return y, {"conv": conv[0], "h": h[0]}
 
 
 class Mamba(Mixer):

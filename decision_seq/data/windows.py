@@ -116,7 +116,7 @@ class WindowSampler:
         return self._collect(torch.from_numpy(first)[:, None], torch.from_numpy(stops)[:, None])
 
     def _cut_out(self, first: np.ndarray, stops: np.ndarray) -> Batch:
-        """The windows from rows `first` [B] on, zero from `stops` [B] on, each in one piece."""
+        """The windows from rows `first` [B] to `stops` [B], zero beyond: a piece of memory each."""
         mask = self._columns < (stops - first)[:, None]  # [B, K]
         pads = np.flatnonzero(~mask)
         values = {name: runs[first] for name, runs in self._runs.items()}  # [B, K * ...]

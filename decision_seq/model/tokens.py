@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from decision_seq.ops import streaming
+from decision_seq.ops import Embedding, Token, embed_step, streams
 
 
 class TokenEmbedding(nn.Module):
@@ -85,26 +85,19 @@ class TokenEmbedding(nn.Module):
         Returns:
             [B, len(kinds), D]
         """
-        path = streaming(self.timestep.weight, len(timestep) * len(kinds))
-        if path is None:
+        if not streams(self.timestep.weight, len(timestep) * len(kinds)):
             before = torch.stack([timestep - int(kind == "action") for kind in kinds], dim=1)
             one = {kind: values[kind].unsqueeze(1) for kind in kinds}  # K = 1
             return self(one, before.clamp(min=0).unsqueeze(1), kinds)
-        return path.embed_step(
-            [self._streamed(kind, values[kind]) for kind in kinds],
-            timestep,
-            self.timestep.weight,
-            self.norm.weight,
-            self.norm.bias,
-            self.norm.eps,
-            self.bounded,
-        )
+        norm, shared = self.norm, (self.timestep.weight, self.norm.weight, self.norm.bias)
+        tokens = [self._streamed(kind, values[kind]) for kind in kinds]
+        return embed_step(tokens, timestep, Embedding(*shared, norm.eps, self.bounded))
 
-    def _streamed(self, kind: str, value: Tensor) -> tuple[Tensor, Tensor, Tensor | None, int]:
-        """A token as `embed_step` takes it."""
+    def _streamed(self, kind: str, value: Tensor) -> Token:
+        """[B, ...], a token of one step for the kernel."""
         own = self.embed[kind]._parameters
         value = value.unsqueeze(-1) if kind == "return_to_go" else value
-        return value, own["weight"], own.get("bias"), int(kind == "action")
+        return Token(value, own["weight"], own.get("bias"), kind == "action")  # type: ignore[arg-type]
 
     def _tokens(self, values: dict[str, Tensor], kinds: Sequence[str]) -> Tensor:
         """[B, K, len(kinds), D]"""

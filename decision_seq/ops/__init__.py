@@ -8,22 +8,36 @@ the dtype of their input. Which implementation runs is decided in dispatch.py.
 import torch
 from torch import Tensor
 
+from decision_seq.ops.cpu_stream import (
+    Embedding,
+    Stack,
+    Token,
+    embed_step,
+    policy_step,
+    stack_step,
+)
 from decision_seq.ops.dispatch import PATHS, Path, PathStatus, choose, scan_paths
 
 __all__ = [
+    "Embedding",
     "PathStatus",
+    "Stack",
+    "Token",
     "attention",
     "causal_conv_silu",
     "causal_conv_silu_step",
     "dropout_add",
+    "embed_step",
     "layer_norm",
     "linear",
     "linear_gelu",
     "linear_softplus",
+    "policy_step",
     "scan_paths",
     "selective_scan",
     "selective_scan_step",
-    "streaming",
+    "stack_step",
+    "streams",
 ]
 
 MAX_STREAMED_ROWS = 96  # tokens at once beyond which matrix products by PyTorch are faster
@@ -130,20 +144,13 @@ def causal_conv_silu_step(
     return _like(x, y), history
 
 
-def streaming(like: Tensor, rows: int) -> Path | None:
-    """The path whose `embed_step` and `stack_step` continue a stream by `rows` tokens of like's
-    dtype and device, a call each (see cpu.py).
-
-    None where there is nothing of the kind (another device or dtype, gradients, autocast), and for
-    many tokens at once.
-    """
+def streams(like: Tensor, rows: int) -> bool:
+    """Whether `embed_step`, `stack_step` and `policy_step` can continue a stream by `rows` tokens
+    of like's dtype and device: not with gradients or autocast, nor for many tokens at once."""
     plain = rows <= MAX_STREAMED_ROWS and like.dtype is torch.float32 and like.is_cpu
     if not plain or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
-        return None
-    if torch.compiler.is_compiling():
-        return None
-    path = choose(torch.float32, "cpu")
-    return None if path.stack_step is None else path
+        return False
+    return not torch.compiler.is_compiling() and choose(torch.float32, "cpu").streams
 
 
 def attention(

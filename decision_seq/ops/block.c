@@ -7,7 +7,7 @@
  * from Python. Weights are read as they lie in the model ([outputs][inputs]), so there is nothing to
  * pack and nothing to go stale. */
 
-#include "dense.h"
+#include "stream.h"
 
 enum { NORM1, NORM1_BIAS, IN, CONV, CONV_BIAS, SELECT, DT, DT_BIAS, A_LOG, SKIP, OUT, NORM2, NORM2_BIAS,
        UP, UP_BIAS, DOWN, DOWN_BIAS, WEIGHTS };

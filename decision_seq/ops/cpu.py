@@ -6,8 +6,6 @@ projection; anything else is copied.
 """
 
 import os
-from array import array
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -208,99 +206,3 @@ def _conv(x: Tensor, weight: Tensor, bias: Tensor, history: Tensor | None) -> tu
         *(half(x), *x.shape, weight.shape[-1], threads()),
     )
     return y, new_history
-
-
-# ---------------------------------------------------------------- streaming
-
-
-def embed_step(
-    tokens: Sequence[tuple[Tensor, Tensor, Tensor | None, int]],
-    timesteps: Tensor,
-    time: Tensor,
-    norm: Tensor,
-    norm_bias: Tensor,
-    eps: float,
-    bounded: bool,
-) -> Tensor:
-    """The tokens of one environment step; all but indices float32 on the CPU.
-
-    Args:
-        tokens: of each, in order: value [B, F] with weight [D, F] and bias [D], or value [B] int64
-            with a table [rows, D] and None; and how many steps before `timesteps` it belongs.
-        timesteps: [B] int64; later ones than `time` has share its last row.
-        time: embedding of the timestep, [times, D].
-        norm, norm_bias, eps: of the LayerNorm.
-        bounded: tanh after what is embedded.
-
-    Returns:
-        [B, len(tokens), D]
-
-    Raises:
-        ValueError: a value that does not fit its weight.
-        IndexError: an index that the table does not have.
-    """
-    batch, (times, width) = len(timesteps), time.shape
-    y = time.new_empty(batch, len(tokens), width)
-    fields, kept = array("q"), []
-    for value, weight, bias, before in tokens:
-        rows, inputs = (0, weight.shape[1]) if bias is not None else (weight.shape[0], 0)
-        fits = (batch, inputs) if bias is not None else (batch,)
-        if value.shape != fits or value.dtype is not (weight.dtype if inputs else torch.int64):
-            raise ValueError(f"expected a value of shape {fits}, got {value.dtype} {value.shape}")
-        held = value.contiguous(), weight.contiguous()
-        kept.append(held)  # where a copy was made, it must live until the call
-        bias_at = 0 if bias is None else bias.data_ptr()
-        fields.extend((held[0].data_ptr(), held[1].data_ptr(), bias_at, inputs, rows, before))
-    failed = native.library().embed_step(
-        *(fields.buffer_info()[0], timesteps.data_ptr(), time.data_ptr(), norm.data_ptr()),
-        *(norm_bias.data_ptr(), eps, y.data_ptr(), batch, len(tokens), width, times, bounded),
-    )
-    if failed:
-        raise IndexError("an action's index is beyond those that the agent knows")
-    return y
-
-
-def stack_step(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    eps: float,
-    states: Sequence[tuple[Tensor, Tensor]],
-    normed: bool,
-    read: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Continue a stack of residual blocks around Mamba; all tensors float32 on the CPU.
-
-    Args:
-        x: [B, n, D].
-        weights: of every block in the order that block.c names, then those of the last norm.
-        eps: of all norms.
-        states: conv [B, k-1, E] and h [B, E, N] of every block before; they are left as they are.
-        normed: whether a norm follows the last block.
-        read: number of last tokens whose output is wanted.
-
-    Returns:
-        y [B, read, D], and the states after: conv [blocks, B, k-1, E], h [blocks, B, E, N].
-    """
-    batch, length, width = x.shape
-    convs, hs = zip(*states, strict=True)
-    x, (w, weights_at) = x.contiguous(), _addresses(weights)
-    (convs, convs_at), (hs, hs_at) = _addresses(convs), _addresses(hs)
-    _, channels, n = hs[0].shape
-    taps, rank, hidden = convs[0].shape[1] + 1, w[6].shape[1], w[13].shape[0]
-    y = x.new_empty(batch, read, width)
-    new_conv = x.new_empty(len(states), batch, taps - 1, channels)
-    new_h = x.new_empty(len(states), batch, channels, n)
-    call(
-        "stack_step",
-        *(x.data_ptr(), weights_at.buffer_info()[0], eps),
-        *(convs_at.buffer_info()[0], hs_at.buffer_info()[0]),
-        *(new_conv.data_ptr(), new_h.data_ptr(), y.data_ptr(), len(states), normed),
-        *(batch, length, read, width, channels, n, taps, rank, hidden, threads()),
-    )
-    return y, new_conv, new_h
-
-
-def _addresses(tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], array]:
-    """The tensors, contiguous, and where they are: they must live as long as that is used."""
-    tensors = list(map(Tensor.contiguous, tensors))
-    return tensors, array("Q", map(Tensor.data_ptr, tensors))

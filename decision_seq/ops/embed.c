@@ -3,22 +3,23 @@
 
 #include <math.h>
 
-#include "dense.h"
+#include "stream.h"
 
-enum { BAD_INDEX = 1 };
-
-typedef struct {         /* a token of every lane; filled in by cpu.py */
-    const void *value;   /* float [batch][inputs], or int64 [batch]: rows of a table */
-    const float *weight; /* [D][inputs], or [table_rows][D] */
-    const float *bias;   /* [D], or NULL for a table */
-    int64_t inputs, table_rows; /* one of them is 0 */
-    int64_t before;             /* how many steps ago, but not before step 0 */
-} Token;
+/* to [batch][inputs] = (value - mean) / std */
+static void standardise(const Token *t, float *to, int batch) {
+    const float *from = t->value;
+    for (int b = 0; b < batch; b++, from += t->inputs, to += t->inputs)
+        for (int i = 0; i < t->inputs; i++)
+            to[i] = (from[i] - (t->mean ? t->mean[i] : 0)) / t->std[i];
+}
 
 /* y: the first lane's row; those of the others are y_row apart. */
-static int embed_value(const Token *t, float *y, long y_row, int batch, int width) {
+static int embed_value(const Token *t, float *normalised, float *y, long y_row, int batch,
+                       int width) {
     if (!t->table_rows) {
-        linear_rows(t->value, t->inputs, batch, t->weight, t->bias, y, y_row, t->inputs, width);
+        const float *from = t->std ? normalised : t->value;
+        if (t->std) standardise(t, normalised, batch);
+        linear_rows(from, t->inputs, batch, t->weight, t->bias, y, y_row, t->inputs, width);
         return 0;
     }
     const int64_t *index = t->value;
@@ -34,15 +35,21 @@ static void add_time(const float *row, float *y, int width) {
 }
 
 /* y [batch][count][D]. timesteps [batch] int64; those beyond the last of the `times` share its
- * embedding. `bounded`: tanh after what is embedded. Returns 0, or BAD_INDEX. */
+ * embedding. `bounded`: tanh after what is embedded. Returns 0 or what failed. */
 int embed_step(const Token *tokens, const int64_t *timesteps, const float *time, const float *norm,
                const float *norm_bias, float eps, float *y, int batch, int count, int width,
                int times, int bounded) {
     const long rows = (long)batch * count;
     const float *const norms[] = {norm, norm_bias};
-    for (int k = 0; k < count; k++)
-        if (embed_value(tokens + k, y + (long)k * width, (long)count * width, batch, width))
-            return BAD_INDEX;
+    int failed = 0, inputs = 1;
+    for (int k = 0; k < count; k++) inputs = inputs > tokens[k].inputs ? inputs : tokens[k].inputs;
+    float *normalised = malloc((long)batch * inputs * sizeof(float));
+    if (!normalised) return NO_MEMORY;
+    for (int k = 0; k < count && !failed; k++)
+        failed = embed_value(tokens + k, normalised, y + (long)k * width, (long)count * width, batch,
+                             width);
+    free(normalised);
+    if (failed) return failed;
     for (long i = 0; bounded && i < rows * width; i++) y[i] = tanhf(y[i]);
     for (long row = 0; row < rows; row++) {
         const int64_t step = timesteps[row / count] - tokens[row % count].before;

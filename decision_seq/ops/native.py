@@ -16,10 +16,10 @@ import tempfile
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-HEADERS = [FOLDER / name for name in ("simd.h", "dense.h")]
+HEADERS = [FOLDER / name for name in ("simd.h", "dense.h", "stream.h")]
 SOURCES = [
-    FOLDER / name
-    for name in ("scan.c", "conv.c", "dense.c", "embed.c", "block.c", "fused.c", "attention.c")
+    *(FOLDER / name for name in ("scan.c", "conv.c", "fused.c", "attention.c")),
+    *(FOLDER / name for name in ("dense.c", "embed.c", "block.c", "policy.c")),
 ]
 # Not -ffast-math: it would break the rounding inside exp2_vec.
 FLAGS = [
@@ -60,6 +60,7 @@ SIGNATURES = {
         *[INT] * 10,
     ],
     "embed_step": [*[POINTER] * 5, FLOAT, POINTER, *[INT] * 5],
+    "policy_step": [POINTER, FLOAT, FLOAT],
     "stack_step": [POINTER, POINTER, FLOAT, *[POINTER] * 5, *[INT] * 12],
 }
 

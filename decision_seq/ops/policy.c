@@ -1,0 +1,41 @@
+/* A whole step of an acting agent: its inputs embedded, through a stack of Mamba blocks and the head.
+ *
+ * From Python these are some twenty small operations, and what they cost is not their arithmetic: the
+ * weights have pushed their code out of the nearer caches by the time they run. */
+
+#include <math.h>
+
+#include "stream.h"
+
+typedef struct { /* filled in by cpu_stream.py in this order, 8 bytes a member */
+    const Token *tokens;
+    const int64_t *timesteps; /* [lanes] */
+    const float *time, *embed_norm, *embed_norm_bias;
+    const float *const *weights; /* of the stack */
+    const float *const *conv, *const *h;
+    float *new_conv, *new_h;
+    const float *head, *head_bias; /* [outputs][D] */
+    float *y;                      /* [lanes][outputs] */
+    int64_t lanes, count, times, width, layers, channels, states, taps, rank, hidden, outputs;
+    int64_t bounded, squashed, threads;
+} Policy;
+
+/* y = head(stack(embedding)), through tanh if `squashed`. Returns 0, or what failed. */
+int policy_step(const Policy *p, float embed_eps, float eps) {
+    const long tokens = p->lanes * p->count;
+    float *x = malloc((tokens + p->lanes) * p->width * sizeof(float));
+    float *features = x + tokens * p->width;
+    if (!x) return NO_MEMORY;
+    int failed = embed_step(p->tokens, p->timesteps, p->time, p->embed_norm, p->embed_norm_bias,
+                            embed_eps, x, p->lanes, p->count, p->width, p->times, p->bounded);
+    if (!failed)
+        failed = stack_step(x, p->weights, eps, p->conv, p->h, p->new_conv, p->new_h, features,
+                            p->layers, 1, p->lanes, p->count, 1, p->width, p->channels, p->states,
+                            p->taps, p->rank, p->hidden, p->threads);
+    if (!failed)
+        linear_rows(features, p->width, p->lanes, p->head, p->head_bias, p->y, p->outputs, p->width,
+                    p->outputs);
+    free(x);
+    for (long i = 0; !failed && p->squashed && i < p->lanes * p->outputs; i++) p->y[i] = tanhf(p->y[i]);
+    return failed;
+}
