@@ -106,7 +106,7 @@ class TokenEmbedding(nn.Module):
             values[kind].unsqueeze(-1) if kind == "return_to_go" else values[kind] for kind in kinds
         ]
         if all(isinstance(layer, nn.Linear) for layer in layers):  # one product for a whole step
-            weight = torch.block_diag(*(layer.weight for layer in layers))  # type: ignore[arg-type]
+            weight = torch.block_diag(*(layer.weight for layer in layers))
             bias = torch.cat([layer.bias for layer in layers])  # type: ignore[misc]
             tokens = F.linear(torch.cat(inputs, dim=-1), weight, bias)  # [B, K, len(kinds) * D]
             tokens = tokens.unflatten(-1, (len(kinds), -1))

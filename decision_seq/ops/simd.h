@@ -178,10 +178,12 @@ INLINE vec exp2_vec(vec x) {
     const vec p = f * (2.40226507e-1f * f + 6.93157344e-1f);
     return (vec)_mm512_scalef_ps((__m512)(power * p + power), (__m512)whole);
 }
+
+INLINE vec exp_vec(vec x) { return exp2_vec(LOG2E * x); }
 #else
-INLINE vec exp2_vec(vec x) {
+/* For x >= -126. */
+INLINE vec exp2_normal(vec x) {
     const float shift = 12582912.f;
-    x = at_least(x, -126.f);
     const vec shifted = x + shift, whole = shifted - shift, f = x - whole;
     vec p = 1.3264727e-3f * f + 9.6715127e-3f;
     p = p * f + 5.5507433e-2f;
@@ -190,6 +192,11 @@ INLINE vec exp2_vec(vec x) {
     p = p * f + 1.f;
     return (vec)((ivec)p + ((ivec)shifted << 23));
 }
+
+INLINE vec exp2_vec(vec x) { return exp2_normal(at_least(x, -126.f)); }
+
+/* With nothing between them the products are fused with the sums that follow, and as exact. */
+INLINE vec exp_vec(vec x) { return exp2_normal(LOG2E * at_least(x, -87.f)); }
 #endif
 
 /* 1 / x for finite x, to the last bit or two: a division takes as long as twenty other operations. */
@@ -204,7 +211,7 @@ INLINE vec reciprocal(vec x) {
 
 INLINE vec sigmoid(vec x) {
     x = at_least(x, -80.f);
-    return reciprocal(1.f + exp2_vec(-LOG2E * x));
+    return reciprocal(1.f + exp_vec(-x));
 }
 
 /* d silu(x) / dx, given s = sigmoid(x) */
@@ -234,13 +241,13 @@ INLINE vec normal_cdf(vec x) {
 INLINE vec gelu(vec x) { return x * normal_cdf(x); }
 
 INLINE vec gelu_slope(vec x) {
-    const vec bell = exp2_vec(at_least(-0.5f * LOG2E * x * x, -126.f));
+    const vec bell = exp_vec(at_least(-0.5f * x * x, -87.f));
     return normal_cdf(x) + 0.39894228f * x * bell;
 }
 
 /* log(1 + e^x) = max(x, 0) + log1p(w), w = e^-|x|, log1p(w) = 2 atanh(w / (2 + w)). */
 INLINE vec softplus(vec x) {
-    const vec w = exp2_vec(-LOG2E * (vec)((ivec)x & 0x7fffffff));
+    const vec w = exp_vec(-(vec)((ivec)x & 0x7fffffff));
     const vec s = w * reciprocal(2.f + w), q = s * s;
     vec p = q * (1.f / 15) + 1.f / 13;
     p = p * q + 1.f / 11;
