@@ -12,6 +12,7 @@ from torch import Tensor
 
 from decision_seq import ops
 from decision_seq.ops.cpu_block import bias_activation_cpu
+from decision_seq.ops.cpu_linear import transposed
 from decision_seq.ops.dispatch import PATHS
 
 CASES = [
@@ -261,6 +262,26 @@ def test_linear_agrees_with_float64(path: str, shape: tuple[int, ...], with_bias
     wanted = with_grads(F.linear, tensors)
     own = with_grads(lambda x, w, b=None: ops.linear(x, w, b), [t.float() for t in tensors])
     assert_close(own, wanted)
+
+
+def test_linear_maps_of_some_tokens(path: str) -> None:
+    """A last layer's are a view with gaps between the rows."""
+    torch.manual_seed(9)
+    x, weight, bias = torch.randn(4, 60, 32), torch.randn(48, 32), torch.randn(48)
+
+    def some(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return ops.linear(x[:, 1::3], weight, bias)
+
+    exact = [t.double() for t in (x, weight, bias)]
+    wanted = with_grads(lambda x, w, b: F.linear(x[:, 1::3], w, b), exact)
+    assert_close(with_grads(some, [x, weight, bias]), wanted)
+
+
+@needs_c
+@pytest.mark.parametrize("shape", [(1, 1), (5, 3), (16, 16), (33, 50), (64, 130), (0, 4)])
+def test_transposed_copies(shape: tuple[int, int]) -> None:
+    matrix = torch.randn(shape)
+    assert torch.equal(transposed(matrix), matrix.t())
 
 
 @pytest.mark.parametrize("shape", [(3, 5, 8, 33), (1, 1, 1, 1), (0, 4, 3, 2)])

@@ -141,7 +141,7 @@ class WindowSampler:
             actions=self._gather("actions", rows, mask),
             returns_to_go=self._gather("returns_to_go", rows, mask),
             timesteps=self._gather("timesteps", rows, mask),
-            mask=mask.to(self.device),
+            mask=self._move(mask),
         )
 
     def _stacks(self, name: str, rows: Tensor, mask: Tensor) -> Tensor:
@@ -158,10 +158,21 @@ class WindowSampler:
 
     def _gather(self, name: str, rows: Tensor, mask: Tensor) -> Tensor:
         table = self._tables[name]
-        values = table.index_select(0, rows.flatten().to(table.device)).to(self.device)
+        index = rows.flatten()
+        if table.device == self.device:
+            values = table.index_select(0, self._move(index))
+        else:
+            values = self._move(table.index_select(0, index))
         values = values.view(*mask.shape, *table.shape[1:])
-        pad = ~mask.to(self.device)
+        pad = self._move(~mask)
         return values.masked_fill_(pad.view(*mask.shape, *[1] * (values.ndim - 2)), 0)
+
+    def _move(self, tensor: Tensor) -> Tensor:
+        """To the device. A GPU takes it from memory that stays in place, without waiting: while it
+        works on one batch, the next is gathered."""
+        if self.device.type != "cuda":
+            return tensor.to(self.device)
+        return tensor.pin_memory().to(self.device, non_blocking=True)
 
     def _make_resident(self) -> None:
         if self.device.type != "cuda":

@@ -96,32 +96,6 @@ static void read_tile(const Attention *s, float *tile, const void *from, long at
     memset(tile + (long)count * wide, 0, (long)(TILE - count) * wide * sizeof(float));
 }
 
-/* V rows of V floats, transposed: in each round, halves, quarters ... of two rows change places. */
-static void transpose_block(const float *from, long from_row, float *to, long to_row) {
-#ifdef __clang__ /* has no __builtin_shuffle */
-    for (int i = 0; i < V; i++)
-        for (int j = 0; j < V; j++) to[i * to_row + j] = from[j * from_row + i];
-#else
-    const ivec at = (ivec)count_from(0);
-    vec v[V];
-    for (int r = 0; r < V; r++) v[r] = load(from + r * from_row, V);
-#pragma GCC unroll 4
-    for (int half = V / 2; half; half /= 2) {
-        const ivec upper = (at & half) != 0;
-        const ivec left = (upper & (at - half + V)) | (~upper & at);
-        const ivec right = (upper & (at + V)) | (~upper & (at + half));
-#pragma GCC unroll 16
-        for (int r = 0; r < V; r++)
-            if (!(r & half)) {
-                const vec a = v[r], b = v[r + half];
-                v[r] = __builtin_shuffle(a, b, left);
-                v[r + half] = __builtin_shuffle(a, b, right);
-            }
-    }
-    for (int r = 0; r < V; r++) store(to + r * to_row, v[r], V);
-#endif
-}
-
 static void transpose_tile(const float *tile, float *to, int wide) {
     for (int e = 0; e < wide; e += V)
         for (int r = 0; r < TILE; r += V)

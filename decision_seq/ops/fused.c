@@ -128,6 +128,26 @@ int dropout_backward(const void *dy, void *dx, uint64_t seed, int dropped, int m
     return all_rows(&f, DROPOUT_BACKWARD, mixed, NULL, threads);
 }
 
+/* ---------------------------------------------------------------- transposed copies */
+
+/* y [width][rows] from x [rows][width]. */
+int transpose(const float *x, float *y, long rows, int width, int threads) {
+    if (rows * width < SMALL) threads = 1;
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (long row = 0; row < rows; row += V)
+        for (int e = 0; e < width; e += V) {
+            const float *from = x + row * width + e;
+            float *to = y + e * rows + row;
+            if (row + V <= rows && e + V <= width) {
+                transpose_block(from, width, to, rows);
+                continue;
+            }
+            for (long i = 0; i < V && row + i < rows; i++)
+                for (int j = 0; j < V && e + j < width; j++) to[j * rows + i] = from[i * width + j];
+        }
+    return 0;
+}
+
 /* ---------------------------------------------------------------- LayerNorm */
 
 typedef struct {

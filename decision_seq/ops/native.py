@@ -52,6 +52,7 @@ SIGNATURES = {
     "bias_activation_backward": [*[POINTER] * 5, INT, INT, *SIZES],
     "dropout_add": [*[POINTER] * 3, *MASK, INT, *SIZES],
     "dropout_backward": [*[POINTER] * 2, *MASK, INT, *SIZES],
+    "transpose": [POINTER, POINTER, *SIZES],
     "norm_forward": [*[POINTER] * 3, FLOAT, POINTER, INT, *SIZES],
     "norm_backward": [*[POINTER] * 3, FLOAT, *[POINTER] * 3, INT, *SIZES],
     "attention_forward": [*VIEW, *VIEW, *VIEW, *[POINTER] * 2, *MASK, *[INT] * 10],
