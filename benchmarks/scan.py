@@ -59,14 +59,15 @@ def usable(options: Options) -> list[Path]:
 
 
 def mambapy_scan(
-    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor
+    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor | None = None
 ) -> Tensor:
     """The same computation around mambapy's scan, as its MambaBlock does it."""
     from mambapy.pscan import pscan
 
     decay = torch.exp(dt.unsqueeze(-1) * A)  # [B, L, E, N]
     states = pscan(decay, dt.unsqueeze(-1) * B.unsqueeze(2) * u.unsqueeze(-1))
-    return ((states @ C.unsqueeze(-1)).squeeze(3) + D * u) * F.silu(z)
+    y = (states @ C.unsqueeze(-1)).squeeze(3) + D * u
+    return y if z is None else y * F.silu(z)
 
 
 def conv1d_silu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
