@@ -1,4 +1,4 @@
-/* Selective scan on the CPU: forward, backward and streaming.
+/* Selective scan on the CPU, forward and backward; scan_step.c continues one from a state.
  *
  *   h_t = exp(dt_t A) h_{t-1} + dt_t u_t B_t,    y_t = (C_t h_t + D u_t) silu(z_t)
  *
@@ -348,75 +348,5 @@ int scan_backward(const void *dy, const void *u, long u_row, const float *dt, lo
                 *(n < N ? dA + (long)e * N + n : dD + e) = groups ? sum[n * V + e % V] : 0;
     }
     free(memory);
-    return 0;
-}
-
-/* All tokens for V or fewer states of `channels` <= 4; y collects the sums over states. */
-INLINE void step_states(const Scan *s, const float *A, const float *state, float *new_state,
-                        float *y, int b, int e, int n, int channels, int lanes) {
-    const float *u = s->u;
-    const long at = ((long)b * s->width + e) * s->states + n;
-    vec rate[4], h[4], product[4] = {{0}};
-    for (int c = 0; c < channels; c++) {
-        rate[c] = LOG2E * load(A + (long)(e + c) * s->states + n, lanes);
-        h[c] = load(state + at + (long)c * s->states, lanes);
-    }
-    for (int t = 0; t < s->length; t++) {
-        const long row = (long)b * s->length + t;
-        const vec B = load(s->B + row * s->B_row + n, lanes);
-        const vec C = load(s->C + row * s->C_row + n, lanes);
-        for (int c = 0; c < channels; c++) {
-            const float dt = s->dt[row * s->dt_row + e + c];
-            const float x = dt * u[row * s->u_row + e + c];
-            h[c] = exp2_vec(dt * rate[c]) * h[c] + x * B;
-            product[c] = h[c] * C;
-        }
-        const vec4 sums = sum_lanes_of_4(product);
-        for (int c = 0; c < channels; c++) y[row * s->width + e + c] += sums[c];
-    }
-    for (int c = 0; c < channels; c++)
-        store(new_state + at + (long)c * s->states, h[c], lanes);
-}
-
-INLINE void step_channels(const Scan *s, const float *A, const float *state, float *new_state,
-                          float *y, int b, int e, int channels) {
-    int n = 0;
-    for (; n + V <= s->states; n += V)
-        step_states(s, A, state, new_state, y, b, e, n, channels, V);
-    if (n < s->states)
-        step_states(s, A, state, new_state, y, b, e, n, channels, s->states - n);
-}
-
-INLINE void step_output(const Scan *s, const float *D, float *y, long row, int e, int lanes) {
-    float *out = y + row * s->width + e;
-    vec sum = load(out, lanes) + load(D + e, lanes) * load_from(s->u, row * s->u_row + e, lanes, 0);
-    if (s->z) {
-        const vec z = load_from(s->z, row * s->z_row + e, lanes, 0);
-        sum *= z * sigmoid(z);
-    }
-    store(out, sum, lanes);
-}
-
-/* Continue by `length` tokens from `state` [batch][E][N]; writes y and new_state. One token gives
- * no time to repack A, so here vectors run over the states, which is how A and h lie in memory. */
-int scan_step(const float *u, long u_row, const float *dt, long dt_row, const float *A,
-              const float *B, long B_row, const float *C, long C_row, const float *D,
-              const float *z, long z_row, const float *state, float *new_state, float *y,
-              int batch, int length, int width, int states, int threads) {
-    const Scan s = {u,     z,     dt,    B,      C,     0,      u_row, dt_row, B_row, C_row,
-                    z_row, batch, length, width, states, 0,     NULL,  NULL};
-    if ((long)batch * length * width * states < SMALL) threads = 1;
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (int b = 0; b < batch; b++) {
-        memset(y + (long)b * length * width, 0, (long)length * width * sizeof(float));
-        int e = 0;
-        for (; e + 4 <= width; e += 4) step_channels(&s, A, state, new_state, y, b, e, 4);
-        for (; e < width; e++) step_channels(&s, A, state, new_state, y, b, e, 1);
-        for (long row = (long)b * length; row < (long)(b + 1) * length; row++) {
-            int e = 0;
-            for (; e + V <= width; e += V) step_output(&s, D, y, row, e, V);
-            if (e < width) step_output(&s, D, y, row, e, width - e);
-        }
-    }
     return 0;
 }
