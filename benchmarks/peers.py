@@ -34,16 +34,20 @@ def d3rlpy(name: str, work: str, options: Options) -> Iterator[dict[str, Timer]]
         ask, answer = process.stdin, process.stdout
         assert ask is not None and answer is not None
 
+        def last_words() -> str:
+            log.seek(0)
+            return (log.read().splitlines() or ["?"])[-1]
+
         def turn() -> float:
             print(file=ask, flush=True)
-            seconds = float(answer.readline())
+            line = answer.readline()
+            if not line:
+                raise RuntimeError(f"d3rlpy's process ended: {last_words()}")
             time.sleep(0.05)  # its threads spin for a while, on the cores of whoever is next
-            return seconds
+            return float(line)
 
         if answer.readline():  # it is ready
             yield {name: turn}
         else:
-            log.seek(0)
-            reason = (log.read().splitlines() or ["?"])[-1]
-            print(f"d3rlpy is skipped: {python} failed ({reason}).")
+            print(f"d3rlpy is skipped: {python} failed ({last_words()}).")
             yield {}

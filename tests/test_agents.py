@@ -469,3 +469,52 @@ def test_a_layout_the_agent_cannot_use_is_one_sentence(
     with pytest.raises(UserError, match=words) as error:
         make("mamba", config, tokens=tokens)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["mamba", "attention", "hybrid"])
+def test_streaming_takes_what_a_window_takes(kind: str) -> None:
+    """Observations of other dtypes; parameters that do not lie row by row; no lanes at all."""
+    agent = make(kind)
+    with torch.no_grad():
+        for parameter in agent.parameters():
+            if parameter.ndim == 2:
+                parameter.data = parameter.data.t().contiguous().t()
+        agent.observation_std = torch.full((1,), 2.0).expand(S)
+    results = []
+    contexts: tuple[Context, ...] = ("window", "stream")
+    for context in contexts:
+        state = agent.init_state(2, context, torch.tensor([3.0, 5.0]))
+        action = torch.zeros(2, A)
+        for step in range(K):
+            observation = torch.arange(2 * S).view(2, S) % (step + 2)  # int64
+            action, state = agent.act(observation, action, torch.ones(2), state)
+        results.append(action)
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
+    state = agent.init_state(0, "stream", torch.zeros(0))
+    action, _ = agent.act(torch.zeros(0, S), torch.zeros(0, A), torch.zeros(0), state)
+    assert action.shape == (0, A)
+
+
+def test_what_an_agent_does_its_own_way_it_does_in_a_stream() -> None:
+    class Still(SequenceAgent):
+        def predict(self, features: Tensor) -> Tensor:
+            return torch.zeros(*features.shape[:-1], self.spec.action_dim)
+
+    agent = make("mamba")
+    still = Still(agent.config, agent.spec).eval()
+    state = still.init_state(2, "stream", torch.tensor([3.0, 5.0]))
+    action, _ = still.act(torch.randn(2, S), torch.zeros(2, A), torch.zeros(2), state)
+    assert not action.any()
+
+
+def test_a_stream_of_other_lanes_or_widths_is_refused() -> None:
+    backbone = make("mamba").backbone
+    with torch.no_grad():
+        with pytest.raises(ValueError, match="states of 4 lanes"):
+            backbone.step(torch.randn(4, 1, 16), backbone.init_state(2))
+        with pytest.raises(ValueError, match="tokens of width 16"):
+            backbone.step(torch.randn(2, 1, 32), backbone.init_state(2))
+        half = backbone.init_state(2, dtype=torch.bfloat16)
+        x = torch.randn(2, 1, 16)
+        y, _ = backbone.step(x, half)
+        torch.testing.assert_close(y, backbone.step(x, backbone.init_state(2))[0])

@@ -403,3 +403,11 @@ def test_summary_counts(toy_store: EpisodeStore) -> None:
     summary = summarize(toy_store)
     assert (summary["episodes"], summary["steps"]) == (60, 1200)
     assert summary["return_mean"] == pytest.approx(toy_store.episode_returns.mean(), rel=1e-5)
+
+
+def test_windows_of_a_table_that_lies_column_by_column(tmp_path: Path) -> None:
+    sampler = sampler_for(random_episodes([9, 12]), tmp_path, length=4)
+    store = open_store([str(tmp_path / "windows.npz")])
+    store = dataclasses.replace(store, observations=np.asfortranarray(store.observations))
+    turned = WindowSampler(store, np.arange(2), 4, ReturnSpec(scale=10.0), seed=0)
+    assert torch.equal(turned.batch(3, 8).observations, sampler.batch(3, 8).observations)

@@ -296,6 +296,14 @@ def test_linear_softplus_agrees_with_float64(path: str, shape: tuple[int, ...]) 
 
 def test_wrong_shapes_are_refused() -> None:
     q, kv = torch.randn(2, 5, 8), torch.randn(2, 5, 16)
+    with pytest.raises(ValueError, match="descend"):
+        ops.attention(q[:, :1], kv, 2, 5, range(4, 3, -1))
+    with pytest.raises(ValueError, match="of one dtype"):
+        ops.attention(q, kv.bfloat16(), 2, 5, range(5))
+    with pytest.raises(ValueError, match="x's D = 8"):
+        ops.layer_norm(q, torch.ones(4), torch.ones(4), 1e-5)
+    with pytest.raises(ValueError, match=r"bias \[H\]"):
+        ops.linear_gelu(q, torch.randn(3, 8), torch.randn(2))
     with pytest.raises(ValueError, match=r"l = 4"):
         ops.attention(q, kv, 2, 5, range(4))
     with pytest.raises(ValueError, match="multiple of 3"):
@@ -304,6 +312,28 @@ def test_wrong_shapes_are_refused() -> None:
         ops.attention(q, kv, 2, 5, range(1, 6))
     with pytest.raises(ValueError, match=r"residual of x's shape \[2, 5, 8\]"):
         ops.dropout_add(q, kv, 0.5)
+
+
+def test_float16_autocast_is_left_to_pytorch(path: str) -> None:
+    x, weight, bias = torch.randn(3, 5, 32), torch.randn(64, 32), torch.randn(64)
+    with torch.autocast("cpu", torch.float16):
+        y = ops.linear_gelu(x, weight, bias)
+        z = ops.linear_softplus(x, weight, bias)
+    assert y.dtype == torch.float16
+    exact = F.linear(x, weight, bias)
+    torch.testing.assert_close(y.float(), F.gelu(exact), atol=0.1, rtol=0.01)
+    torch.testing.assert_close(z, F.softplus(exact), atol=0.1, rtol=0.01)
+
+
+def test_a_number_that_is_none_shows(path: str) -> None:
+    q, kv = torch.randn(1, 5, 8), torch.randn(1, 5, 16)
+    kv[0, 2, 3] = math.nan  # a key's
+    y = ops.attention(q, kv, 1, 5, range(5))
+    assert y[0, :2].isfinite().all() and y[0, 2:].isnan().all()
+    x = torch.tensor([[math.nan, 1.0]])
+    weight, bias = torch.eye(2), torch.zeros(2)
+    for function in (ops.linear_gelu, ops.linear_softplus):
+        assert function(x[:, :1], weight[:1, :1], bias[:1]).isnan().all()
 
 
 @needs_c

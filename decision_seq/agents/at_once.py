@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from decision_seq.agents.context import Memory, StreamMemory
@@ -26,16 +27,15 @@ HEAD = ("action_head.weight", "action_head.bias")
 class AtOnce:
     """What that call takes, found once: looking it up by attribute would cost as much as it."""
 
-    def __init__(self, agent: SequenceAgent) -> None:
+    def __init__(self, agent: SequenceAgent, usual: bool) -> None:
+        """`usual`: whether the agent does what all do between its inputs and its prediction."""
         config, self.backbone = agent.config, agent.backbone
-        self.possible = (
-            agent.looks_once and isinstance(self.backbone, MambaBackbone) and agent.encoder is None
-        )
+        self.possible = usual and isinstance(self.backbone, MambaBackbone) and agent.encoder is None
         self.begun = config.inputs
         self.continued = ("action", *config.inputs) if "action" in config.tokens else config.inputs
         self.embed = {kind: agent.embedding.embed[kind]._parameters for kind in config.tokens}
         self.shared, self.head = Weights(agent, SHARED), Weights(agent, HEAD)
-        self.eps, self.bounded = agent.embedding.norm.eps, agent.embedding.bounded
+        self.eps = agent.embedding.norm.eps
         self.squashed, self.buffers = not agent.spec.discrete, agent._buffers
 
     def serves(self, state: AgentState, times: list[int]) -> bool:
@@ -59,7 +59,7 @@ class AtOnce:
         predicted, conv, h = policy_step(
             [self._token(kind, values[kind]) for kind in (self.begun if begin else self.continued)],
             state.timestep,
-            Embedding(time, norm, norm_bias, self.eps, self.bounded),
+            Embedding(time, norm, norm_bias, self.eps, bounded=False),
             self.backbone.stack(state.memory.state),
             self.head.now(),
             self.squashed,
@@ -73,4 +73,6 @@ class AtOnce:
             mean, std = self.buffers["observation_mean"], self.buffers["observation_std"]
         elif kind == "action" and self.squashed:
             std = self.buffers["action_scale"]
+        if own.get("bias") is not None:  # no index
+            value = value.to(torch.float32)
         return Token(value, own["weight"], own.get("bias"), kind == "action", mean, std)  # type: ignore[arg-type]

@@ -115,10 +115,6 @@ class SequenceAgent(nn.Module):
     """Predicts a_t from the output at the last token before it, which is s_t unless an agent says
     otherwise. B windows, K steps, T tokens a step, D = width."""
 
-    looks_once: ClassVar[bool] = (
-        True  # False for one whose `look` is more than a step of the memory
-    )
-
     def __init__(self, config: AgentConfig, spec: AgentSpec) -> None:
         super().__init__()
         if config.temperature and not spec.discrete:
@@ -156,7 +152,11 @@ class SequenceAgent(nn.Module):
             self.register_buffer("observation_mean", torch.zeros(spec.observation_shape))
             self.register_buffer("observation_std", torch.ones(spec.observation_shape))
         self.register_buffer("action_scale", torch.ones(() if spec.discrete else spec.action_dim))
-        self._at_once = AtOnce(self)
+        usual = all(
+            getattr(type(self), name) is getattr(SequenceAgent, name)
+            for name in ("values", "look", "predict")
+        )
+        self._at_once = AtOnce(self, usual)
 
     @classmethod
     def for_dataset(cls, config: AgentConfig, store: EpisodeStore) -> SequenceAgent:

@@ -49,8 +49,6 @@ class MaxReturn(SequenceAgent):
     bonus; here it is the error that all agents share, so that agents differ in one thing only.
     """
 
-    looks_once = False  # first at the observation, then at the return that it predicts from it
-
     def __init__(self, config: MaxReturnConfig, spec: AgentSpec) -> None:
         super().__init__(config, spec)
         self.expectile = config.expectile

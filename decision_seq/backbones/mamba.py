@@ -91,7 +91,7 @@ class Weights:
 
 def stack_of(weights: Weights, eps: float, state: State) -> Stack:
     """Blocks and their state, for a kernel."""
-    return Stack(weights.now(), eps, [(layer["conv"], layer["h"]) for layer in state])
+    return Stack(weights.now(), eps, [(layer["conv"].float(), layer["h"]) for layer in state])
 
 
 def unstack(conv: Tensor, h: Tensor) -> State:

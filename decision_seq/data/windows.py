@@ -159,7 +159,7 @@ class WindowSampler:
     def _gather(self, name: str, rows: Tensor, mask: Tensor) -> Tensor:
         table = self._tables[name]
         index = rows.flatten()
-        if table.device == self.device:
+        if table.device.type == self.device.type:  # "cuda" is "cuda:0"
             values = table.index_select(0, self._move(index))
         else:
             values = self._move(table.index_select(0, index))
@@ -190,7 +190,7 @@ class WindowSampler:
             return {}
         runs = {}
         for name, table in self._tables.items():
-            flat = table.numpy().reshape(len(table), -1)  # [N, ...]
+            flat = np.ascontiguousarray(table.numpy()).reshape(len(table), -1)  # [N, ...]
             shape = count, flat.shape[1] * (1 if name == "timesteps" else self.length)
             runs[name] = as_strided(flat, shape, flat.strides, writeable=False)
         return runs

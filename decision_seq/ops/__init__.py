@@ -147,7 +147,7 @@ def causal_conv_silu_step(
 def streams(like: Tensor, rows: int) -> bool:
     """Whether `embed_step`, `stack_step` and `policy_step` can continue a stream by `rows` tokens
     of like's dtype and device: not with gradients or autocast, nor for many tokens at once."""
-    plain = rows <= MAX_STREAMED_ROWS and like.dtype is torch.float32 and like.is_cpu
+    plain = 0 < rows <= MAX_STREAMED_ROWS and like.dtype is torch.float32 and like.is_cpu
     if not plain or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
         return False
     return not torch.compiler.is_compiling() and choose(torch.float32, "cpu").streams
@@ -177,8 +177,10 @@ def attention(
             f"expected q [B, l, D] with l = {len(positions)} and D a multiple of {heads}, and "
             f"kv [B, L, 2 D]; got {_s(q)} and {_s(kv)}"
         )
-    if len(positions) and not 0 <= positions[0] <= positions[-1] < length:
-        raise ValueError(f"positions {positions} lie beyond the {length} tokens")
+    if q.dtype is not kv.dtype:
+        raise ValueError(f"expected q and kv of one dtype, got {q.dtype} and {kv.dtype}")
+    if positions.step < 0 or (len(positions) and not 0 <= positions[0] <= positions[-1] < length):
+        raise ValueError(f"positions {positions} descend, or lie beyond the {length} tokens")
     return _training_path(q).attention(q, kv, heads, window, positions, p)
 
 
@@ -189,16 +191,22 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """GELU of x weight^T + bias: x [..., D], weight [H, D], bias [H] -> [..., H]"""
+    _check_linear(weight, bias)
     return _training_path(x, weight, bias).linear_gelu(x, weight, bias)
 
 
 def linear_softplus(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """log(1 + exp(x weight^T + bias)), float32: x [..., R], weight [E, R], bias [E] -> [..., E]"""
+    _check_linear(weight, bias)
     return _training_path(x, weight, bias).linear_softplus(x, weight, bias)
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """LayerNorm over the last dimension: x [..., D], weight [D], bias [D] -> [..., D]"""
+    if not weight.shape == bias.shape == x.shape[-1:]:
+        raise ValueError(
+            f"expected weight and bias [D] of x's D = {x.shape[-1]}, got {_s(weight)}, {_s(bias)}"
+        )
     return _training_path(x, x, weight, bias).layer_norm(x, weight, bias, eps)
 
 
@@ -213,13 +221,22 @@ def dropout_add(x: Tensor, residual: Tensor | None, p: float) -> Tensor:
 
 
 def _training_path(x: Tensor, *floats: Tensor | None) -> Path:
-    """PyTorch's own without gradients, where it is as fast and cheaper to call, and where what
-    mixed precision keeps in float32 is not."""
+    """PyTorch's own without gradients, where it is as fast and cheaper to call, and where tensors
+    are not as mixed precision in bfloat16 has them: `floats` in float32 and beside x."""
+    device = x.device
     if not torch.is_grad_enabled():
         return PATHS["torch"]
-    if any(t is not None and t.dtype is not torch.float32 for t in floats):
+    mixed = torch.is_autocast_enabled(device.type)
+    if mixed and torch.get_autocast_dtype(device.type) is not torch.bfloat16:
         return PATHS["torch"]
-    return choose(x.dtype, x.device.type)
+    if any(t is not None and (t.dtype is not torch.float32 or t.device != device) for t in floats):
+        return PATHS["torch"]
+    return choose(x.dtype, device.type)
+
+
+def _check_linear(weight: Tensor, bias: Tensor) -> None:
+    if bias.shape != weight.shape[:1]:
+        raise ValueError(f"expected weight [H, D] and bias [H], got {_s(weight)} and {_s(bias)}")
 
 
 def _prepare(x: Tensor) -> tuple[Path, torch.dtype, torch.dtype]:

@@ -173,8 +173,8 @@ static void scores(const Attention *s, Tiles *t, int query, int r, int k0, Range
 
 /* 2^x, and 0 where it is next to nothing: denormal numbers would take a hundred times as long. */
 INLINE vec weight_of(vec x) {
-    const ivec some = x > -120.f;
-    return (vec)(some & (ivec)exp2_vec(at_least(x, -120.f)));
+    const ivec none = x <= -120.f; /* not where x is NaN, which must show */
+    return (vec)(~none & (ivec)exp2_vec(at_least(x, -120.f)));
 }
 
 /* m of V keys from j on, for a query of item (b, head). */

@@ -33,6 +33,9 @@ def accepts(dtype: torch.dtype, device: str) -> bool:
 
 
 def half(tensor: Tensor) -> bool:
+    """Whether it is bfloat16. The kernels would take any other dtype for float32."""
+    if tensor.dtype not in (torch.float32, torch.bfloat16):
+        raise TypeError(f"the C kernels take float32 and bfloat16, got {tensor.dtype}")
     return tensor.dtype is torch.bfloat16
 
 

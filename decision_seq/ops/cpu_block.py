@@ -13,8 +13,7 @@ from torch import Tensor
 from decision_seq.ops.autograd import Context, differentiable
 from decision_seq.ops.cpu import call, half, threads
 from decision_seq.ops.cpu_linear import linear
-
-LEVELS = 1 << 16  # dropout's probability is rounded to a multiple of 1 / LEVELS
+from decision_seq.ops.plain import LEVELS
 
 
 def draw_seed() -> Tensor:

@@ -66,6 +66,10 @@ class _Places:
 
     def __init__(self, stack: Stack, batch: int) -> None:
         convs, hs = zip(*stack.states, strict=True)
+        if not all(map(_is_plain, (*stack.weights, *convs, *hs))):
+            raise TypeError("a stack streams in float32 on the CPU; its weights or states are not")
+        if any(len(state) != batch for state in (*convs, *hs)):
+            raise ValueError(f"expected states of {batch} lanes, got {len(convs[0])}")
         self.weights, self.conv, self.h = map(Addresses, (stack.weights, convs, hs))
         (_, tail, channels), (_, _, states) = convs[0].shape, hs[0].shape
         weights, blocks = self.weights.tensors, len(stack.states)
@@ -85,11 +89,10 @@ def embed_step(tokens: Sequence[Token], timesteps: Tensor, embedding: Embedding)
     time, norm, norm_bias, eps, bounded = embedding
     batch, (times, width) = len(timesteps), time.shape
     y = time.new_empty(batch, len(tokens), width)
-    fields = _Fields(tokens, batch)
+    fields, shared = _Fields(tokens, batch), Addresses((timesteps, time, norm, norm_bias))
     _call(
         "embed_step",
-        *(fields.at, timesteps.data_ptr(), time.data_ptr(), norm.data_ptr(), norm_bias.data_ptr()),
-        *(eps, y.data_ptr(), batch, len(tokens), width, times, bounded),
+        *(fields.at, *shared.table, eps, y.data_ptr(), batch, len(tokens), width, times, bounded),
     )
     return y
 
@@ -102,6 +105,8 @@ def stack_step(x: Tensor, stack: Stack, normed: bool, read: int) -> tuple[Tensor
     are left as they are.
     """
     batch, length, width = x.shape
+    if stack.weights[0].shape != (width,):
+        raise ValueError(f"expected tokens of width {len(stack.weights[0])}, got {width}")
     x, places = x.contiguous(), _Places(stack, batch)
     y = x.new_empty(batch, read, width)
     _call(
@@ -121,19 +126,21 @@ def policy_step(
     head: Sequence[Tensor],
     squashed: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`embed_step`, `stack_step` and the head, weight [A, D] and bias, at the last token.
+    """`embed_step` (not bounded), `stack_step` and the head, weight [A, D] and bias, at the last
+    token.
 
     Returns predictions [B, A], through tanh if `squashed`, and the states after.
     """
-    time, norm, norm_bias, eps, bounded = embedding
+    time, norm, norm_bias, eps, _ = embedding
     batch, (times, width), outputs = len(timesteps), time.shape, len(head[1])
-    places, fields, ends = _Places(stack, batch), _Fields(tokens, batch), Addresses(head)
+    places, fields = _Places(stack, batch), _Fields(tokens, batch)
+    shared, ends = Addresses((timesteps, time, norm, norm_bias)), Addresses(head)
     y = time.new_empty(batch, outputs)
-    policy = array("q", (fields.at, timesteps.data_ptr(), time.data_ptr(), norm.data_ptr()))
-    policy.extend((norm_bias.data_ptr(), places.weights.at, places.conv.at, places.h.at))
+    policy = array("q", (fields.at, *shared.table))
+    policy.extend((places.weights.at, places.conv.at, places.h.at))
     policy.extend((places.new_conv.data_ptr(), places.new_h.data_ptr(), *ends.table, y.data_ptr()))
     policy.extend((batch, len(tokens), times, width, len(stack.states), *places.sizes, outputs))
-    policy.extend((bounded, squashed, threads()))
+    policy.extend((squashed, threads()))
     _call("policy_step", policy.buffer_info()[0], eps, stack.eps)
     return y, places.new_conv, places.new_h
 
@@ -145,14 +152,21 @@ class _Fields(Addresses):
         self.table, self.tensors = array("q"), []
         for token in tokens:
             value, weight = token.value.contiguous(), token.weight.contiguous()
-            self.tensors += value, weight
+            bias, mean, std = (
+                None if t is None else t.contiguous() for t in (token.bias, token.mean, token.std)
+            )
+            self.tensors += [t for t in (value, weight, bias, mean, std) if t is not None]
             is_index = token.bias is None
             rows, inputs = (weight.shape[0], 0) if is_index else (0, weight.shape[1])
             shape, dtype = ((batch,), torch.int64) if is_index else ((batch, inputs), weight.dtype)
             if value.shape != shape or value.dtype is not dtype:
                 raise ValueError(f"expected {dtype} {shape}, got {value.dtype} {value.shape}")
-            self.table.extend((value.data_ptr(), weight.data_ptr(), _at(token.bias), inputs, rows))
-            self.table.extend((token.before, _at(token.mean), _at(token.std)))
+            self.table.extend((value.data_ptr(), weight.data_ptr(), _at(bias), inputs, rows))
+            self.table.extend((token.before, _at(mean), _at(std)))
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return tensor.dtype is torch.float32 and tensor.is_cpu
 
 
 def _at(tensor: Tensor | None) -> int:

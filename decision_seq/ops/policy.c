@@ -17,7 +17,7 @@ typedef struct { /* filled in by cpu_stream.py in this order, 8 bytes a member *
     const float *head, *head_bias; /* [outputs][D] */
     float *y;                      /* [lanes][outputs] */
     int64_t lanes, count, times, width, layers, channels, states, taps, rank, hidden, outputs;
-    int64_t bounded, squashed, threads;
+    int64_t squashed, threads;
 } Policy;
 
 /* y = head(stack(embedding)), through tanh if `squashed`. Returns 0, or what failed. */
@@ -27,7 +27,7 @@ int policy_step(const Policy *p, float embed_eps, float eps) {
     float *features = x + tokens * p->width;
     if (!x) return NO_MEMORY;
     int failed = embed_step(p->tokens, p->timesteps, p->time, p->embed_norm, p->embed_norm_bias,
-                            embed_eps, x, p->lanes, p->count, p->width, p->times, p->bounded);
+                            embed_eps, x, p->lanes, p->count, p->width, p->times, 0);
     if (!failed)
         failed = stack_step(x, p->weights, eps, p->conv, p->h, p->new_conv, p->new_h, features,
                             p->layers, 1, p->lanes, p->count, 1, p->width, p->channels, p->states,

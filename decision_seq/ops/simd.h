@@ -110,8 +110,8 @@ INLINE const void *place(const void *p, long at, int half) {
 }
 
 INLINE vec larger(vec a, vec b) {
-    const ivec first = a > b;
-    return (vec)((first & (ivec)a) | (~first & (ivec)b));
+    const ivec second = a <= b; /* not where a is NaN */
+    return (vec)((second & (ivec)b) | (~second & (ivec)a));
 }
 
 INLINE vec at_least(vec x, float low) { return larger(x, splat(low)); }
