@@ -66,7 +66,8 @@ class _Places:
 
     def __init__(self, stack: Stack, batch: int) -> None:
         convs, hs = zip(*stack.states, strict=True)
-        if not all(map(_is_plain, (*stack.weights, *convs, *hs))):
+        dtypes = {tensor.dtype for tensor in (*stack.weights, *convs, *hs)}
+        if dtypes != {torch.float32} or not stack.weights[0].is_cpu:
             raise TypeError("a stack streams in float32 on the CPU; its weights or states are not")
         if any(len(state) != batch for state in (*convs, *hs)):
             raise ValueError(f"expected states of {batch} lanes, got {len(convs[0])}")
@@ -163,10 +164,6 @@ class _Fields(Addresses):
                 raise ValueError(f"expected {dtype} {shape}, got {value.dtype} {value.shape}")
             self.table.extend((value.data_ptr(), weight.data_ptr(), _at(bias), inputs, rows))
             self.table.extend((token.before, _at(mean), _at(std)))
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    return tensor.dtype is torch.float32 and tensor.is_cpu
 
 
 def _at(tensor: Tensor | None) -> int:
