@@ -149,7 +149,7 @@ def choose_name(dtype: torch.dtype, device: str) -> str:
             if not reason:
                 if not path.fused:
                     for name, why in better.items():
-                        say_once(f"decision-seq: the {name} scan kernel is not used: {why}.")
+                        say_once(f"decision-seq: the {name} kernels are not used: {why}.")
                 return path.name
             better[path.name] = reason
     raise AssertionError("the reference path accepts everything")
