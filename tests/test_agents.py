@@ -44,6 +44,7 @@ every_layout = pytest.mark.parametrize(
         for tokens in pair.values[1].layouts  # type: ignore[union-attr]
     ],
 )
+needs_c = pytest.mark.skipif(bool(PATHS["c"].unusable()), reason="the C kernels' own checks")
 
 
 def make(
@@ -248,6 +249,7 @@ def test_acting_leaves_the_state_as_it_was(config: type[AgentConfig], lanes: int
         state = after
 
 
+@needs_c
 def test_what_does_not_fit_is_refused_before_it_is_read() -> None:
     agent = make("mamba", discrete=True)
     state = agent.init_state(1, "stream", torch.tensor([5.0]))
@@ -507,6 +509,7 @@ def test_what_an_agent_does_its_own_way_it_does_in_a_stream() -> None:
     assert not action.any()
 
 
+@needs_c
 def test_a_stream_of_other_lanes_or_widths_is_refused() -> None:
     backbone = make("mamba").backbone
     with torch.no_grad():
