@@ -96,15 +96,12 @@ class TokenEmbedding(nn.Module):
     def _streamed(self, kind: str, value: Tensor) -> Token:
         """[B, ...], a token of one step for the kernel."""
         own = self.embed[kind]._parameters
-        value = value.unsqueeze(-1) if kind == "return_to_go" else value
-        return Token(value, own["weight"], own.get("bias"), kind == "action")  # type: ignore[arg-type]
+        return Token(features(kind, value), own["weight"], own.get("bias"), kind == "action")  # type: ignore[arg-type]
 
     def _tokens(self, values: dict[str, Tensor], kinds: Sequence[str]) -> Tensor:
         """[B, K, len(kinds), D]"""
         layers = [self.embed[kind] for kind in kinds]
-        inputs = [
-            values[kind].unsqueeze(-1) if kind == "return_to_go" else values[kind] for kind in kinds
-        ]
+        inputs = [features(kind, values[kind]) for kind in kinds]
         if all(isinstance(layer, nn.Linear) for layer in layers):  # one product for a whole step
             weight = torch.block_diag(*(layer.weight for layer in layers))
             bias = torch.cat([layer.bias for layer in layers])  # type: ignore[misc]
@@ -114,3 +111,8 @@ class TokenEmbedding(nn.Module):
             pairs = zip(layers, inputs, strict=True)
             tokens = torch.stack([layer(value) for layer, value in pairs], dim=2)
         return torch.tanh(tokens) if self.bounded else tokens
+
+
+def features(kind: str, value: Tensor) -> Tensor:
+    """What the embedding of a kind of token takes: a return is a vector of one number."""
+    return value.unsqueeze(-1) if kind == "return_to_go" else value

@@ -1,8 +1,7 @@
 /* Matrix products and LayerNorm of a few rows, which streaming consists of. Declared in dense.h. */
 
-#include <math.h>
-
 #include "dense.h"
+#include "norm.h"
 
 #define ROWS 3    /* of a tile of x W^T: its 24 sums, 3 inputs and a weight fit 32 registers */
 #define OUTPUTS 8
@@ -55,27 +54,8 @@ void linear_rows(const float *x, long x_row, int rows, const float *W, const flo
     }
 }
 
-/* y = weight (x - mean) / sqrt(variance + eps) + bias, of one row. */
-static void normalise(const float *x, const float *weight, const float *bias, float *y, int width,
-                      float eps) {
-    vec sum = {0}, squares = {0};
-    for (int e = 0; e < width; e += V) sum += load_some(x + e, width - e);
-    const float mean = sum_lanes(sum) / width;
-    for (int e = 0; e < width; e += V) {
-        const vec from_mean = load_some(x + e, width - e) - mean;
-        const vec there = load_some((const float *)&from_mean, width - e); /* 0 beyond the row */
-        squares += there * there;
-    }
-    const float scale = 1.f / sqrtf(sum_lanes(squares) / width + eps);
-    for (int e = 0; e < width; e += V) {
-        const long left = width - e;
-        const vec unit = (load_some(x + e, left) - mean) * scale;
-        store_some(y + e, unit * load_some(weight + e, left) + load_some(bias + e, left), left);
-    }
-}
-
 void normalise_rows(const float *x, const float *const *weights, float *y, int rows, int width,
                     float eps) {
     for (long r = 0; r < rows; r++)
-        normalise(x + r * width, weights[0], weights[1], y + r * width, width, eps);
+        norm_row(x, weights[0], weights[1], eps, y, r * width, width, 0);
 }

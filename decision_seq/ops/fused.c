@@ -3,9 +3,7 @@
  * backward instead of being kept. With `mixed`, what goes into or comes out of a matrix product is
  * bfloat16, everything else float32. */
 
-#include <math.h>
-
-#include "simd.h"
+#include "norm.h"
 
 #define ROWS 64 /* an item of work; what it adds to a parameter's gradient is kept apart */
 
@@ -150,45 +148,16 @@ int transpose(const float *x, float *y, long rows, int width, int threads) {
 
 /* ---------------------------------------------------------------- LayerNorm */
 
-typedef struct {
-    float mean, scale; /* (x - mean) * scale has mean 0 and variance 1 */
-} Statistics;
-
-INLINE Statistics statistics(const float *x, int width, float eps) {
-    vec total = splat(0), square = splat(0);
-    int e = 0;
-    for (; e + V <= width; e += V) total += load(x + e, V);
-    if (e < width) total += load(x + e, width - e);
-    const float mean = sum_lanes(total) / width;
-    for (e = 0; e + V <= width; e += V) {
-        const vec off = load(x + e, V) - mean;
-        square += off * off;
-    }
-    float rest = 0;
-    for (; e < width; e++) rest += (x[e] - mean) * (x[e] - mean);
-    return (Statistics){mean, 1.f / sqrtf((sum_lanes(square) + rest) / width + eps)};
-}
-
 /* y = weight (x - mean) / sqrt(variance + eps) + bias over the last dimension; y is half or not. */
 int norm_forward(const float *x, const float *weight, const float *bias, float eps, void *y,
                  int mixed, long rows, int width, int threads) {
     if (rows * width < SMALL) threads = 1;
 #pragma omp parallel for schedule(static) num_threads(threads)
-    for (long row = 0; row < rows; row++) {
-        const float *from = x + row * width;
-        const Statistics s = statistics(from, width, eps);
-        int e = 0;
-        for (; e + V <= width; e += V) {
-            const vec normal = (load(from + e, V) - s.mean) * s.scale;
-            store_to(y, row * width + e, normal * load(weight + e, V) + load(bias + e, V), V, mixed);
-        }
-        if (e < width) {
-            const int lanes = width - e;
-            const vec normal = (load(from + e, lanes) - s.mean) * s.scale;
-            const vec sum = normal * load(weight + e, lanes) + load(bias + e, lanes);
-            store_to(y, row * width + e, sum, lanes, mixed);
-        }
-    }
+    for (long row = 0; row < rows; row++)
+        if (mixed)
+            norm_row(x, weight, bias, eps, y, row * width, width, 1);
+        else
+            norm_row(x, weight, bias, eps, y, row * width, width, 0);
     return 0;
 }
 
