@@ -80,13 +80,18 @@ class WindowMemory:
         for kind in kinds:
             values[kind][lane, column] = step.now[kind]
 
-        used = int(column.max()) + 1  # columns beyond are empty in every lane
+        columns = column.tolist()
+        position = order.index(kinds[-1])  # among a step's tokens, of the one that is read
+        used = max(columns) + 1  # columns beyond are empty in every lane
         tokens = agent.embedding(
             {n: v[:, :used] for n, v in values.items()}, memory.timesteps[:, :used]
         )
-        features = agent.backbone(tokens)  # [lanes, used * T, D]
-        read = column * len(order) + order.index(kinds[-1])
-        return features[lane, read], WindowMemory(values, memory.timesteps)
+        tokens = tokens[:, : (used - 1) * len(order) + position + 1]
+        if min(columns) + 1 == used:  # one place in all lanes: the last block is spared the others
+            features = agent.backbone(tokens, LAST)[:, 0]
+        else:
+            features = agent.backbone(tokens)[lane, column * len(order) + position]
+        return features, WindowMemory(values, memory.timesteps)
 
     def _next_column(self, step: StepInput, lane: Tensor, k: int) -> WindowMemory:
         """With the last step's action written, and a column for the new step."""
