@@ -15,7 +15,7 @@ from decision_seq.backbones.mamba import MambaConfig
 from decision_seq.envs.reference_scores import normalized_score
 from decision_seq.envs.registry import MUJOCO_IDS, Lanes, env_id, make
 from decision_seq.errors import UserError
-from decision_seq.eval.rollout import rollout
+from decision_seq.eval.rollout import KEPT, rollout
 
 
 def agent_for(
@@ -47,17 +47,31 @@ def test_a_lane_is_a_plain_gymnasium_episode(context: Context) -> None:
     assert row.normalized_score == pytest.approx(100 * (total + 20.272305) / (3234.3 + 20.272305))
 
 
-def test_lanes_do_not_depend_on_what_runs_beside_them() -> None:
+@pytest.mark.parametrize("context", ["window", "stream"])
+def test_lanes_do_not_depend_on_what_runs_beside_them(context: Context) -> None:
     agent = agent_for(11, 3)
-    many = rollout(agent, "hopper", [2000.0, 500.0], 4, 10, "stream")
+    many = rollout(agent, "hopper", [2000.0, 500.0], 4, 10, context)
     assert [(r.target, r.env_seed) for r in many] == [
         (t, s) for t in (2000.0, 500.0) for s in range(10, 14)
     ]
-    alone = [rollout(agent, "hopper", [r.target or 0.0], 1, r.env_seed, "stream")[0] for r in many]
-    assert len({r.length for r in many}) > 1  # some lanes were frozen while others went on
+    alone = [rollout(agent, "hopper", [r.target or 0.0], 1, r.env_seed, context)[0] for r in many]
+    assert len({r.length for r in many}) > 1  # some lanes had ended while others went on
     for together, single in zip(many, alone, strict=True):
         assert together.length == single.length
         assert together.episode_return == pytest.approx(single.episode_return, rel=1e-3)
+
+
+def test_an_agent_looks_no_more_at_lanes_that_have_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    agent, looked, actions = agent_for(11, 3), [], []
+    act = agent.act
+    monkeypatch.setattr(
+        agent, "act", lambda seen, *rest: looked.append(len(seen)) or act(seen, *rest)
+    )
+    rows = rollout(agent, "hopper", [1000.0], 8, 10, "stream", actions=actions)
+    going = [sum(row.length > step for row in rows) for step in range(len(looked))]
+    assert looked[0] == 8 and looked[-1] < 8
+    assert all(few <= seen < max(few / KEPT, 2) for few, seen in zip(going, looked, strict=True))
+    assert {len(taken) for taken in actions} == {8}
 
 
 def test_repeating_a_rollout_gives_the_same_rows() -> None:

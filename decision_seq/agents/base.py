@@ -362,6 +362,17 @@ class SequenceAgent(nn.Module):
             memory=state.memory.reset(self, lanes),
         )
 
+    def select(self, state: AgentState, lanes: Tensor) -> AgentState:
+        """The state of those `lanes` [lanes] bool alone."""
+        here = lanes.to(self.device)
+        return AgentState(
+            target_return=state.target_return[here],
+            return_to_go=state.return_to_go[here],
+            timestep=state.timestep[here],
+            seed=state.seed[lanes.cpu()],
+            memory=state.memory.select(self, here),
+        )
+
 
 def gumbel_noise(seeds: Tensor, timesteps: Tensor, width: int) -> Tensor:
     """[lanes, width] standard Gumbel noise, a pure function of each lane's seed and timestep."""

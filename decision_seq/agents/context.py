@@ -44,6 +44,9 @@ class Memory(Protocol):
     def reset(self, agent: SequenceAgent, lanes: Tensor) -> Memory:
         """`lanes` [lanes] bool as new."""
 
+    def select(self, agent: SequenceAgent, lanes: Tensor) -> Memory:
+        """`lanes` [lanes] bool alone."""
+
 
 @dataclass
 class WindowMemory:
@@ -111,6 +114,11 @@ class WindowMemory:
         values = {name: zero_lanes(table, lanes) for name, table in self.values.items()}
         return WindowMemory(values, zero_lanes(self.timesteps, lanes))
 
+    def select(self, agent: SequenceAgent, lanes: Tensor) -> WindowMemory:
+        """The windows of those lanes."""
+        values = {name: table[lanes] for name, table in self.values.items()}
+        return WindowMemory(values, self.timesteps[lanes])
+
 
 @dataclass
 class StreamMemory:
@@ -143,6 +151,10 @@ class StreamMemory:
     def reset(self, agent: SequenceAgent, lanes: Tensor) -> StreamMemory:
         """A new state in those lanes."""
         return StreamMemory(agent.backbone.reset(self.state, lanes))
+
+    def select(self, agent: SequenceAgent, lanes: Tensor) -> StreamMemory:
+        """The state of those lanes."""
+        return StreamMemory(agent.backbone.select(self.state, lanes))
 
 
 CONTEXTS: dict[str, type[WindowMemory] | type[StreamMemory]] = {

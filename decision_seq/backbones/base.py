@@ -199,6 +199,10 @@ class Backbone(nn.Module):
         """`lanes` [B] bool: those as new, the others untouched."""
         return [{name: zero_lanes(t, lanes) for name, t in layer.items()} for layer in state]
 
+    def select(self, state: State, lanes: Tensor) -> State:
+        """`lanes` [B] bool: those alone."""
+        return [{name: t[lanes] for name, t in layer.items()} for layer in state]
+
     def penalty(self) -> Tensor | float:
         """What training adds to the loss on account of the weights."""
         return sum(block.penalty() for block in self._blocks())

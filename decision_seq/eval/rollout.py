@@ -19,6 +19,8 @@ from decision_seq.envs.reference_scores import references, scaled
 from decision_seq.envs.registry import Lanes, open_lanes
 from decision_seq.errors import UserError
 
+KEPT = 0.75  # finished lanes are dropped once no more than this share of those seen go on
+
 
 @dataclass(frozen=True)
 class Episode:
@@ -185,6 +187,8 @@ def _run(
     shape = (count,) if agent.spec.discrete else (count, agent.spec.action_dim)
     action = torch.zeros(shape, dtype=torch.int64 if agent.spec.discrete else torch.float32)
     rewards, active = np.zeros(count), np.ones(count, bool)
+    seen = np.arange(count)  # the lanes that the agent still looks at
+    taken = np.zeros(shape, lanes.action_space.dtype)
     records = _Records(
         targets=np.zeros(count) if target is None else target.numpy(),
         returns=np.zeros(count),
@@ -198,13 +202,17 @@ def _run(
             novelty[active] = prior.novelty(torch.from_numpy(observations[active])).numpy()
             records.novelty.append(novelty)
         start = time.perf_counter()
+        going = active[seen]
+        if going.mean() <= KEPT:
+            keep = torch.from_numpy(going)
+            seen, action, state = seen[going], action[keep], agent.select(state, keep)
         action, state = agent.act(
-            torch.from_numpy(observations),
+            torch.from_numpy(observations[seen]),
             action,
-            torch.from_numpy(rewards.astype(np.float32)),
+            torch.from_numpy(rewards[seen].astype(np.float32)),
             state,
         )
-        taken = _to_environment(action, lanes.action_space)
+        taken[seen] = _to_environment(action, lanes.action_space)
         observations, rewards, terminated, truncated = lanes.step(taken, active)
         records.milliseconds[active] += 1e3 * (time.perf_counter() - start)
         records.returns[active] += rewards[active]
