@@ -284,6 +284,19 @@ def test_linear_softplus_agrees_with_float64(path: str, shape: tuple[int, ...]) 
     assert_close(with_grads(ops.linear_softplus, [t.float() for t in tensors]), wanted)
 
 
+@pytest.mark.parametrize("rows", [3, 1 + ops.CHEAP_TO_CALL // 16])
+def test_without_gradients_the_values_are_the_same(path: str, rows: int) -> None:
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(rows, 16), torch.randn(16, 16), torch.randn(16)
+    for function in (ops.linear, ops.linear_gelu, ops.linear_softplus):
+        with torch.no_grad():
+            y = function(x, weight, bias)
+        torch.testing.assert_close(y, function(x, weight.requires_grad_(), bias).detach())
+    with torch.inference_mode():
+        y = ops.layer_norm(x, bias, bias, 1e-5)
+    torch.testing.assert_close(y, ops.layer_norm(x, bias, bias, 1e-5))
+
+
 def test_wrong_shapes_are_refused() -> None:
     q, kv = torch.randn(2, 5, 8), torch.randn(2, 5, 16)
     with pytest.raises(ValueError, match="descend"):

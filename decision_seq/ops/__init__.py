@@ -41,6 +41,7 @@ __all__ = [
 ]
 
 MAX_STREAMED_ROWS = 96  # tokens at once beyond which matrix products by PyTorch are faster
+CHEAP_TO_CALL = 2**16  # numbers up to which PyTorch's own takes no longer, without gradients
 
 
 def selective_scan(
@@ -221,10 +222,11 @@ def dropout_add(x: Tensor, residual: Tensor | None, p: float) -> Tensor:
 
 
 def _training_path(x: Tensor, *floats: Tensor | None) -> Path:
-    """PyTorch's own without gradients, where it is as fast and cheaper to call, and where tensors
-    are not as mixed precision in bfloat16 has them: `floats` in float32 and beside x."""
+    """PyTorch's own for few numbers without gradients, where it is as fast and cheaper to call, and
+    where tensors are not as mixed precision in bfloat16 has them: `floats` in float32 and beside
+    x."""
     device = x.device
-    if not torch.is_grad_enabled():
+    if x.numel() < CHEAP_TO_CALL and not torch.is_grad_enabled():
         return PATHS["torch"]
     mixed = torch.is_autocast_enabled(device.type)
     if mixed and torch.get_autocast_dtype(device.type) is not torch.bfloat16:
