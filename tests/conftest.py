@@ -1,4 +1,4 @@
-"""Shared fixtures: isolated caches, and small real episodes of the toy environment."""
+"""Shared by tests: isolated caches, random episodes, and small real ones of the toy environment."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ import torch
 
 from decision_seq.data.episodes import Episodes, from_flat
 from decision_seq.data.store import EpisodeStore, open_store
+
+pytest.register_assert_rewrite("source_files")  # failed comparisons there show what differs
+
+SIDES = (36, 40)  # H, W of frames: the smallest that the convolutions take
+ACTIONS = 4  # with frames
 
 
 @pytest.fixture(autouse=True)
@@ -67,6 +72,23 @@ def write_npz(path: Path, episodes: Episodes, **changes: np.ndarray | None) -> P
     } | changes
     np.savez(path, **{k: v for k, v in arrays.items() if v is not None})
     return path
+
+
+def frame_episodes(lengths: list[int], seed: int = 0, sides: tuple[int, int] = SIDES) -> Episodes:
+    """Random frames, actions and rewards; every episode ends as terminated."""
+    rng = np.random.default_rng(seed)
+    steps = sum(lengths)
+    terminated = np.zeros(steps, bool)
+    terminated[np.cumsum(lengths) - 1] = True
+    return from_flat(
+        "frames",
+        rng.integers(0, 256, (steps, *sides), dtype=np.uint8),
+        rng.integers(0, ACTIONS, steps),
+        rng.integers(-3, 4, steps).astype(np.float32),
+        terminated,
+        np.zeros(steps, bool),
+        {"env_id": "PongNoFrameskip-v4"},
+    )
 
 
 def toy_episodes(count: int = 60, seed: int = 0) -> Episodes:

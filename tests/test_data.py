@@ -1,8 +1,7 @@
-"""Stores, sources and windows: the same episodes from every format, every step reachable."""
+"""Stores: one of all sources, built once; what is refused; transforms and summaries."""
 
 from __future__ import annotations
 
-import dataclasses
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,83 +9,17 @@ import h5py
 import minari
 import numpy as np
 import pytest
-import torch
 from conftest import random_episodes, write_npz
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from minari.data_collector.episode_buffer import EpisodeBuffer
+from source_files import write_hdf5, write_minari
 
+from decision_seq.data.distribution import histogram
 from decision_seq.data.episodes import Episodes
 from decision_seq.data.inspect import summarize
-from decision_seq.data.store import ARRAYS, EpisodeStore, open_store, returns_to_go
-from decision_seq.data.transforms import (
-    ObservationNorm,
-    ReturnSpec,
-    delay_rewards,
-    hold_out,
-    top_fraction,
-)
-from decision_seq.data.windows import WindowSampler
+from decision_seq.data.store import EpisodeStore, open_store, returns_to_go
+from decision_seq.data.transforms import ObservationNorm, delay_rewards, hold_out, top_fraction
 from decision_seq.errors import UserError
-
-
-def write_hdf5(path: Path, episodes: Episodes, timeouts: bool = True) -> Path:
-    """D4RL's layout, with the extra groups that its files carry."""
-    with h5py.File(path, "w") as file:
-        file["observations"], file["actions"] = episodes.observations, episodes.actions
-        file["rewards"], file["terminals"] = episodes.rewards, episodes.terminated
-        if timeouts:
-            file["timeouts"] = episodes.truncated
-        file["metadata/algorithm"] = "SAC"
-        file["infos/qpos"] = np.zeros((len(episodes.rewards), 6))
-    return path
-
-
-def write_minari(dataset_id: str, episodes: Episodes) -> str:
-    """The same episodes as a Minari dataset."""
-    import gymnasium as gym
-
-    buffers = []
-    for start, stop in zip(episodes.offsets[:-1], episodes.offsets[1:], strict=True):
-        observations = episodes.observations[start:stop]
-        buffers.append(
-            EpisodeBuffer(
-                observations=np.concatenate([observations, observations[-1:]]),
-                actions=episodes.actions[start:stop],
-                rewards=list(episodes.rewards[start:stop]),
-                terminations=list(episodes.terminated[start:stop]),
-                truncations=list(episodes.truncated[start:stop]),
-            )
-        )
-    with pytest.warns(UserWarning):
-        minari.create_dataset_from_buffers(
-            dataset_id,
-            buffers,
-            observation_space=gym.spaces.Box(-np.inf, np.inf, episodes.observations.shape[1:]),
-            action_space=gym.spaces.Box(-1, 1, episodes.actions.shape[1:]),
-            jpeg_encoding=False,
-        )
-    return dataset_id
-
-
-def assert_same(a: EpisodeStore, b: EpisodeStore) -> None:
-    for name in ARRAYS:
-        mine, theirs = getattr(a, name), getattr(b, name)
-        assert mine.dtype == theirs.dtype
-        np.testing.assert_array_equal(mine, theirs, err_msg=name)
-    assert a.hash == b.hash
-
-
-def test_d4rl_v0_without_timeouts_ends_at_a_thousand_steps(tmp_path: Path) -> None:
-    episodes = random_episodes([5, 1000, 3, 1000, 1000])
-    episodes.terminated[:] = False
-    episodes.terminated[[4, 1007]] = True
-    episodes.truncated[:] = False
-    episodes.truncated[[1004, 2007, 3007]] = True
-    v0 = open_store([str(write_hdf5(tmp_path / "hopper-v0.hdf5", episodes, timeouts=False))])
-    v2 = open_store([str(write_npz(tmp_path / "v2.npz", episodes))])
-    assert_same(v0, v2)
-    assert v0.info["env_id"] == "Hopper-v2"
 
 
 def test_steps_after_the_last_end_are_kept_as_truncated(tmp_path: Path) -> None:
@@ -268,96 +201,6 @@ def test_damaged_cache_names_the_folder(tmp_path: Path) -> None:
         open_store([path])
 
 
-# ---- windows -------------------------------------------------------------------------------
-
-
-def sampler_for(episodes: Episodes, tmp_path: Path, length: int = 5, **kw: object) -> WindowSampler:
-    store = open_store([str(write_npz(tmp_path / "windows.npz", episodes))])
-    kept = kw.get("kept", np.arange(store.episodes))
-    return WindowSampler(store, kept, length, ReturnSpec(scale=10.0), seed=0)  # type: ignore[arg-type]
-
-
-@settings(max_examples=25, deadline=None)
-@given(lengths=st.lists(st.integers(1, 12), min_size=1, max_size=6), k=st.integers(1, 9))
-def test_windows_equal_a_loop_over_rows(
-    lengths: list[int], k: int, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    episodes = random_episodes(lengths)
-    sampler = sampler_for(episodes, tmp_path_factory.mktemp("w"), length=k)
-    assert sampler.steps == sum(lengths)
-    batch = sampler.windows(torch.arange(sampler.steps))
-    to_go = returns_to_go(episodes.rewards, episodes.offsets)
-    row = 0
-    for start, stop in zip(episodes.offsets[:-1], episodes.offsets[1:], strict=True):
-        for first in range(start, stop):
-            valid = min(k, stop - first)
-            real, pad = slice(first, first + valid), slice(valid, None)
-            assert batch.mask[row].tolist() == [True] * valid + [False] * (k - valid)
-            np.testing.assert_array_equal(
-                batch.observations[row, :valid], episodes.observations[real]
-            )
-            np.testing.assert_array_equal(batch.actions[row, :valid], episodes.actions[real])
-            np.testing.assert_allclose(
-                batch.returns_to_go[row, :valid], to_go[real] / 10, rtol=1e-6
-            )
-            assert batch.timesteps[row, :valid].tolist() == list(
-                range(first - start, first - start + valid)
-            )
-            for field in (batch.observations, batch.actions, batch.returns_to_go, batch.timesteps):
-                assert not field[row, pad].any()
-            row += 1
-
-
-def test_a_window_alone_is_the_window_among_others(tmp_path: Path) -> None:
-    """All at once they are gathered row by row, since those at the table's end overhang it; most
-    alone are cut out as one piece."""
-    sampler = sampler_for(random_episodes([3, 9, 1, 7]), tmp_path, length=4)
-    together = sampler.windows(torch.arange(20))
-    for i in range(20):
-        alone = sampler.windows(torch.tensor([i]))
-        for field in dataclasses.fields(together):
-            wanted, got = getattr(together, field.name)[i : i + 1], getattr(alone, field.name)
-            assert got.dtype == wanted.dtype and torch.equal(got, wanted), (i, field.name)
-
-
-@pytest.mark.parametrize("index", [0, 1, 2**40])
-def test_draws_stay_what_they_were(index: int, tmp_path: Path) -> None:
-    """A run that is resumed, or repeated from its record, must meet the same batches."""
-    sampler = sampler_for(random_episodes([50]), tmp_path)
-    sampler.batch(7, 3)  # whatever was drawn before
-    generator = np.random.Generator(np.random.Philox(key=0, counter=index << 64))
-    places = [(0, start) for start in generator.integers(50, size=9)]
-    assert sampler.places(index, 9) == places
-
-
-def test_starts_are_uniform_over_all_steps(tmp_path: Path) -> None:
-    episodes = random_episodes([1, 30, 9])
-    sampler = sampler_for(episodes, tmp_path)
-    first = {tuple(o): i for i, o in enumerate(episodes.observations)}
-    counts = np.zeros(40)
-    for i in range(100):
-        for row in sampler.batch(i, 200).observations[:, 0].numpy():
-            counts[first[tuple(row)]] += 1
-    expected = counts.sum() / 40
-    assert ((counts - expected) ** 2 / expected).sum() < 73  # chi-squared, 39 degrees, p = 0.001
-
-
-def test_batches_depend_on_seed_and_index_only(tmp_path: Path) -> None:
-    sampler = sampler_for(random_episodes([50]), tmp_path)
-    third = sampler.batch(3, 8).observations
-    sampler.batch(0, 8)
-    assert torch.equal(third, sampler.batch(3, 8).observations)
-    assert not torch.equal(third, sampler.batch(4, 8).observations)
-
-
-def test_only_the_chosen_episodes_are_drawn(tmp_path: Path) -> None:
-    episodes = random_episodes([4, 5, 6])
-    sampler = sampler_for(episodes, tmp_path, kept=np.array([0, 2]))
-    assert sampler.steps == 10
-    drawn = sampler.windows(torch.arange(10)).observations[:, 0].numpy()
-    np.testing.assert_array_equal(drawn, np.delete(episodes.observations, slice(4, 9), axis=0))
-
-
 # ---- transforms ----------------------------------------------------------------------------
 
 
@@ -399,15 +242,17 @@ def test_hold_out_splits_whole_episodes() -> None:
     assert hold_out(np.arange(9), 0.0, seed=0)[1].size == 0
 
 
+# ---- summaries -----------------------------------------------------------------------------
+
+
 def test_summary_counts(toy_store: EpisodeStore) -> None:
     summary = summarize(toy_store)
     assert (summary["episodes"], summary["steps"]) == (60, 1200)
     assert summary["return_mean"] == pytest.approx(toy_store.episode_returns.mean(), rel=1e-5)
 
 
-def test_windows_of_a_table_that_lies_column_by_column(tmp_path: Path) -> None:
-    sampler = sampler_for(random_episodes([9, 12]), tmp_path, length=4)
-    store = open_store([str(tmp_path / "windows.npz")])
-    store = dataclasses.replace(store, observations=np.asfortranarray(store.observations))
-    turned = WindowSampler(store, np.arange(2), 4, ReturnSpec(scale=10.0), seed=0)
-    assert torch.equal(turned.batch(3, 8).observations, sampler.batch(3, 8).observations)
+def test_histogram_counts_every_episode() -> None:
+    values = np.array([0.0, 0.1, 5.0, 10.0])
+    lines = histogram(values)
+    assert [int(line.split()[-1]) for line in lines] == [2, 0, 0, 0, 0, 1, 0, 0, 0, 1]
+    assert histogram(np.full(7, 20)) == ["         20 all 7"]

@@ -1,148 +1,36 @@
-"""Killed, crowded and full: what was there before still loads, and the work goes on from it.
-
-Children come from a fork server that has imported everything, so a run costs no start-up. A child
-dies by its own SIGKILL at its n-th file operation (opening, renaming, removing, making a folder;
-Python's audit events), which covers the moments that matter exactly, or by ours at a random time.
-"""
+"""Killed and crowded: what was there before still loads, and the work goes on from it."""
 
 from __future__ import annotations
 
-import errno
-import json
-import multiprocessing
 import os
 import random
-import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from children import (
+    CPU,
+    finish,
+    fork_server,  # noqa: F401 - a fixture
+    leftovers,
+    run_collect,
+    run_import,
+    run_open,
+    run_train,
+    start_child,  # noqa: F401 - a fixture
+)
 from conftest import random_episodes, write_npz
 from test_train import config_for, weights, without_rates
 
-from decision_seq.data import store
-from decision_seq.data.library import import_dataset
 from decision_seq.data.sources import minari_dataset
 from decision_seq.data.store import open_folder, open_store
-from decision_seq.errors import UserError
 from decision_seq.files import atomic_file, atomic_folder, workspace
-from decision_seq.run_config import RunConfig
 from decision_seq.train.checkpoint import has_checkpoint, load_state
 from decision_seq.train.loop import train
-
-CPU = torch.device("cpu")
-PRELOAD = [
-    "decision_seq.train.loop",
-    "decision_seq.data.collect",
-    "decision_seq.envs.tiers",
-    "minari.data_collector.episode_buffer",
-    "mujoco",
-    "pytest",
-    "safetensors.torch",
-    "torch.utils.tensorboard",
-]
-OPERATIONS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}
-
-
-@pytest.fixture(scope="module")
-def server() -> ForkServerContext:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
-    return context
-
-
-# ---- what children do ----------------------------------------------------------------------------
-
-
-def child(work: Callable[..., Any], args: tuple, home: str, kill_at: int, full_at: int) -> None:
-    """Run `work` in a process of its own; the exit code says how it ended, a file what it said.
-
-    Args:
-        work: what to do.
-        args: with what.
-        home: folder for caches; `work` writes below its parent.
-        kill_at: die before this operation on a file below that; 0: never.
-        full_at: largest file in bytes, as on a full disk; 0: no limit.
-    """
-    torch.set_num_threads(1)
-    os.environ["MINARI_DATASETS_PATH"] = f"{home}/minari"
-    os.environ["DECISION_SEQ_DATA"] = f"{home}/library"
-    store.cache_dir = lambda: Path(home, "cache")  # kernels are shared: compiled once
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    if full_at:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (full_at, resource.RLIM_INFINITY))
-    count, below = 0, str(Path(home).parent)
-
-    def count_operations(event: str, arguments: tuple) -> None:
-        nonlocal count
-        if event in OPERATIONS and str(arguments[0]).startswith(below):
-            count += 1
-            if count == kill_at:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    sys.addaudithook(count_operations)
-    try:
-        work(*args)
-    except UserError as error:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
-        Path(home, "said").write_text(str(error))
-        os._exit(2)
-    Path(home, "operations").write_text(str(count))
-    os._exit(0)
-
-
-def run_train(config: RunConfig, run: Path) -> None:
-    train(config, run, CPU, resume=True)
-
-
-def run_collect(dataset_id: str) -> None:
-    from decision_seq.data.collect import collect
-    from decision_seq.envs.tiers import behaviour_for
-
-    behaviour, provenance = behaviour_for("point-run", "mixed", None)
-    collect("point-run", behaviour, 100, dataset_id, 0, provenance)
-
-
-def run_open(source: Path) -> None:
-    open_store([str(source)])
-
-
-def run_import(source: Path) -> None:
-    import_dataset([str(source)], "mine")
-
-
-@pytest.fixture
-def start(server: ForkServerContext, tmp_path: Path) -> Iterator[Any]:
-    """Start a child; `start(work, *args, kill_at=, full_at=)`."""
-    running: list[ForkServerProcess] = []
-    (tmp_path / "home").mkdir()
-
-    def begin(work: Callable[..., Any], *args: Any, **how: int) -> ForkServerProcess:
-        limits = (how.get("kill_at", 0), how.get("full_at", 0))
-        process = server.Process(target=child, args=(work, args, str(tmp_path / "home"), *limits))
-        process.start()
-        running.append(process)
-        return process
-
-    yield begin
-    for process in running:
-        process.kill()
-        process.join()
-
-
-def finish(process: ForkServerProcess) -> int:
-    process.join(300)
-    assert process.exitcode is not None
-    return process.exitcode
 
 
 def killed_at(total: int, count: int | None, seed: int) -> list[int]:
@@ -155,10 +43,6 @@ def killed_at(total: int, count: int | None, seed: int) -> list[int]:
 
 def operations(home: Path) -> int:
     return int((home / "operations").read_text())
-
-
-def leftovers(folder: Path) -> list[str]:
-    return [str(path) for path in folder.rglob(".*.tmp")]
 
 
 few_or_all = pytest.mark.parametrize(
@@ -272,6 +156,21 @@ def test_collecting_killed_at_any_file_operation(
     assert (minari_dataset.read("own/a-v0").actions == whole.actions).all()
 
 
+def test_reading_back_what_was_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The content is on the disk before the name, and the name before the function returns."""
+    order: list[str] = []
+    sync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (order.append(_name(fd)), sync(fd))[1])
+    monkeypatch.setattr(os, "replace", lambda a, b: (order.append("rename"), replace(a, b))[1])
+    with atomic_file(tmp_path / "a.txt") as temporary:
+        temporary.write_text("x")
+    assert order == ["a.txt", "rename", tmp_path.name]
+
+
+def _name(descriptor: int) -> str:
+    return os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}"))
+
+
 # ---- crowded -------------------------------------------------------------------------------------
 
 
@@ -313,118 +212,3 @@ def test_a_workspace_in_use_is_not_taken_for_a_leftover(tmp_path: Path) -> None:
             (fast / "who").write_text("fast")
     assert (tmp_path / "b" / "who").read_text() == "fast"
     assert leftovers(tmp_path) == []
-
-
-# ---- full ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("limit", [3000, 40_000])
-def test_a_full_disk_is_one_sentence_and_no_damage(
-    limit: int, start: Any, toy_file: Path, tmp_path: Path
-) -> None:
-    """Whichever file does not fit (log, statistics, agent, optimiser), the run goes on later."""
-    config = config_for(toy_file, steps=6, checkpoint_interval=2, log_interval=1)
-    assert finish(start(run_open, toy_file)) == 0
-    first = config_for(toy_file, steps=2, checkpoint_interval=2, log_interval=1)
-    train(first, tmp_path / "run", CPU)
-    assert finish(start(run_train, config, tmp_path / "run", full_at=limit)) == 2
-    said = (tmp_path / "home" / "said").read_text()
-    assert os.strerror(errno.EFBIG) in said and "free space" in said and "\n" not in said
-    assert load_state(tmp_path / "run")["step"] in (2, 4)
-    assert leftovers(tmp_path / "run") == []
-    train(config, tmp_path / "run", CPU, resume=True)
-    train(config, tmp_path / "whole", CPU)
-    for name, tensor in weights(tmp_path / "run").items():
-        assert torch.equal(tensor, weights(tmp_path / "whole")[name]), name
-
-
-def test_a_full_disk_while_building_or_collecting(start: Any, tmp_path: Path) -> None:
-    source = write_npz(tmp_path / "a.npz", random_episodes([50] * 4))
-    for work in (run_open, run_collect):
-        argument = source if work is run_open else "own/a-v0"
-        assert finish(start(work, argument, full_at=100)) == 2, work
-        assert os.strerror(errno.EFBIG) in (tmp_path / "home" / "said").read_text(), work
-        assert leftovers(tmp_path) == []
-        assert finish(start(work, argument)) == 0, work
-
-
-def test_collect_asks_for_space_before_it_writes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """HDF5 may crash the process where the disk fills while it writes."""
-    full = shutil.disk_usage("/")._replace(free=10_000)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _path: full)
-    with pytest.raises(UserError, match=r"needs about .* MB.*free"):
-        run_collect("own/a-v0")
-    assert not minari_dataset.folder("own/a-v0").exists()
-
-
-FILL = """
-import json, sys
-from pathlib import Path
-import torch
-from decision_seq.data import store
-from decision_seq.errors import UserError
-from decision_seq.run_config import load_run_config
-from decision_seq.train.checkpoint import load_state
-from decision_seq.train.loop import train
-
-torch.set_num_threads(1)
-store.cache_dir = lambda: Path(sys.argv[3])
-config, out = load_run_config(Path(sys.argv[1])), Path(sys.argv[2]) / "run"
-small = load_run_config(Path(sys.argv[1]), ["train.steps=2"])
-train(small, out, torch.device("cpu"))
-ballast = out.parent / "ballast"
-try:
-    with ballast.open("wb", buffering=0) as file:
-        while file.write(bytes(4096)):
-            pass
-except OSError:
-    pass
-said = ""
-try:
-    train(config, out, torch.device("cpu"), resume=True)
-except UserError as error:
-    said = str(error)
-step = load_state(out)["step"]
-ballast.unlink()
-train(config, out, torch.device("cpu"), resume=True)
-left = [str(path) for path in out.rglob(".*.tmp")]
-print(json.dumps({"said": said, "step": step, "end": load_state(out)["step"], "left": left}))
-"""
-
-
-@pytest.mark.skipif(shutil.which("unshare") is None, reason="no unshare")
-def test_a_full_tmpfs_is_one_sentence_and_no_damage(toy_file: Path, tmp_path: Path) -> None:
-    from decision_seq.run_config import write_run_config
-
-    config = config_for(toy_file, steps=6, checkpoint_interval=2, log_interval=1)
-    write_run_config(config, tmp_path / "run.yaml")
-    (tmp_path / "disk").mkdir()
-    (tmp_path / "fill.py").write_text(FILL)
-    mount = f"mount -t tmpfs -o size=1m none {tmp_path}/disk || exit 77; "
-    command = (
-        f"{sys.executable} {tmp_path}/fill.py {tmp_path}/run.yaml {tmp_path}/disk {tmp_path}/cache"
-    )
-    done = subprocess.run(
-        ["unshare", "-rm", "sh", "-c", mount + command],
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    if done.returncode in (1, 77) and "Traceback" not in done.stderr:
-        pytest.skip("mounting is not allowed here")
-    result = json.loads(done.stdout.splitlines()[-1])
-    assert os.strerror(errno.ENOSPC) in result["said"] and "\n" not in result["said"]
-    assert result["step"] == 2 and result["end"] == 6 and result["left"] == []
-
-
-def test_reading_back_what_was_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The content is on the disk before the name, and the name before the function returns."""
-    order: list[str] = []
-    sync, replace = os.fsync, os.replace
-    monkeypatch.setattr(os, "fsync", lambda fd: (order.append(_name(fd)), sync(fd))[1])
-    monkeypatch.setattr(os, "replace", lambda a, b: (order.append("rename"), replace(a, b))[1])
-    with atomic_file(tmp_path / "a.txt") as temporary:
-        temporary.write_text("x")
-    assert order == ["a.txt", "rename", tmp_path.name]
-
-
-def _name(descriptor: int) -> str:
-    return os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}"))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_agents import KINDS, A, K, S, make, random_batch
+from small_agents import KINDS, A, K, S, make, random_batch
 
 from decision_seq.agents import AgentSpec, SequenceAgent
 from decision_seq.agents.base import Context

@@ -1,25 +1,20 @@
 """Every scan path against the float64 reference: values, gradients, streaming, determinism."""
 
 import copy
-import dataclasses
 import functools
 import itertools
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from ops_inputs import conv_inputs, needs_c, scan_inputs, single, with_grads
 from torch import Tensor
 
 from decision_seq import ops
-from decision_seq.errors import UserError
 from decision_seq.ops import native, reference
 from decision_seq.ops.dispatch import PATHS
 
@@ -44,11 +39,6 @@ SHAPES = [
 TAPS = (4, 1, 3, 2, 7)
 
 
-needs_c = pytest.mark.skipif(
-    bool(PATHS["c"].unusable()), reason=f"no C kernel: {PATHS['c'].unusable()}"
-)
-
-
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     """Small tensors gain nothing from threads, and on a busy machine they wait for each other."""
@@ -64,47 +54,6 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
         pytest.skip(f"{request.param}: {reason}")
     monkeypatch.setenv("DECISION_SEQ_SCAN", request.param)
     return request.param
-
-
-def scan_inputs(shape: tuple[int, ...], gated: bool = True) -> list[Tensor | None]:
-    """Inputs with the value ranges of a trained Mamba block, float64."""
-    batch, length, width, states = shape
-    torch.manual_seed(sum(shape))
-    normal = lambda *size: torch.randn(*size, dtype=torch.float64)  # noqa: E731
-    uniform = lambda *size: torch.rand(*size, dtype=torch.float64)  # noqa: E731
-    return [
-        normal(batch, length, width),
-        10 ** (uniform(batch, length, width) * 3 - 2.5),
-        -(10 ** (uniform(width, states) * 2 - 0.5)),
-        normal(batch, length, states),
-        normal(batch, length, states),
-        normal(width),
-        normal(batch, length, width) * 3 if gated else None,
-    ]
-
-
-def conv_inputs(shape: tuple[int, ...], taps: int) -> list[Tensor]:
-    batch, length, width, _ = shape
-    torch.manual_seed(sum(shape) * 10 + taps)
-    sizes = ((batch, length, width), (width, 1, taps), (width,))
-    return [torch.randn(*size, dtype=torch.float64) for size in sizes]
-
-
-def single(tensors: list) -> list:
-    return [None if t is None else t.float() for t in tensors]
-
-
-def with_grads(
-    function, tensors: list, rounded: torch.dtype = torch.float64
-) -> tuple[Tensor, list[Tensor]]:
-    """Output and the gradient of a fixed random projection of it for every input; `rounded` is a
-    dtype in which the projection is exact."""
-    leaves = [None if t is None else t.detach().clone().requires_grad_() for t in tensors]
-    y = function(*leaves)
-    torch.manual_seed(0)
-    loss = (y * torch.randn(y.shape, dtype=torch.float64).to(rounded).to(y.dtype)).sum()
-    leaves = [t for t in leaves if t is not None]
-    return y.detach(), list(torch.autograd.grad(loss, leaves, materialize_grads=True))
 
 
 def assert_close(actual: Tensor, expected: Tensor, tolerance: float, what: str = "") -> None:
@@ -341,95 +290,6 @@ def test_forked_child_does_not_wait_for_threads() -> None:
         os.waitpid(child, 0)
         pytest.fail("the child hangs")
     assert os.waitstatus_to_exitcode(status) == 0
-
-
-def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    kept = {k: v for k, v in os.environ.items() if k not in ("CC", "DECISION_SEQ_SCAN")}
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        env={**kept, "PYTHONPATH": os.pathsep.join(sys.path), **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-
-
-USE_EVERYTHING = """
-import torch
-from decision_seq import ops
-one = torch.ones(2, 3, 4)
-y = ops.selective_scan(one, one, -one[0, 0, :, None], one[..., :1], one[..., :1], one[0, 0], one)
-y = ops.causal_conv_silu(y, torch.ones(4, 1, 2), one[0, 0])
-assert y.isfinite().all()
-print([path.name for path in ops.scan_paths() if path.chosen])
-"""
-
-
-def test_without_a_compiler_the_fallback_runs(tmp_path: Path) -> None:
-    done = run_python(USE_EVERYTHING, CC="no-such-compiler", DECISION_SEQ_CACHE=str(tmp_path))
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "['torch']\n"
-    assert done.stderr.count("\n") == 1
-    assert "CC=no-such-compiler was not found" in done.stderr
-
-
-def test_a_failing_compiler_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CC", "false")
-    monkeypatch.setenv("DECISION_SEQ_CACHE", str(tmp_path))
-    with pytest.raises(native.KernelUnavailable, match="false failed"):
-        native.compiled()
-
-
-@needs_c
-def test_an_unwritable_cache_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("DECISION_SEQ_CACHE", str(tmp_path / "file"))
-    with pytest.raises(native.KernelUnavailable, match="could not be built"):
-        native.library.__wrapped__()
-
-
-def test_forcing_a_path_that_cannot_run_is_a_user_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    broken = dataclasses.replace(PATHS["c"], unusable=lambda: "it is broken")
-    monkeypatch.setitem(PATHS, "c", broken)
-    monkeypatch.setenv("DECISION_SEQ_SCAN", "c")
-    with pytest.raises(UserError, match="cannot run here: it is broken"):
-        ops.selective_scan(*single(scan_inputs((1, 1, 1, 1))))
-
-
-@needs_c
-def test_two_may_compile_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DECISION_SEQ_CACHE", str(tmp_path))
-    with ThreadPoolExecutor(2) as pool:
-        first, second = pool.map(lambda _: native.compiled(), range(2))
-    assert first == second
-    assert list((tmp_path / "kernels").iterdir()) == [first]
-
-
-def test_wrong_shapes_are_refused() -> None:
-    u, dt, A, B, C, D, z = single(scan_inputs((2, 5, 17, 4)))
-    with pytest.raises(ValueError, match=r"dt \[2, 4, 17\]"):
-        ops.selective_scan(u, dt[:, 1:], A, B, C, D, z)
-    with pytest.raises(ValueError, match="state must be"):
-        ops.selective_scan_step(u, dt, A, B, C, D, z, torch.zeros(2, 17, 5))
-    with pytest.raises(ValueError, match="weight"):
-        ops.causal_conv_silu(u, torch.zeros(16, 1, 4), torch.zeros(17))
-    with pytest.raises(ValueError, match="history must be"):
-        ops.causal_conv_silu_step(u, torch.zeros(17, 1, 4), torch.zeros(17), u)
-
-
-def test_unknown_path_is_a_user_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DECISION_SEQ_SCAN", "fortran")
-    with pytest.raises(UserError, match="fortran is not a scan path"):
-        ops.selective_scan(*single(scan_inputs((1, 1, 1, 1))))
-
-
-def test_exactly_one_path_is_chosen() -> None:
-    paths = ops.scan_paths()
-    assert [p.name for p in paths] == list(PATHS)
-    assert sum(p.chosen for p in paths) == 1
-    assert all(p.usable for p in paths if p.chosen)
-    assert all(p.reason for p in paths)
 
 
 # ---------------------------------------------------------------- a whole block, streamed

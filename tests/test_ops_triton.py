@@ -28,7 +28,7 @@ CHECK = """
 import json, sys
 import torch
 sys.path[:0] = json.loads(sys.argv[2])
-from test_ops import conv_inputs, scan_inputs, single, with_grads
+from ops_inputs import conv_inputs, scan_inputs, single, with_grads
 from decision_seq import ops
 from decision_seq.ops import reference, triton_scan
 from decision_seq.ops.dispatch import choose
@@ -160,7 +160,7 @@ def test_the_kernels_compile_for_a_gpu() -> None:
 
 def test_mamba_ssm_is_called_as_it_documents(monkeypatch: pytest.MonkeyPatch) -> None:
     """It needs a GPU; here its documented layout, with the reference's scan inside."""
-    import test_ops
+    import ops_inputs
 
     from decision_seq.ops import mamba_ssm_scan, reference
 
@@ -172,6 +172,6 @@ def test_mamba_ssm_is_called_as_it_documents(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(mamba_ssm_scan, "_scan", lambda: selective_scan_fn)
     for gated in (True, False):
-        inputs = test_ops.scan_inputs((2, 5, 17, 3), gated)
+        inputs = ops_inputs.scan_inputs((2, 5, 17, 3), gated)
         expected = reference.selective_scan(*inputs)
         assert torch.equal(mamba_ssm_scan.selective_scan(*inputs), expected)

@@ -1,0 +1,88 @@
+"""Small agents of every kind, and a batch and a rollout for them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from decision_seq.agents import AgentConfig, AgentSpec, SequenceAgent
+from decision_seq.agents.base import Context
+from decision_seq.agents.behaviour_cloning import BehaviourCloningConfig
+from decision_seq.agents.max_return import MaxReturnConfig
+from decision_seq.agents.return_conditioned import ReturnConditionedConfig
+from decision_seq.backbones import BackboneConfig
+from decision_seq.data.transforms import ReturnSpec
+from decision_seq.data.windows import Batch
+
+K, S, A = 5, 4, 3
+KINDS = sorted(BackboneConfig.registry)
+every_backbone = pytest.mark.parametrize("kind", KINDS)
+AGENTS = (ReturnConditionedConfig, BehaviourCloningConfig, MaxReturnConfig)
+PAIRS = [  # an agent that predicts its return needs a backbone that mixes tokens
+    pytest.param(kind, config, id=f"{kind}-{config.kind}")
+    for kind in KINDS
+    for config in AGENTS
+    if (kind, config) != ("none", MaxReturnConfig)
+]
+every_pair = pytest.mark.parametrize(("kind", "config"), PAIRS)
+
+
+def make(
+    kind: str,
+    config: type[AgentConfig] = ReturnConditionedConfig,
+    discrete: bool = False,
+    **kw: object,
+) -> SequenceAgent:
+    """A small agent, with large enough weights that inputs matter."""
+    torch.manual_seed(0)
+    backbone = BackboneConfig.registry[kind](width=16, layers=2, dropout=0.0)
+    fields = {"context_length": K, "returns": ReturnSpec(scale=10.0), "backbone": backbone} | kw
+    settings = config(**fields)  # type: ignore[arg-type]
+    agent = settings.agent(settings, AgentSpec((S,), A, discrete, max_timestep=20)).eval()
+    with torch.no_grad():
+        agent.observation_mean.fill_(0.5)
+        agent.observation_std.fill_(2.0)
+        for name, parameter in agent.backbone.named_parameters():
+            if "mixer" in name and name.endswith("weight") and parameter.ndim == 2:
+                parameter.normal_(std=parameter.shape[1] ** -0.5)
+    return agent
+
+
+def random_batch(size: int = 3, discrete: bool = False, lengths: list[int] | None = None) -> Batch:
+    generator = torch.Generator().manual_seed(2)
+    mask = torch.arange(K) < torch.tensor(lengths or [K] * size)[:, None]
+    if discrete:
+        actions = torch.randint(A, (size, K), generator=generator)
+    else:
+        actions = torch.rand(size, K, A, generator=generator) * 2 - 1
+    return Batch(
+        observations=torch.randn(size, K, S, generator=generator),
+        actions=actions,
+        returns_to_go=torch.rand(size, K, generator=generator),
+        timesteps=torch.arange(K).expand(size, K) + 3,
+        mask=mask,
+    )
+
+
+def predict(agent: SequenceAgent, batch: Batch) -> Tensor:
+    values = agent.values(batch.observations, batch.actions, batch.returns_to_go)
+    return agent(values, batch.timesteps)
+
+
+def roll(
+    agent: SequenceAgent, context: Context, steps: int, seed: int = 3, lanes: int = 2
+) -> Tensor:
+    """Actions [steps, lanes, ...] for a fixed sequence of observations and rewards."""
+    generator = torch.Generator().manual_seed(seed)
+    observations = torch.randn(steps, lanes, S, generator=generator)
+    rewards = torch.rand(steps, lanes, generator=generator)
+    state = agent.init_state(lanes, context, torch.linspace(5, 8, lanes))
+    action = (
+        torch.zeros(lanes, A) if not agent.spec.discrete else torch.zeros(lanes, dtype=torch.int64)
+    )
+    actions = []
+    for t in range(steps):
+        action, state = agent.act(observations[t], action, rewards[t - 1], state)
+        actions.append(action)
+    return torch.stack(actions)

@@ -1,0 +1,170 @@
+"""Datasets imported by a name, and exports: nothing is lost, overwritten or damaged unseen."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import random_episodes, write_npz
+from source_files import LENGTHS, assert_same, by_csv, by_minari, by_npz
+
+from decision_seq.data import check, import_dataset
+from decision_seq.data.check import examine
+from decision_seq.data.export import EXPORTERS
+from decision_seq.data.library import listing, verify
+from decision_seq.data.sources import absolute, resolve, stored
+from decision_seq.data.store import open_store
+from decision_seq.errors import UserError
+
+
+def test_import_list_and_open_again(tmp_path: Path) -> None:
+    path = by_npz(tmp_path, random_episodes(LENGTHS))
+    first = import_dataset([path], "mine")
+    assert isinstance(first.observations, np.memmap)
+    assert import_dataset([path], "mine").hash == first.hash  # the same again is no error
+    assert stored.names() == ["mine"] and first.hash in listing()[0]
+    os.remove(path)
+    again = open_store(["mine"])
+    assert_same(first, again)
+    assert again.name == "mine" and absolute("mine") == "mine"
+    with pytest.raises(UserError, match=r"mine: another dataset has this name"):
+        import_dataset([by_npz(tmp_path, random_episodes([4]))], "mine")
+    mixed = open_store(["mine", by_npz(tmp_path, random_episodes([4]))])
+    assert mixed.episodes_per_source == (4, 1) and mixed.steps == 27
+    np.testing.assert_array_equal(mixed.actions[:23], first.actions)
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "../up", ".hidden", "log.csv", "x" * 101, "a b"])
+def test_names_that_would_be_taken_for_something_else(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="dataset name"):
+        import_dataset([by_npz(tmp_path, random_episodes([4]))], name)
+
+
+def test_environment_of_an_import(tmp_path: Path) -> None:
+    path = by_csv(tmp_path, random_episodes([4]))
+    assert import_dataset([path], "a", env="point-run").info["env_id"] == "decision-seq/PointRun-v0"
+    with pytest.raises(UserError, match="does not exist"):
+        import_dataset([path], "b", env="no-such-thing")
+    named = by_npz(tmp_path, random_episodes([4]))  # says Hopper-v5
+    with pytest.raises(UserError, match="from Hopper-v5, not Walker2d-v5"):
+        import_dataset([named], "c", env="walker2d")
+    assert import_dataset([named], "d", env="Hopper-v4").info["env_id"] == "Hopper-v4"
+
+
+def test_damage_is_noticed(tmp_path: Path) -> None:
+    store = import_dataset([by_npz(tmp_path, random_episodes(LENGTHS))], "mine")
+    verify(store)
+    rewards = stored.library() / "mine" / "rewards.npy"
+    content = bytearray(rewards.read_bytes())
+    content[-1] ^= 1
+    rewards.write_bytes(content)
+    with pytest.raises(UserError, match="checksum"):
+        verify(open_store(["mine"]))
+    with pytest.raises(UserError, match="checksum"):
+        examine(["mine"])  # what `data check mine` says
+    rewards.write_bytes(content[:-8])
+    with pytest.raises(UserError, match="damaged"):
+        open_store(["mine"])
+    (stored.library() / "mine" / "meta.json").write_text("{")
+    with pytest.raises(UserError, match=r"meta\.json: is damaged"):
+        open_store(["mine"])
+
+
+def test_seeds_and_missing_ends_are_imported_and_exported(tmp_path: Path) -> None:
+    recorded = {"episode_seeds": np.array([3, 4, 5, 9]), "unended_episodes": np.array([1])}
+    path = write_npz(tmp_path / "a.npz", random_episodes(LENGTHS), **recorded)
+    store = import_dataset([str(path)], "mine")
+    EXPORTERS["npz"](store, str(tmp_path / "out.npz"))
+    EXPORTERS["minari"](open_store([str(path)]), "mine/recorded-v0")
+    for source in (str(path), "mine", str(tmp_path / "out.npz"), "mine/recorded-v0"):
+        episodes = resolve(source).read()
+        assert (episodes.seeds, episodes.unended) == ((3, 4, 5, 9), (1,)), source
+        assert open_store([source]).hash == store.hash
+    check.write_npz(tmp_path / "part.npz", resolve("mine").read(), np.array([1, 3]))
+    part = resolve(str(tmp_path / "part.npz")).read()
+    assert (part.seeds, part.unended) == ((4, 9), (0,))
+    meta = stored.library() / "mine" / "meta.json"  # as it was written before they were kept
+    content = json.loads(meta.read_text())
+    del content["seeds"], content["unended"]
+    meta.write_text(json.dumps(content))
+    assert resolve("mine").read().seeds == () and open_store(["mine"]).unended == ()
+    meta.write_text(json.dumps(content | {"seeds": [1]}))
+    with pytest.raises(UserError, match=r"meta\.json: is damaged"):
+        open_store(["mine"])
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("episode_seeds", np.arange(3), "has 3 numbers for 4 episodes"),
+        ("episode_seeds", np.full(4, -1), "none below 0"),
+        ("unended_episodes", np.array([4]), "names episode 4 of 4"),
+        ("unended_episodes", np.array(["a"]), "must be whole numbers"),
+    ],
+)
+def test_bad_seeds_are_one_sentence(
+    key: str, value: np.ndarray, words: str, tmp_path: Path
+) -> None:
+    path = write_npz(tmp_path / "a.npz", random_episodes(LENGTHS), **{key: value})
+    with pytest.raises(UserError, match=words):
+        open_store([str(path)])
+
+
+def test_two_processes_import_the_same_at_once(tmp_path: Path) -> None:
+    path = by_npz(tmp_path, random_episodes([500] * 20))
+    code = (
+        "import sys; from decision_seq.data import import_dataset\n"
+        "sys.stdin.readline(); print(import_dataset([sys.argv[1]], 'both').hash)"
+    )
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, path],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    for process in running:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    hashes = {process.communicate(timeout=60)[0].strip() for process in running}
+    store = open_store(["both"])
+    verify(store)
+    assert hashes == {store.hash}
+    assert sorted(p.name for p in stored.library().iterdir()) == [".both.lock", "both"]
+
+
+def test_exports_are_not_overwritten(tmp_path: Path) -> None:
+    store = open_store([by_npz(tmp_path, random_episodes([4]))])
+    for out, word in ((tmp_path / "a.npz", "exists already"), (tmp_path / "a.zip", "ends in .npz")):
+        with pytest.raises(UserError, match=word):
+            EXPORTERS["npz"](store, str(out))
+    by_minari(tmp_path, random_episodes([4]))
+    with pytest.raises(UserError, match="exists already"):
+        EXPORTERS["minari"](store, "test/same-v0")
+
+
+def test_an_environment_that_minari_cannot_record_is_left_out(tmp_path: Path) -> None:
+    """gymnasium takes a class as entry point, and cannot write it down."""
+    import gymnasium as gym
+    import minari
+
+    from decision_seq.envs.toy import PointRun
+
+    gym.register("Classy-v0", PointRun)
+    try:
+        width = PointRun().observation_space.shape[0]
+        path = by_csv(tmp_path, random_episodes([4, 3], width=width, action_dim=1))
+        store = import_dataset([path], "classy", env="Classy-v0")
+        EXPORTERS["minari"](store, "mine/classy-v0")
+        assert minari.load_dataset("mine/classy-v0").env_spec is None
+        assert open_store(["mine/classy-v0"]).hash == store.hash
+    finally:
+        del gym.registry["Classy-v0"]
