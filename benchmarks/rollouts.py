@@ -151,6 +151,10 @@ def lanes(options: Options) -> Iterator[Table]:
         name, number = f"mamba stream, {count} lanes", max(2, 64 // count)
         contenders[name] = acting("mamba", count, number, options.device)
         units[name] = number * count
+        if options.device != "cpu":
+            name += ", not recorded as a graph"
+            contenders[name] = acting("mamba", count, number, options.device, recorded=False)
+            units[name] = number * count
     yield Table(
         "Milliseconds of the agent for one step of one lane",
         interleaved(contenders, options, units),
@@ -159,17 +163,19 @@ def lanes(options: Options) -> Iterator[Table]:
     )
 
 
-def acting(backbone: str, count: int, number: int, device: str) -> Call:
+def acting(backbone: str, count: int, number: int, device: str, recorded: bool = True) -> Call:
     """Steps of an agent alone, which carries its state on."""
     agent = models.agent(backbone).to(device).eval()
+    agent._recorder.possible = recorded
     state = agent.init_state(count, "stream", torch.full((count,), 3600.0))
     inputs = torch.randn(count, models.OBSERVATIONS), torch.zeros(count, models.ACTIONS)
 
-    def run() -> None:
+    def run(steps: int = number) -> None:
         nonlocal state
-        for _ in range(number):
+        for _ in range(steps):
             _, state = agent.act(*inputs, torch.ones(count), state)
 
+    run(models.STEPS + 2)  # from then on a GPU's are recorded
     return run
 
 

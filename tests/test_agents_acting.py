@@ -167,6 +167,28 @@ def test_a_reset_lane_acts_as_new(kind: str, config: type[AgentConfig], context:
         torch.testing.assert_close(a[1], c[1], rtol=1e-4, atol=1e-5)
 
 
+@every_pair
+@pytest.mark.parametrize("context", ["window", "stream"])
+def test_selected_lanes_go_on_as_before(
+    kind: str, config: type[AgentConfig], context: Context
+) -> None:
+    agent = make(kind, config)
+    generator = torch.Generator().manual_seed(5)
+    observations = torch.randn(9, 3, S, generator=generator)
+    rewards = torch.rand(9, 3, generator=generator)
+    lanes = torch.tensor([True, False, True])
+    state = agent.init_state(3, context, torch.tensor([6.0, 7.0, 8.0]))
+    action = torch.zeros(3, A)
+    for t in range(9):
+        action, state = agent.act(observations[t], action, rewards[t - 1], state)
+        if t == 3:
+            chosen, few = action[lanes], agent.select(state, lanes)
+        if t > 3:
+            seen = observations[t, lanes], chosen, rewards[t - 1, lanes]
+            chosen, few = agent.act(*seen, few)
+            torch.testing.assert_close(chosen, action[lanes], rtol=1e-4, atol=1e-5)
+
+
 def test_return_to_go_drops_by_the_reward_unless_delayed() -> None:
     for delayed, expected in ((False, (7.0 - 2.0) / 10), (True, 0.7)):
         agent = make("mamba", returns=ReturnSpec(scale=10.0, delayed=delayed))

@@ -128,18 +128,6 @@ def test_reset_leaves_no_trace(kind: str, length: int) -> None:
 
 @every_backbone
 @every_length
-def test_selected_lanes_go_on_as_before(kind: str, length: int) -> None:
-    backbone, x = make(kind), tokens(3, length + 7)
-    lanes = torch.tensor([True, False, True])
-    with torch.no_grad():
-        _, used = backbone.step(x[:, :length], backbone.init_state(3))
-        y, _ = backbone.step(x[lanes, length:], backbone.select(used, lanes))
-        together, _ = backbone.step(x[:, length:], used)
-    torch.testing.assert_close(y, together[lanes], rtol=0, atol=1e-6)
-
-
-@every_backbone
-@every_length
 def test_rows_do_not_interact(kind: str, length: int) -> None:
     backbone, x = make(kind), tokens(4, length)
     together = backbone(x)

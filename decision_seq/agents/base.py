@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from decision_seq.agents.at_once import AtOnce
 from decision_seq.agents.context import CONTEXTS, Memory, StepInput
+from decision_seq.agents.recorded import Recorder
 from decision_seq.backbones import BackboneConfig, Layout
 from decision_seq.backbones.mamba import MambaConfig
 from decision_seq.config import register as register_config
@@ -156,7 +157,7 @@ class SequenceAgent(nn.Module):
             getattr(type(self), name) is getattr(SequenceAgent, name)
             for name in ("values", "look", "predict")
         )
-        self._at_once = AtOnce(self, usual)
+        self._at_once, self._recorder = AtOnce(self, usual), Recorder()
 
     @classmethod
     def for_dataset(cls, config: AgentConfig, store: EpisodeStore) -> SequenceAgent:
@@ -318,10 +319,11 @@ class SequenceAgent(nn.Module):
         seen = observation.to(device), prev_action.to(device), to_go
         if not self.training and self._at_once.serves(state, times):
             predicted, memory = self._at_once.predict(*seen, state, not any(times))
+        elif self._recorder.serves(self, times):
+            now = *seen, state.timestep, times, state.memory
+            predicted, to_go, memory = self._recorder.advance(self, *now)
         else:
-            step = StepInput(self.values(*seen), state.timestep)
-            features, memory = self.look(state.memory, step)  # [lanes, D]
-            predicted, to_go = self.predict(features), step.now["return_to_go"]
+            predicted, to_go, memory = self.advance(*seen, state.timestep, times, state.memory)
         later = state.timestep + 1
         after = AgentState(state.target_return, to_go, later, state.seed, memory)
         return self.choose(predicted, state), after
@@ -335,6 +337,24 @@ class SequenceAgent(nn.Module):
         spent = reward.clamp(-1, 1) if returns.clipped else reward
         after = before - spent / returns.scale
         return torch.where(state.timestep > 0, after, before) if 0 in times else after
+
+    def advance(
+        self,
+        observation: Tensor,
+        action: Tensor,
+        to_go: Tensor,
+        timestep: Tensor,
+        times: list[int],
+        memory: Memory,
+    ) -> tuple[Tensor, Tensor, Memory]:
+        """One step of all lanes: raw observations, the last actions, scaled returns-to-go [lanes]
+        -> predictions [lanes, A], the returns-to-go that were acted on, and what is remembered.
+
+        On a GPU it waits for nothing.
+        """
+        step = StepInput(self.values(observation, action, to_go), timestep, times)
+        features, memory = self.look(memory, step)  # [lanes, D]
+        return self.predict(features), step.now["return_to_go"], memory
 
     def look(self, memory: Memory, step: StepInput) -> tuple[Tensor, Memory]:
         """Take the step in. Returns features [lanes, D] where the action is read.
@@ -370,7 +390,7 @@ class SequenceAgent(nn.Module):
             return_to_go=state.return_to_go[here],
             timestep=state.timestep[here],
             seed=state.seed[lanes.cpu()],
-            memory=state.memory.select(self, here),
+            memory=state.memory.holding([t[here] for t in state.memory.tensors()]),
         )
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from decision_seq.backbones import State
-from decision_seq.backbones.base import LAST, zero_lanes
+from decision_seq.backbones.base import LAST, as_lanes, zero_lanes
 
 if TYPE_CHECKING:
     from decision_seq.agents.base import SequenceAgent
@@ -24,6 +24,7 @@ class StepInput:
 
     now: dict[str, Tensor]  # return_to_go [lanes], observation [lanes, F], action: the PREVIOUS one
     timestep: Tensor  # [lanes] int64, 0 where an episode begins
+    times: list[int]  # the same: asking a GPU for them would wait for it
 
 
 class Memory(Protocol):
@@ -44,8 +45,11 @@ class Memory(Protocol):
     def reset(self, agent: SequenceAgent, lanes: Tensor) -> Memory:
         """`lanes` [lanes] bool as new."""
 
-    def select(self, agent: SequenceAgent, lanes: Tensor) -> Memory:
-        """`lanes` [lanes] bool alone."""
+    def tensors(self) -> list[Tensor]:
+        """All that is remembered, [lanes, ...] each."""
+
+    def holding(self, tensors: list[Tensor]) -> Memory:
+        """Another, of those `tensors` instead."""
 
 
 @dataclass
@@ -76,21 +80,21 @@ class WindowMemory:
     ) -> tuple[Tensor, WindowMemory]:
         """Write `kinds` into the step's column, recompute the window, read it at that column."""
         order, k = agent.config.tokens, agent.config.context_length
-        lane = torch.arange(len(step.timestep), device=agent.device)
+        lane = torch.arange(len(step.times), device=agent.device)
         column = step.timestep.clamp(max=k - 1)
         memory = self._next_column(step, lane, k) if kinds[0] == order[0] else self
         values = {name: table.clone() for name, table in memory.values.items()}
         for kind in kinds:
             values[kind][lane, column] = step.now[kind]
 
-        columns = column.tolist()
+        columns = {min(time, k - 1) for time in step.times}
         position = order.index(kinds[-1])  # among a step's tokens, of the one that is read
-        used = max(columns) + 1  # columns beyond are empty in every lane
+        used = max(columns, default=0) + 1  # columns beyond are empty in every lane
         tokens = agent.embedding(
             {n: v[:, :used] for n, v in values.items()}, memory.timesteps[:, :used]
         )
         tokens = tokens[:, : (used - 1) * len(order) + position + 1]
-        if min(columns) + 1 == used:  # one place in all lanes: the last block is spared the others
+        if len(columns) == 1:  # one place in all lanes: the last block is spared the others
             features = agent.backbone(tokens, LAST)[:, 0]
         else:
             features = agent.backbone(tokens)[lane, column * len(order) + position]
@@ -98,26 +102,33 @@ class WindowMemory:
 
     def _next_column(self, step: StepInput, lane: Tensor, k: int) -> WindowMemory:
         """With the last step's action written, and a column for the new step."""
-        values = {name: table.clone() for name, table in self.values.items()}
-        timesteps = self.timesteps.clone()
-        began = step.timestep > 0  # those lanes have an action to remember
+        action = self.values["action"].clone()
         last = (step.timestep - 1).clamp(0, k - 1)  # column of the step before
-        values["action"][lane[began], last[began]] = step.now["action"][began]
+        before = action[lane, last]
+        began = as_lanes(step.timestep > 0, before)  # those lanes have an action to remember
+        action[lane, last] = torch.where(began, step.now["action"], before)
         full = step.timestep >= k  # drop the oldest step, to make room
-        for table in (*values.values(), timesteps):
-            table[full] = table[full].roll(-1, dims=1)
+
+        def shifted(table: Tensor) -> Tensor:
+            return torch.where(as_lanes(full, table), table.roll(-1, dims=1), table)
+
+        values = {name: shifted(t) for name, t in (self.values | {"action": action}).items()}
+        timesteps = shifted(self.timesteps)
         timesteps[lane, step.timestep.clamp(max=k - 1)] = step.timestep
         return WindowMemory(values, timesteps)
 
     def reset(self, agent: SequenceAgent, lanes: Tensor) -> WindowMemory:
         """Zeros in those lanes; what is beyond a lane's length is never read, since causal."""
-        values = {name: zero_lanes(table, lanes) for name, table in self.values.items()}
-        return WindowMemory(values, zero_lanes(self.timesteps, lanes))
+        return self.holding([zero_lanes(table, lanes) for table in self.tensors()])
 
-    def select(self, agent: SequenceAgent, lanes: Tensor) -> WindowMemory:
-        """The windows of those lanes."""
-        values = {name: table[lanes] for name, table in self.values.items()}
-        return WindowMemory(values, self.timesteps[lanes])
+    def tensors(self) -> list[Tensor]:
+        """The tables."""
+        return [*self.values.values(), self.timesteps]
+
+    def holding(self, tensors: list[Tensor]) -> WindowMemory:
+        """Other tables."""
+        *values, timesteps = tensors
+        return WindowMemory(dict(zip(self.values, values, strict=True)), timesteps)
 
 
 @dataclass
@@ -137,10 +148,9 @@ class StreamMemory:
         """Feed `kinds`; where they begin the step, first the action of the one before."""
         order, embedding, state = agent.config.tokens, agent.embedding, self.state
         if kinds[0] == order[0] and "action" in order:
-            times = step.timestep.tolist()
-            if 0 not in times:
+            if 0 not in step.times:
                 kinds = ("action", *kinds)
-            elif any(times):  # a lane that begins has no previous step: undo it there
+            elif any(step.times):  # a lane that begins has no previous step: undo it there
                 action = embedding.step(step.now, step.timestep, ("action",))
                 _, state = agent.backbone.step(action, state)
                 state = agent.backbone.reset(state, step.timestep == 0)
@@ -152,9 +162,14 @@ class StreamMemory:
         """A new state in those lanes."""
         return StreamMemory(agent.backbone.reset(self.state, lanes))
 
-    def select(self, agent: SequenceAgent, lanes: Tensor) -> StreamMemory:
-        """The state of those lanes."""
-        return StreamMemory(agent.backbone.select(self.state, lanes))
+    def tensors(self) -> list[Tensor]:
+        """Those of every layer."""
+        return [tensor for layer in self.state for tensor in layer.values()]
+
+    def holding(self, tensors: list[Tensor]) -> StreamMemory:
+        """Another state."""
+        rest = iter(tensors)
+        return StreamMemory([{name: next(rest) for name in layer} for layer in self.state])
 
 
 CONTEXTS: dict[str, type[WindowMemory] | type[StreamMemory]] = {

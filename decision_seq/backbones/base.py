@@ -199,10 +199,6 @@ class Backbone(nn.Module):
         """`lanes` [B] bool: those as new, the others untouched."""
         return [{name: zero_lanes(t, lanes) for name, t in layer.items()} for layer in state]
 
-    def select(self, state: State, lanes: Tensor) -> State:
-        """`lanes` [B] bool: those alone."""
-        return [{name: t[lanes] for name, t in layer.items()} for layer in state]
-
     def penalty(self) -> Tensor | float:
         """What training adds to the loss on account of the weights."""
         return sum(block.penalty() for block in self._blocks())
@@ -213,4 +209,9 @@ class Backbone(nn.Module):
 
 def zero_lanes(tensor: Tensor, lanes: Tensor) -> Tensor:
     """A copy of `tensor` [B, ...] with zeros where `lanes` [B] is True."""
-    return tensor.masked_fill(lanes.view(-1, *[1] * (tensor.ndim - 1)), 0)
+    return tensor.masked_fill(as_lanes(lanes, tensor), 0)
+
+
+def as_lanes(lanes: Tensor, tensor: Tensor) -> Tensor:
+    """`lanes` [B], shaped to broadcast with `tensor` [B, ...]."""
+    return lanes.view(-1, *[1] * (tensor.ndim - 1))

@@ -54,6 +54,11 @@ def view(tensor: Tensor | None, like: Tensor) -> tuple[Tensor, int, int]:
     return tensor, tensor.stride(0), tensor.stride(1)
 
 
+def on_device(tensor: Tensor) -> torch.cuda.device_of:
+    """Triton launches on the current GPU, whichever its arguments are on."""
+    return torch.cuda.device_of(tensor)
+
+
 def power_of_two(number: int) -> int:
     return 1 << max(0, number - 1).bit_length()
 
@@ -102,17 +107,18 @@ def _forward(
     (u, *u_s), (dt, *dt_s), (B, *B_s), (C, *C_s), (z_, *z_s) = (
         view(t, u) for t in (u, dt, B, C, z)
     )
-    kernels().scan_forward[(batch, -(-width // BLOCK))](
-        *(u, dt, A.contiguous(), B, C, D.contiguous(), z_),
-        *(t if t is not None else y for t in (start, y, checkpoints, final)),
-        *(length, width, A.shape[1], checkpoint_every(length)),
-        *(*u_s, *dt_s, *B_s, *C_s, *z_s),
-        GATED=z is not None,
-        KEEP=checkpoints is not None,
-        STREAM=start is not None,
-        BLOCK=BLOCK,
-        N=power_of_two(A.shape[1]),
-    )
+    with on_device(u):
+        kernels().scan_forward[(batch, -(-width // BLOCK))](
+            *(u, dt, A.contiguous(), B, C, D.contiguous(), z_),
+            *(t if t is not None else y for t in (start, y, checkpoints, final)),
+            *(length, width, A.shape[1], checkpoint_every(length)),
+            *(*u_s, *dt_s, *B_s, *C_s, *z_s),
+            GATED=z is not None,
+            KEEP=checkpoints is not None,
+            STREAM=start is not None,
+            BLOCK=BLOCK,
+            N=power_of_two(A.shape[1]),
+        )
 
 
 def _scan_backward(
@@ -138,15 +144,16 @@ def _scan_backward(
         (u, *u_s), (dt, *dt_s), (B, *B_s), (C, *C_s), (z_, *z_s) = (
             view(t, u) for t in (u, dt, B, C, z)
         )
-        kernels().scan_backward[(batch, blocks)](
-            *(dy, u, dt, A.contiguous(), B, C, D.contiguous(), z_, checkpoints),
-            u.new_empty(batch, every, width, states),
-            *(du, ddt, dA, dB, dC, dD, du if dz is None else dz),
-            *(length, width, states, every, *u_s, *dt_s, *B_s, *C_s, *z_s),
-            GATED=z is not None,
-            BLOCK=BLOCK,
-            N=power_of_two(states),
-        )
+        with on_device(u):
+            kernels().scan_backward[(batch, blocks)](
+                *(dy, u, dt, A.contiguous(), B, C, D.contiguous(), z_, checkpoints),
+                u.new_empty(batch, every, width, states),
+                *(du, ddt, dA, dB, dC, dD, du if dz is None else dz),
+                *(length, width, states, every, *u_s, *dt_s, *B_s, *C_s, *z_s),
+                GATED=z is not None,
+                BLOCK=BLOCK,
+                N=power_of_two(states),
+            )
     grads = [du, ddt, dA.sum(0), dB.sum(0), dC.sum(0), dD.sum(0)]
     return grads if dz is None else [*grads, dz]
 
@@ -194,12 +201,13 @@ def _conv_silu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     y = x.new_empty(x.shape)
     if x.numel():
         x, x_b, x_t = view(x, x)
-        kernels().conv_forward[_conv_grid(x)](
-            *(x, weight.contiguous(), bias.contiguous(), y, *x.shape[1:], x_b, x_t),
-            TAPS=weight.shape[-1],
-            STEPS=CONV_STEPS,
-            BLOCK=CONV_BLOCK,
-        )
+        with on_device(x):
+            kernels().conv_forward[_conv_grid(x)](
+                *(x, weight.contiguous(), bias.contiguous(), y, *x.shape[1:], x_b, x_t),
+                TAPS=weight.shape[-1],
+                STEPS=CONV_STEPS,
+                BLOCK=CONV_BLOCK,
+            )
     return y
 
 
@@ -211,13 +219,14 @@ def _conv_silu_backward(
     parts = x.new_zeros(grid[0] * grid[1], taps + 1, x.shape[2])
     if x.numel():
         x, x_b, x_t = view(x, x)
-        kernels().conv_backward[grid](
-            *(dy.contiguous(), x, weight.contiguous(), bias.contiguous(), dx, parts),
-            *(*x.shape[1:], x_b, x_t),
-            TAPS=taps,
-            STEPS=CONV_STEPS,
-            BLOCK=CONV_BLOCK,
-        )
+        with on_device(x):
+            kernels().conv_backward[grid](
+                *(dy.contiguous(), x, weight.contiguous(), bias.contiguous(), dx, parts),
+                *(*x.shape[1:], x_b, x_t),
+                TAPS=taps,
+                STEPS=CONV_STEPS,
+                BLOCK=CONV_BLOCK,
+            )
     total = parts.sum(0)  # [taps + 1, E]
     return dx, total[:taps].t().unsqueeze(1).contiguous(), total[taps].clone()
 

@@ -1,0 +1,121 @@
+"""An agent's step on a GPU as one CUDA graph.
+
+Such a step is a hundred small kernels, and launching them one by one takes several times as long as
+they run. A graph launches all of them by one call. It works in fixed memory: what a step takes is
+copied there first, and what it gives is copied out, so that states stay what they were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from decision_seq.agents.context import Memory
+from decision_seq.backbones.mamba import Weights
+from decision_seq.ops.dispatch import say_once
+
+if TYPE_CHECKING:
+    from decision_seq.agents.base import SequenceAgent
+
+Function = Callable[[list[Tensor]], list[Tensor]]
+Record = Callable[[Function, list[Tensor]], tuple[Callable[[], object], list[Tensor]]]
+
+
+def cuda_graph(function: Function, inputs: list[Tensor]) -> tuple[Callable[[], None], list[Tensor]]:
+    """What computes `function` of `inputs` again once they have changed, and where the outputs are
+    then."""
+    with torch.cuda.device(inputs[0].device):
+        current, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+        aside.wait_stream(current)
+        with torch.cuda.stream(aside):  # what libraries set up at first must not be recorded
+            for _ in range(3):
+                function(inputs)
+        current.wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            outputs = function(inputs)
+        return graph.replay, outputs
+
+
+class Recorded:
+    """A function of tensors of these shapes."""
+
+    def __init__(self, function: Function, inputs: list[Tensor], record: Record) -> None:
+        self.inputs = [tensor.clone() for tensor in inputs]
+        self.replay, self.outputs = record(function, self.inputs)
+
+    def __call__(self, inputs: list[Tensor]) -> list[Tensor]:
+        torch._foreach_copy_(self.inputs, inputs)
+        self.replay()
+        return [tensor.clone() for tensor in self.outputs]
+
+
+class Recorder:
+    """Records an agent's step when it comes to one that stays the same: past the first K, windows
+    are full and so are caches. Other lanes, or weights elsewhere, are recorded anew."""
+
+    def __init__(self, device: str = "cuda", record: Record = cuda_graph) -> None:
+        self.device, self.record = device, record
+        self.weights: Weights | None = None
+        self.key: object = None
+        self.recorded: Recorded | None = None
+        self.possible = True
+
+    def __reduce__(self) -> tuple[type[Recorder], tuple[str, Record]]:
+        """A copy of the agent has weights of its own."""
+        return Recorder, (self.device, self.record)
+
+    def serves(self, agent: SequenceAgent, times: list[int]) -> bool:
+        """Whether the step of lanes at `times` can be a recorded one."""
+        settled = self.possible and min(times, default=0) >= agent.config.context_length
+        here = agent.device.type == self.device and not agent.training
+        return settled and here and not torch.compiler.is_compiling()
+
+    def advance(
+        self,
+        agent: SequenceAgent,
+        observation: Tensor,
+        action: Tensor,
+        to_go: Tensor,
+        timestep: Tensor,
+        times: list[int],
+        memory: Memory,
+    ) -> tuple[Tensor, Tensor, Memory]:
+        """As `SequenceAgent.advance`."""
+
+        def step(inputs: list[Tensor]) -> list[Tensor]:
+            observation, action, to_go, timestep, *remembered = inputs
+            state = memory.holding(remembered)
+            predicted, after, later = agent.advance(
+                observation, action, to_go, timestep, times, state
+            )
+            return [predicted, after, *later.tensors()]
+
+        inputs = [observation, action, to_go, timestep, *memory.tensors()]
+        key = self._key(agent, memory, inputs)
+        if key != self.key:  # what still grows never comes to a second of its kind
+            self.key, self.recorded = key, None
+        elif self.recorded is None:
+            self.recorded = self._try(step, inputs)
+        outputs = step(inputs) if self.recorded is None else self.recorded(inputs)
+        predicted, after, *remembered = outputs
+        return predicted, after, memory.holding(remembered)
+
+    def _key(self, agent: SequenceAgent, memory: Memory, inputs: list[Tensor]) -> object:
+        """What a recorded step holds fixed."""
+        if self.weights is None:
+            self.weights = Weights(agent, [name for name, _ in agent.named_parameters()])
+        places = [weight.data_ptr() for weight in self.weights.now()]
+        return type(memory), places, [(tensor.shape, tensor.dtype) for tensor in inputs]
+
+    def _try(self, step: Function, inputs: list[Tensor]) -> Recorded | None:
+        """None for an agent that does what a graph cannot hold, such as to look at a number."""
+        try:
+            return Recorded(step, inputs, self.record)
+        except RuntimeError as error:
+            self.possible, why = False, str(error).splitlines()[0]
+            say_once(f"decision-seq: this agent's steps are not recorded as a CUDA graph ({why}).")
+            return None

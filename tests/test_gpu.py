@@ -1,0 +1,192 @@
+"""What runs on a GPU only, beside the CPU: `pytest tests/test_gpu.py` where there is one."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import frame_episodes, random_episodes, write_npz
+from ops_inputs import conv_inputs, scan_inputs, single, with_grads
+from small_agents import KINDS, A, K, S, every_backbone, every_pair, make, random_batch
+from torch import Tensor
+
+from decision_seq import ops
+from decision_seq.agents import AgentConfig, SequenceAgent
+from decision_seq.agents.base import Context
+from decision_seq.data.store import EpisodeStore, open_store
+from decision_seq.data.transforms import ReturnSpec
+from decision_seq.data.windows import Batch, WindowSampler
+from decision_seq.ops import reference
+from decision_seq.ops.dispatch import PATHS, choose
+from decision_seq.run_config import DataConfig, RunConfig, TrainConfig
+from decision_seq.train.faults import FiniteGuard
+from decision_seq.train.loop import Learner, gradient_step
+from decision_seq.train.optim import make_optimizer
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no GPU")
+GPU = torch.device("cuda", 0)
+PATHS_HERE = [name for name in ("triton", "mamba_ssm", "torch") if not PATHS[name].unusable()]
+SHAPES = [(1, 1, 1, 1), (2, 17, 5, 3), (1, 33, 40, 16), (64, 60, 256, 16), (2, 3000, 64, 16)]
+
+
+@pytest.fixture(autouse=True)
+def exact() -> Iterator[None]:
+    """Products in float32, not TF32."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.fixture(params=PATHS_HERE)
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("DECISION_SEQ_SCAN", request.param)
+    return request.param
+
+
+def moved(batch: Batch, device: torch.device) -> Batch:
+    return Batch(**{name: tensor.to(device) for name, tensor in vars(batch).items()})
+
+
+def check(function, oracle, inputs: list[Tensor | None]) -> None:
+    """Values and gradients on the GPU against float64 on the CPU."""
+    expected, expected_grads = with_grads(oracle, inputs)
+    here = [None if t is None else t.to(GPU) for t in single(inputs)]
+    torch.manual_seed(0)
+    leaves = [None if t is None else t.requires_grad_() for t in here]
+    y = function(*leaves)
+    direction = torch.randn(y.shape, dtype=torch.float64).to(y)
+    grads = torch.autograd.grad(
+        (y * direction).sum(), [t for t in leaves if t is not None], materialize_grads=True
+    )
+    for actual, exact, limit in [
+        (y, expected, 1e-6),
+        *((g, e, 1e-5) for g, e in zip(grads, expected_grads, strict=True)),
+    ]:
+        error = (actual.cpu().double() - exact).norm() / exact.norm().clamp_min(1e-30)
+        assert error < limit
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("gated", [True, False])
+def test_scans_agree_with_float64(path: str, shape: tuple[int, ...], gated: bool) -> None:
+    if path == "mamba_ssm" and shape[3] > 256:
+        pytest.skip("mamba-ssm's kernels take up to 256 states")
+    check(ops.selective_scan, reference.selective_scan, scan_inputs(shape, gated))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("taps", [1, 4])
+def test_convolutions_agree_with_float64(path: str, shape: tuple[int, ...], taps: int) -> None:
+    check(ops.causal_conv_silu, reference.causal_conv_silu, conv_inputs(shape, taps))
+
+
+def test_a_fused_kernel_runs_by_default() -> None:
+    assert choose(torch.float32, "cuda").fused
+
+
+@every_pair
+def test_losses_and_gradients_are_those_of_the_cpu(kind: str, config: type[AgentConfig]) -> None:
+    agent, batch = make(kind, config).train(), random_batch(4, lengths=[K, 1, 3, K])
+    here = copy.deepcopy(agent).to(GPU)
+    losses = agent.loss(batch), here.loss(moved(batch, GPU))
+    for loss in losses:
+        loss.backward()
+    torch.testing.assert_close(losses[1].cpu(), losses[0], rtol=1e-4, atol=1e-6)
+    pairs = zip(agent.named_parameters(), here.parameters(), strict=True)
+    for (name, a), b in pairs:
+        assert (a.grad is None) == (b.grad is None), name
+        if a.grad is not None and b.grad is not None:
+            torch.testing.assert_close(b.grad.cpu(), a.grad, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def play(agent: SequenceAgent, context: Context, discrete: bool) -> list[Tensor]:
+    """Actions of all steps, then those of the last from the state before it once more."""
+    generator = torch.Generator().manual_seed(3)
+    state, lanes = agent.init_state(3, context, torch.tensor([5.0, 6.0, 7.0])), 3
+    action = torch.zeros(lanes, dtype=torch.int64) if discrete else torch.zeros(lanes, A)
+    actions, given = [], None
+    for _ in range(3 * K):
+        given = (
+            torch.randn(lanes, S, generator=generator),
+            action,
+            torch.rand(lanes, generator=generator),
+            state,
+        )
+        action, state = agent.act(*given)
+        actions.append(action.cpu())
+    assert given is not None
+    return [*actions, agent.act(*given)[0].cpu()]
+
+
+@every_pair
+@pytest.mark.parametrize("context", ["window", "stream"])
+@pytest.mark.parametrize("discrete", [False, True])
+def test_actions_are_those_of_the_cpu_and_recorded(
+    kind: str, config: type[AgentConfig], context: Context, discrete: bool
+) -> None:
+    agent = make(kind, config, discrete)
+    here = copy.deepcopy(agent).to(GPU)
+    expected, actions = play(agent, context, discrete), play(here, context, discrete)
+    for a, b in zip(actions, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    assert here._recorder.possible and here._recorder.recorded is not None
+
+
+@pytest.mark.parametrize("resident", [True, False])
+@pytest.mark.parametrize("frames", [True, False])
+def test_batches_are_those_of_the_cpu(resident: bool, frames: bool, tmp_path: Path) -> None:
+    lengths = [3, 9, 1, 7]
+    episodes = frame_episodes(lengths) if frames else random_episodes(lengths)
+    store = open_store([str(write_npz(tmp_path / "data.npz", episodes))])
+    here, there = (sampler(store, device) for device in (torch.device("cpu"), GPU))
+    assert all(table.is_cuda for table in there._tables.values())
+    if not resident:
+        there._tables = here._tables
+    for index in range(3):
+        batch = there.batch(index, 16)
+        for name, tensor in vars(here.batch(index, 16)).items():
+            assert getattr(batch, name).is_cuda and torch.equal(getattr(batch, name).cpu(), tensor)
+
+
+def sampler(store: EpisodeStore, device: torch.device) -> WindowSampler:
+    return WindowSampler(store, np.arange(store.episodes), K, ReturnSpec(scale=10.0), 0, device)
+
+
+@every_backbone
+@pytest.mark.parametrize("resident", [True, False])
+def test_a_gradient_step_waits_for_nothing(kind: str, resident: bool, tmp_path: Path) -> None:
+    """So the next batch is gathered while the GPU works on this one."""
+    file = write_npz(tmp_path / "data.npz", random_episodes([40] * 10, S, A))
+    store, agent = open_store([str(file)]), make(kind).to(GPU).train()
+    windows = sampler(store, GPU)
+    if not resident:
+        windows._tables = sampler(store, torch.device("cpu"))._tables
+    settings = TrainConfig(steps=9, batch_size=8)
+    config = RunConfig("Hopper-v5", DataConfig((str(file),)), agent.config, settings)
+    guard, optimizer = FiniteGuard(0, GPU), make_optimizer(agent, settings)
+    learner = Learner(agent, agent, optimizer, guard, *torch.zeros(2, device=GPU))
+    for _ in range(3):  # to load kernels
+        gradient_step(learner, windows, config)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(3):
+            gradient_step(learner, windows, config)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert learner.guard.tripped() is None and float(learner.loss_count) == 6
+
+
+@pytest.mark.parametrize("kind", [k for k in KINDS if k != "none"])
+def test_mixed_precision_stays_near(kind: str) -> None:
+    agent, batch = make(kind).to(GPU).train(), moved(random_batch(4), GPU)
+    exact = agent.loss(batch)
+    with torch.autocast("cuda", torch.bfloat16):
+        rounded = agent.loss(batch)
+    rounded.backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in agent.parameters())
+    torch.testing.assert_close(rounded, exact, rtol=0.05, atol=0.01)
