@@ -76,6 +76,16 @@ def test_reading_some_tokens_equals_picking_them(kind: str, length: int) -> None
     torch.testing.assert_close(backbone(x, read), backbone(x)[:, read], rtol=0, atol=1e-6)
 
 
+@every_backbone
+@every_length
+def test_without_gradients_the_outputs_are_the_same(kind: str, length: int) -> None:
+    backbone, x = make(kind), tokens(2, length)
+    expected = backbone(x)
+    with torch.no_grad():
+        for read in (slice(None), slice(-1, None), slice(length % 2, None, 3)):
+            torch.testing.assert_close(backbone(x, read), expected[:, read], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", [k for k in KINDS if k != "none"])
 def test_the_past_does_reach_the_present(kind: str) -> None:
     backbone, x = make(kind), tokens(1, 6)
@@ -97,7 +107,7 @@ def test_step_equals_forward(kind: str, length: int, chunks: tuple[int, ...]) ->
             y, state = backbone.step(x[:, position : position + n], state)
             outputs.append(y)
             position, turn = position + n, turn + 1
-        torch.testing.assert_close(torch.cat(outputs, dim=1), backbone(x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(torch.cat(outputs, dim=1), backbone(x), rtol=1e-4, atol=1e-5)
 
 
 @every_backbone

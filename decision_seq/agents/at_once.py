@@ -45,7 +45,7 @@ class AtOnce:
             self.possible
             and (0 not in times or not any(times))
             and isinstance(state.memory, StreamMemory)
-            and streams(self.head.now()[0], len(times) * len(self.continued))
+            and streams(self.head.now()[0], len(times), len(self.continued))
         )
 
     def predict(

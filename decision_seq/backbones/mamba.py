@@ -106,7 +106,7 @@ def is_suffix(read: slice, length: int) -> bool:
 
 
 class MambaBackbone(Backbone):
-    """Streams all blocks and the norm by one call, where there is a kernel for that."""
+    """All blocks and the norm by one call, where there is a kernel for that."""
 
     def __init__(self, config: MambaConfig, layout: Layout) -> None:
         super().__init__(config, layout)
@@ -119,11 +119,21 @@ class MambaBackbone(Backbone):
 
     def step(self, x: Tensor, state: State, read: slice = EVERY) -> tuple[Tensor, State]:
         """[B, n, D], state -> [B, l, D], state"""
-        lanes, length, _ = x.shape
-        if self.training or not is_suffix(read, length) or not streams(x, lanes * length):
+        if not self._at_once(x, read):
             return super().step(x, state, read)
-        y, conv, h = stack_step(x, self.stack(state), True, len(range(length)[read]))
+        y, conv, h = stack_step(x, self.stack(state), True, len(range(x.shape[1])[read]))
         return y, unstack(conv, h)
+
+    def forward(self, x: Tensor, read: slice = EVERY) -> Tensor:
+        """[B, L, D] -> [B, l, D]; without gradients as the step from a new state."""
+        if not self._at_once(x, read):
+            return super().forward(x, read)
+        y, _ = self.step(x, self.init_state(len(x)), read)
+        return y
+
+    def _at_once(self, x: Tensor, read: slice) -> bool:
+        lanes, length, _ = x.shape
+        return not self.training and is_suffix(read, length) and streams(x, lanes, length)
 
 
 class MambaBlock(Block):
@@ -136,7 +146,7 @@ class MambaBlock(Block):
     def step(self, x: Tensor, state: LayerState, read: slice = EVERY) -> tuple[Tensor, LayerState]:
         """[B, n, D], state -> [B, l, D], state"""
         lanes, length, _ = x.shape
-        if self.training or not is_suffix(read, length) or not streams(x, lanes * length):
+        if self.training or not is_suffix(read, length) or not streams(x, lanes, length):
             return super().step(x, state, read)
         stack = stack_of(self._weights, self.norm_mixer.eps, [state])
         y, conv, h = stack_step(x, stack, False, len(range(length)[read]))

@@ -85,7 +85,7 @@ class TokenEmbedding(nn.Module):
         Returns:
             [B, len(kinds), D]
         """
-        if not streams(self.timestep.weight, len(timestep) * len(kinds)):
+        if not streams(self.timestep.weight, len(timestep), len(kinds)):
             before = torch.stack([timestep - int(kind == "action") for kind in kinds], dim=1)
             one = {kind: values[kind].unsqueeze(1) for kind in kinds}  # K = 1
             return self(one, before.clamp(min=0).unsqueeze(1), kinds)

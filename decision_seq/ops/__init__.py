@@ -40,7 +40,7 @@ __all__ = [
     "streams",
 ]
 
-MAX_STREAMED_ROWS = 96  # tokens at once beyond which matrix products by PyTorch are faster
+MAX_STREAMED_TOKENS = 96  # of a lane at once; for more, threads can do better than a lane each
 CHEAP_TO_CALL = 2**16  # numbers up to which PyTorch's own takes no longer, without gradients
 
 
@@ -145,11 +145,13 @@ def causal_conv_silu_step(
     return _like(x, y), history
 
 
-def streams(like: Tensor, rows: int) -> bool:
-    """Whether `embed_step`, `stack_step` and `policy_step` can continue a stream by `rows` tokens
-    of like's dtype and device: not with gradients or autocast, nor for many tokens at once."""
-    plain = 0 < rows <= MAX_STREAMED_ROWS and like.dtype is torch.float32 and like.is_cpu
-    if not plain or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+def streams(like: Tensor, lanes: int, tokens: int) -> bool:
+    """Whether `embed_step`, `stack_step` and `policy_step` can continue the streams of `lanes` by
+    `tokens` each, of like's dtype and device: not with gradients or autocast, nor by many."""
+    some = lanes > 0 and 0 < tokens <= MAX_STREAMED_TOKENS
+    if not some or like.dtype is not torch.float32 or not like.is_cpu:
+        return False
+    if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
         return False
     return not torch.compiler.is_compiling() and choose(torch.float32, "cpu").streams
 

@@ -14,12 +14,13 @@ static void standardise(const Token *t, float *to, int batch) {
 }
 
 /* y: the first lane's row; those of the others are y_row apart. */
-static int embed_value(const Token *t, float *normalised, float *y, long y_row, int batch,
+static int embed_value(const Token *t, float *memory, float *y, long y_row, int batch,
                        int width) {
     if (!t->table_rows) {
-        const float *from = t->std ? normalised : t->value;
-        if (t->std) standardise(t, normalised, batch);
-        linear_rows(from, t->inputs, batch, t->weight, t->bias, y, y_row, t->inputs, width);
+        const float *from = t->std ? memory : t->value;
+        if (t->std) standardise(t, memory, batch);
+        linear_rows(from, t->inputs, batch, t->weight, t->bias, y, y_row, t->inputs, width,
+                    batch < FEW ? NULL : memory + (long)batch * t->inputs);
         return 0;
     }
     const int64_t *index = t->value;
@@ -43,12 +44,13 @@ int embed_step(const Token *tokens, const int64_t *timesteps, const float *time,
     const float *const norms[] = {norm, norm_bias};
     int failed = 0, inputs = 1;
     for (int k = 0; k < count; k++) inputs = inputs > tokens[k].inputs ? inputs : tokens[k].inputs;
-    float *normalised = malloc((long)batch * inputs * sizeof(float));
-    if (!normalised) return NO_MEMORY;
+    const long columns = batch < FEW ? 0 : columns_size(inputs, width);
+    float *memory = malloc(((long)batch * inputs + columns) * sizeof(float));
+    if (!memory) return NO_MEMORY;
     for (int k = 0; k < count && !failed; k++)
-        failed = embed_value(tokens + k, normalised, y + (long)k * width, (long)count * width, batch,
+        failed = embed_value(tokens + k, memory, y + (long)k * width, (long)count * width, batch,
                              width);
-    free(normalised);
+    free(memory);
     if (failed) return failed;
     for (long i = 0; bounded && i < rows * width; i++) y[i] = tanhf(y[i]);
     for (long row = 0; row < rows; row++) {

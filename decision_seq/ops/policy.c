@@ -23,7 +23,8 @@ typedef struct { /* filled in by cpu_stream.py in this order, 8 bytes a member *
 /* y = head(stack(embedding)), through tanh if `squashed`. Returns 0, or what failed. */
 int policy_step(const Policy *p, float embed_eps, float eps) {
     const long tokens = p->lanes * p->count;
-    float *x = malloc((tokens + p->lanes) * p->width * sizeof(float));
+    const long columns = p->lanes < FEW ? 0 : columns_size(p->width, p->outputs);
+    float *x = malloc(((tokens + p->lanes) * p->width + columns) * sizeof(float));
     float *features = x + tokens * p->width;
     if (!x) return NO_MEMORY;
     int failed = embed_step(p->tokens, p->timesteps, p->time, p->embed_norm, p->embed_norm_bias,
@@ -34,7 +35,7 @@ int policy_step(const Policy *p, float embed_eps, float eps) {
                             p->taps, p->rank, p->hidden, p->threads);
     if (!failed)
         linear_rows(features, p->width, p->lanes, p->head, p->head_bias, p->y, p->outputs, p->width,
-                    p->outputs);
+                    p->outputs, columns ? features + p->lanes * p->width : NULL);
     free(x);
     for (long i = 0; !failed && p->squashed && i < p->lanes * p->outputs; i++) p->y[i] = tanhf(p->y[i]);
     return failed;

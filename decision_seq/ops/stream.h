@@ -22,7 +22,7 @@ int embed_step(const Token *tokens, const int64_t *timesteps, const float *time,
 
 int stack_step(const float *x, const float *const *weights, float eps, const float *const *conv,
                const float *const *h, float *new_conv, float *new_h, float *y, int layers,
-               int normed, int batch, int length, int read, int width, int channels, int states,
+               int normed, int lanes, int length, int read, int width, int channels, int states,
                int taps, int rank, int hidden, int threads);
 
 #endif
