@@ -45,10 +45,11 @@ def peak_memory_mib(device: torch.device) -> float:
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep what one training step frees for the next.
+    """Have glibc keep what one step, of training or acting, frees for the next.
 
     By default it gives the top of its heap back to the kernel and takes it again page by page, up
-    to 3,800 pages and 3 % of the time of every step. Does nothing where the C library is another.
+    to 3,800 pages and 3 % of the time of every training step; of a step of 32 lanes of attention
+    half of the time. Does nothing where the C library is another.
     """
     trim_threshold, mmap_threshold = -1, -3  # mallopt's names for them
     with suppress(OSError, AttributeError, TypeError):

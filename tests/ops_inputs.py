@@ -52,3 +52,8 @@ def with_grads(
     loss = (y * torch.randn(y.shape, dtype=torch.float64).to(rounded).to(y.dtype)).sum()
     leaves = [t for t in leaves if t is not None]
     return y.detach(), list(torch.autograd.grad(loss, leaves, materialize_grads=True))
+
+
+def assert_close(actual: Tensor, expected: Tensor, tolerance: float, what: str = "") -> None:
+    error = (actual.double() - expected).norm() / expected.norm().clamp_min(1e-30)
+    assert error < tolerance, f"{what}: relative error {error:.1e}"

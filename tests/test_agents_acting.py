@@ -10,6 +10,7 @@ from torch import Tensor
 from decision_seq.agents import AgentConfig, SequenceAgent
 from decision_seq.agents.base import Context, gumbel_noise
 from decision_seq.agents.behaviour_cloning import BehaviourCloningConfig
+from decision_seq.agents.context import CONTEXTS
 from decision_seq.data.transforms import ReturnSpec
 from decision_seq.ops.dispatch import PATHS
 
@@ -187,6 +188,19 @@ def test_selected_lanes_go_on_as_before(
             seen = observations[t, lanes], chosen, rewards[t - 1, lanes]
             chosen, few = agent.act(*seen, few)
             torch.testing.assert_close(chosen, action[lanes], rtol=1e-4, atol=1e-5)
+
+
+@every_pair
+@pytest.mark.parametrize("discrete", [False, True])
+def test_acting_by_one_call_is_acting_by_operations(
+    kind: str, config: type[AgentConfig], discrete: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = make(kind, config, discrete)
+    fast = [roll(agent, context, 3 * K, lanes=lanes) for context in CONTEXTS for lanes in (1, 13)]
+    monkeypatch.setenv("DECISION_SEQ_SCAN", "torch")
+    plain = [roll(agent, context, 3 * K, lanes=lanes) for context in CONTEXTS for lanes in (1, 13)]
+    for a, b in zip(fast, plain, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_return_to_go_drops_by_the_reward_unless_delayed() -> None:

@@ -1,6 +1,5 @@
 """Every scan path against the float64 reference: values, gradients, streaming, determinism."""
 
-import copy
 import functools
 import itertools
 import os
@@ -10,12 +9,11 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-import torch.nn.functional as F
-from ops_inputs import conv_inputs, needs_c, scan_inputs, single, with_grads
+from ops_inputs import assert_close, conv_inputs, needs_c, scan_inputs, single, with_grads
 from torch import Tensor
 
 from decision_seq import ops
-from decision_seq.ops import native, reference
+from decision_seq.ops import reference
 from decision_seq.ops.dispatch import PATHS
 
 NAMES = ("u", "dt", "A", "B", "C", "D", "z")
@@ -54,11 +52,6 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
         pytest.skip(f"{request.param}: {reason}")
     monkeypatch.setenv("DECISION_SEQ_SCAN", request.param)
     return request.param
-
-
-def assert_close(actual: Tensor, expected: Tensor, tolerance: float, what: str = "") -> None:
-    error = (actual.double() - expected).norm() / expected.norm().clamp_min(1e-30)
-    assert error < tolerance, f"{what}: relative error {error:.1e}"
 
 
 @functools.cache
@@ -290,72 +283,3 @@ def test_forked_child_does_not_wait_for_threads() -> None:
         os.waitpid(child, 0)
         pytest.fail("the child hangs")
     assert os.waitstatus_to_exitcode(status) == 0
-
-
-# ---------------------------------------------------------------- a whole block, streamed
-
-
-@needs_c
-@pytest.mark.parametrize(
-    ("lanes", "tokens", "width"),
-    [(1, 3, 32), (3, 2, 20), (5, 4, 48), (2, 7, 7), (37, 3, 24), (2, 40, 20)],
-)
-@pytest.mark.parametrize("shape", [(16, 4, 2), (5, 1, 1), (20, 3, 3)], ids=str)
-def test_a_block_in_one_call_is_the_block(
-    lanes: int, tokens: int, width: int, shape: tuple[int, int, int]
-) -> None:
-    """Against the block in float64, from a state in the middle of a stream; the state stays."""
-    from decision_seq.backbones import Layout
-    from decision_seq.backbones.mamba import MambaConfig
-
-    d_state, d_conv, expand = shape
-    torch.manual_seed(width)
-    config = MambaConfig(width=width, layers=1, d_state=d_state, d_conv=d_conv, expand=expand)
-    block = config.make_block(Layout(4, 3), 0).eval()
-    with torch.no_grad():
-        for parameter in block.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.3)
-    x = torch.randn(lanes, tokens, width) * 2
-    state = block.init_state(lanes, torch.device("cpu"), torch.float32)
-    state = {name: torch.randn_like(t) for name, t in state.items()}
-    before = {name: t.clone() for name, t in state.items()}
-    doubled = {name: t.double() for name, t in state.items()}
-    expected, expected_state = copy.deepcopy(block).double().step(x.double(), doubled)
-    with torch.no_grad():
-        assert ops.streams(x, lanes, tokens)
-        results = []
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            results.append(block.step(x, state))
-        last, _ = block.step(x, state, slice(-1, None))
-        first, _ = block.step(x, state, slice(0, 1))  # no suffix: as any other block
-    (y, new_state), *others = results
-    assert all(torch.equal(y, again) for again, _ in others)
-    assert_close(last, expected[:, -1:], 2e-6)
-    assert_close(first, expected[:, :1], 2e-6)
-    assert_close(y, expected, 2e-6)
-    for name, t in new_state.items():
-        assert_close(t, expected_state[name], 2e-6, name)
-        assert torch.equal(state[name], before[name])
-
-
-@needs_c
-def test_softplus_and_gelu_of_the_block_kernel() -> None:
-    """dt is small where softplus is: its relative error counts. GELU's tails must not drift."""
-    values = torch.cat([torch.linspace(-20, 20, 40_001), torch.tensor([-60.0, 60.0])])
-    for name, exact in (("softplus", F.softplus), ("gelu", F.gelu)):
-        y = values.clone()
-        getattr(native.library(), f"{name}_values")(y.data_ptr(), len(y))
-        expected = exact(values.double())
-        scale = expected.abs() if name == "softplus" else values.abs().double() + 1e-30
-        assert ((y - expected).abs() / scale).max() < 1e-6
-
-
-def test_where_the_block_kernel_stands_back() -> None:
-    x = torch.zeros(1, 3, 16)
-    assert not ops.streams(x, 1, 3)  # gradients are wanted
-    with torch.no_grad():
-        assert not ops.streams(x.double(), 1, 3)
-        assert not ops.streams(x, 1, 300)
-        with torch.autocast("cpu", torch.bfloat16):
-            assert not ops.streams(x, 1, 3)

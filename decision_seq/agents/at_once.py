@@ -1,7 +1,7 @@
 """One step of a streaming agent by one call, instead of some twenty small operations.
 
 The same as `SequenceAgent.act` does with a `StreamMemory` otherwise, for agents of vector
-observations whose backbone is all Mamba, where there is a kernel for it. The weights of such an
+observations whose blocks C knows. The weights of such an
 agent push everything else out of the nearer caches at every step, so that what is small costs
 several times its usual.
 """
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from decision_seq.agents.context import Memory, StreamMemory
-from decision_seq.backbones.mamba import MambaBackbone, Weights, unstack
+from decision_seq.backbones.stack import Weights, in_float32
 from decision_seq.ops import Embedding, Token, policy_step, streams
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ class AtOnce:
 
     def __init__(self, agent: SequenceAgent, usual: bool) -> None:
         """`usual`: whether the agent does what all do between its inputs and its prediction."""
-        config, self.backbone = agent.config, agent.backbone
-        self.possible = usual and isinstance(self.backbone, MambaBackbone) and agent.encoder is None
+        config, self.blocks = agent.config, agent.backbone.in_one_call
+        self.possible = usual and self.blocks.possible and agent.encoder is None
         self.begun = config.inputs
         self.continued = ("action", *config.inputs) if "action" in config.tokens else config.inputs
         self.embed = {kind: agent.embedding.embed[kind]._parameters for kind in config.tokens}
@@ -45,6 +45,7 @@ class AtOnce:
             self.possible
             and (0 not in times or not any(times))
             and isinstance(state.memory, StreamMemory)
+            and in_float32(state.memory.state)
             and streams(self.head.now()[0], len(times), len(self.continued))
         )
 
@@ -53,18 +54,20 @@ class AtOnce:
     ) -> tuple[Tensor, Memory]:
         """Raw observations [lanes, S], the last actions [lanes, A] (or [lanes]) and scaled returns
         to go [lanes] -> predictions [lanes, A] and what is remembered."""
-        assert isinstance(self.backbone, MambaBackbone) and isinstance(state.memory, StreamMemory)
+        assert isinstance(state.memory, StreamMemory)
         values = {"return_to_go": to_go.unsqueeze(1), "observation": observation, "action": action}
         time, norm, norm_bias = self.shared.now()
-        predicted, conv, h = policy_step(
-            [self._token(kind, values[kind]) for kind in (self.begun if begin else self.continued)],
+        kinds = self.begun if begin else self.continued
+        stack, after = self.blocks.stack(state.memory.state, len(kinds))
+        predicted = policy_step(
+            [self._token(kind, values[kind]) for kind in kinds],
             state.timestep,
             Embedding(time, norm, norm_bias, self.eps, bounded=False),
-            self.backbone.stack(state.memory.state),
+            stack,
             self.head.now(),
             self.squashed,
         )
-        return predicted, StreamMemory(unstack(conv, h))
+        return predicted, StreamMemory(after)
 
     def _token(self, kind: str, value: Tensor) -> Token:
         """Normalised as `SequenceAgent.values` does it."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from decision_seq.agents.context import Memory
-from decision_seq.backbones.mamba import Weights
+from decision_seq.backbones.stack import Weights
 from decision_seq.ops.dispatch import say_once
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from decision_seq.backbones.base import EVERY, BackboneConfig, LayerState, Layout, Mixer
+from decision_seq.backbones.stack import Kernel
 from decision_seq.config import register
 from decision_seq.errors import UserError
 from decision_seq.ops import attention, linear
@@ -38,6 +39,12 @@ class Attention(Mixer):
 
     No positions: the timestep embedding of the tokens carries them, as published.
     """
+
+    kernel = Kernel(
+        "attention",
+        ("qkv.weight", "qkv.bias", "out.weight", "out.bias"),
+        ("keys", "values", "valid"),
+    )
 
     def __init__(self, config: AttentionConfig, window: int) -> None:
         super().__init__()
@@ -88,6 +95,15 @@ class Attention(Mixer):
         keep = slice(max(0, keys.shape[1] - self.window), None)
         cache = {"keys": keys[:, keep], "values": values[:, keep], "valid": valid[:, keep]}
         return self.out(y.transpose(1, 2).flatten(2)), cache
+
+    def kernel_call(
+        self, state: LayerState, tokens: int, remember: bool
+    ) -> tuple[tuple[int, ...], LayerState]:
+        """Heads, window, and tokens in the cache before and after."""
+        lanes, cached = state["valid"].shape
+        kept = min(cached + tokens, self.window) if remember else 0
+        new = {name: t.new_empty(lanes, kept, *t.shape[2:]) for name, t in state.items()}
+        return (self.heads, self.window, cached, kept), new
 
     @torch.no_grad()
     def token_map(self, x: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from decision_seq.backbones.stack import InOneCall, Kernel, like
 from decision_seq.errors import UserError
 from decision_seq.ops import linear_gelu
 from decision_seq.ops.layers import Dropout, LayerNorm, Linear
@@ -42,6 +43,8 @@ class Layout:
 class Mixer(nn.Module, ABC):
     """The part of a block that sees other tokens. D = width."""
 
+    kernel: ClassVar[Kernel | None] = None  # how C knows exactly this class
+
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
         """[B, L, D] -> [B, L, D], output l depending on inputs <= l only."""
@@ -58,6 +61,13 @@ class Mixer(nn.Module, ABC):
     @abstractmethod
     def step(self, x: Tensor, state: LayerState) -> tuple[Tensor, LayerState]:
         """The next n tokens [B, n, D] -> ([B, n, D], new state); `state` is left as it was."""
+
+    def kernel_call(
+        self, state: LayerState, tokens: int, remember: bool
+    ) -> tuple[tuple[int, ...], LayerState]:
+        """For a mixer with a kernel: the sizes that ops/mixers.c takes, and memory for the state
+        after so many tokens, or for as little of it as it needs if that is not to be remembered."""
+        return (), like(state)
 
     def penalty(self) -> Tensor | float:
         """What training adds to the loss on account of the weights; most mixers add nothing."""
@@ -120,6 +130,7 @@ class Block(nn.Module):
             assert isinstance(layer, nn.Linear)
             nn.init.normal_(layer.weight, std=0.02 / shrink)
             nn.init.zeros_(layer.bias)
+        self.in_one_call = InOneCall([self], None)
 
     def forward(self, x: Tensor, read: slice = EVERY) -> Tensor:
         """[B, L, D] -> [B, l, D], the outputs at the l tokens of `read` only."""
@@ -132,6 +143,9 @@ class Block(nn.Module):
 
     def step(self, x: Tensor, state: LayerState, read: slice = EVERY) -> tuple[Tensor, LayerState]:
         """[B, n, D], state -> [B, l, D], state; the outputs at the l tokens of `read` only."""
+        if self.in_one_call.serves(x, read, [state]):
+            y, (state,) = self.in_one_call.step(x, [state], read)
+            return y, state
         mixed, state = self.mixer.step(self.norm_mixer(x), state)
         x = self.dropout(mixed[:, read], x[:, read])
         return self.dropout(self.mlp(self.norm_mlp(x)), x), state
@@ -160,12 +174,15 @@ class Backbone(nn.Module):
             config.make_block(layout, layer) for layer in range(config.layers)
         )
         self.norm = LayerNorm(config.width)
+        self.in_one_call = InOneCall(self._blocks(), self.norm)
 
     def forward(self, x: Tensor, read: slice = EVERY) -> Tensor:
         """[B, L, D] -> [B, l, D], causal: output l depends on inputs <= l only.
 
         Where only the l tokens of `read` are wanted, the last block computes no others.
         """
+        if self.in_one_call.serves(x, read):
+            return self.in_one_call.step(x, self.init_state(len(x)), read, remember=False)[0]
         *blocks, last = self._blocks()
         for block in blocks:
             x = block(x)
@@ -186,6 +203,8 @@ class Backbone(nn.Module):
 
         Returns the outputs at the l tokens of `read` [B, l, D] and the new state.
         """
+        if self.in_one_call.serves(x, read, state):
+            return self.in_one_call.step(x, state, read)
         new_state = []
         *blocks, last = self._blocks()
         *layers, last_layer = state

@@ -8,7 +8,6 @@ that package, transformers' MambaModel and this one.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,37 +17,25 @@ from torch import Tensor, nn
 
 from decision_seq.backbones.base import (
     EVERY,
-    Backbone,
     BackboneConfig,
-    Block,
     LayerState,
     Layout,
     Mixer,
-    State,
 )
+from decision_seq.backbones.stack import Kernel, like
 from decision_seq.config import register
 from decision_seq.errors import UserError
 from decision_seq.ops import (
-    Stack,
     causal_conv_silu,
     causal_conv_silu_step,
     linear,
     linear_softplus,
     selective_scan,
     selective_scan_step,
-    stack_step,
-    streams,
 )
 from decision_seq.ops.layers import Linear
 
 DT_MIN, DT_MAX = 1e-3, 1e-1  # range of softplus(dt_proj.bias) at initialisation
-
-BLOCK_WEIGHTS = (  # of a block, in the order of ops/block.c
-    *("norm_mixer.weight", "norm_mixer.bias", "mixer.in_proj.weight", "mixer.conv1d.weight"),
-    *("mixer.conv1d.bias", "mixer.x_proj.weight", "mixer.dt_proj.weight", "mixer.dt_proj.bias"),
-    *("mixer.A_log", "mixer.D", "mixer.out_proj.weight", "norm_mlp.weight", "norm_mlp.bias"),
-    *("mlp.0.weight", "mlp.0.bias", "mlp.2.weight", "mlp.2.bias"),
-)
 
 
 @register("mamba", "selective state space; cost L; streams with a constant-size state")
@@ -69,95 +56,21 @@ class MambaConfig(BackboneConfig):
     def make_mixer(self, layout: Layout) -> Mixer:
         return Mamba(self)
 
-    def make_block(self, layout: Layout, layer: int) -> Block:
-        return MambaBlock(self.make_mixer(layout), self)
-
-    def build(self, layout: Layout) -> Backbone:
-        return MambaBackbone(self, layout)
-
-
-class Weights:
-    """Where the weights of blocks live, for calls that take them all: looking them up by attribute
-    would cost as much as the kernel, and what has been trained or loaded since must be seen."""
-
-    def __init__(self, module: nn.Module, names: Sequence[str]) -> None:
-        paths = [name.rpartition(".") for name in names]
-        self.homes = [(module.get_submodule(path)._parameters, name) for path, _, name in paths]
-
-    def now(self) -> list[Tensor]:
-        """As they are."""
-        return [home[name] for home, name in self.homes]  # type: ignore[misc]
-
-
-def stack_of(weights: Weights, eps: float, state: State) -> Stack:
-    """Blocks and their state, for a kernel."""
-    return Stack(weights.now(), eps, [(layer["conv"].float(), layer["h"]) for layer in state])
-
-
-def unstack(conv: Tensor, h: Tensor) -> State:
-    """[blocks, B, k-1, E], [blocks, B, E, N] -> the state of every block."""
-    return [{"conv": c, "h": s} for c, s in zip(conv.unbind(), h.unbind(), strict=True)]
-
-
-def is_suffix(read: slice, length: int) -> bool:
-    """Whether `read` are the last of `length` tokens."""
-    _, stop, stride = read.indices(length)
-    return stop == length and stride == 1
-
-
-class MambaBackbone(Backbone):
-    """All blocks and the norm by one call, where there is a kernel for that."""
-
-    def __init__(self, config: MambaConfig, layout: Layout) -> None:
-        super().__init__(config, layout)
-        of_blocks = [f"blocks.{i}.{name}" for i in range(config.layers) for name in BLOCK_WEIGHTS]
-        self._weights = Weights(self, [*of_blocks, "norm.weight", "norm.bias"])
-
-    def stack(self, state: State) -> Stack:
-        """The blocks, the norm and the state, for a kernel."""
-        return stack_of(self._weights, self.norm.eps, state)
-
-    def step(self, x: Tensor, state: State, read: slice = EVERY) -> tuple[Tensor, State]:
-        """[B, n, D], state -> [B, l, D], state"""
-        if not self._at_once(x, read):
-            return super().step(x, state, read)
-        y, conv, h = stack_step(x, self.stack(state), True, len(range(x.shape[1])[read]))
-        return y, unstack(conv, h)
-
-    def forward(self, x: Tensor, read: slice = EVERY) -> Tensor:
-        """[B, L, D] -> [B, l, D]; without gradients as the step from a new state."""
-        if not self._at_once(x, read):
-            return super().forward(x, read)
-        y, _ = self.step(x, self.init_state(len(x)), read)
-        return y
-
-    def _at_once(self, x: Tensor, read: slice) -> bool:
-        lanes, length, _ = x.shape
-        return not self.training and is_suffix(read, length) and streams(x, lanes, length)
-
-
-class MambaBlock(Block):
-    """The same of one block, for those between others."""
-
-    def __init__(self, mixer: Mixer, config: MambaConfig) -> None:
-        super().__init__(mixer, config)
-        self._weights = Weights(self, BLOCK_WEIGHTS)
-
-    def step(self, x: Tensor, state: LayerState, read: slice = EVERY) -> tuple[Tensor, LayerState]:
-        """[B, n, D], state -> [B, l, D], state"""
-        lanes, length, _ = x.shape
-        if self.training or not is_suffix(read, length) or not streams(x, lanes, length):
-            return super().step(x, state, read)
-        stack = stack_of(self._weights, self.norm_mixer.eps, [state])
-        y, conv, h = stack_step(x, stack, False, len(range(length)[read]))
-        return y, {"conv": conv[0], "h": h[0]}
-
 
 class Mamba(Mixer):
     """h_t = exp(dt_t A) h_{t-1} + dt_t B_t u_t,  y_t = (C_t h_t + D u_t) * silu(z_t).
 
     dt, B and C are read from the input u, itself a short causal convolution of the tokens.
     """
+
+    kernel = Kernel(
+        "mamba",
+        (
+            *("in_proj.weight", "conv1d.weight", "conv1d.bias", "x_proj.weight"),
+            *("dt_proj.weight", "dt_proj.bias", "A_log", "D", "out_proj.weight"),
+        ),
+        ("conv", "h"),
+    )
 
     def __init__(self, config: MambaConfig) -> None:
         super().__init__()
@@ -206,6 +119,13 @@ class Mamba(Mixer):
         dt, B, C = self._select(u)
         y, h = selective_scan_step(u, dt, self._A(), B, C, self.D, z, state["h"])
         return self.out_proj(y), {"conv": conv, "h": h}
+
+    def kernel_call(
+        self, state: LayerState, tokens: int, remember: bool
+    ) -> tuple[tuple[int, ...], LayerState]:
+        """E, N, k and the rank of dt; the state keeps its shapes."""
+        _, tail, channels = state["conv"].shape
+        return (channels, self.d_state, tail + 1, self.dt_rank), like(state)
 
     @torch.no_grad()
     def token_map(self, x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from decision_seq.backbones.base import BackboneConfig, LayerState, Layout, Mixer
+from decision_seq.backbones.stack import Kernel
 from decision_seq.config import register
 from decision_seq.ops.layers import Linear
 
@@ -23,6 +24,8 @@ class NoneConfig(BackboneConfig):
 
 class Pointwise(Mixer):
     """y_l = W x_l + b: attention that sees only itself."""
+
+    kernel = Kernel("none", ("linear.weight", "linear.bias"))
 
     def __init__(self, config: NoneConfig) -> None:
         super().__init__()

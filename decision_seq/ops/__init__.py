@@ -10,6 +10,7 @@ from torch import Tensor
 
 from decision_seq.ops.cpu_stream import (
     Embedding,
+    Layer,
     Stack,
     Token,
     embed_step,
@@ -20,6 +21,7 @@ from decision_seq.ops.dispatch import PATHS, Path, PathStatus, choose, scan_path
 
 __all__ = [
     "Embedding",
+    "Layer",
     "PathStatus",
     "Stack",
     "Token",

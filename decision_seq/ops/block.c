@@ -1,163 +1,121 @@
-/* A stack of residual blocks around Mamba, continued by a few tokens: what streaming spends its time
- * in.
+/* A stack of residual blocks, continued by a few tokens: what acting spends its time in.
  *
- *   x <- x + out_proj(scan(conv(in_proj(norm(x))))),   x <- x + mlp(norm(x))
+ *   x <- x + mixer(norm(x)),   x <- x + mlp(norm(x))
  *
- * With one lane a block has 0.7 M multiply-adds, less than the two dozen calls that it would take
- * from Python. Weights are read as they lie in the model ([outputs][inputs]), so there is nothing to
- * pack and nothing to go stale. */
+ * With one lane a block of Mamba has 0.7 M multiply-adds, less than the two dozen calls that it would
+ * take from Python. Weights are read as they lie in the model ([outputs][inputs]), so there is nothing
+ * to pack and nothing to go stale. */
 
-#include "stream.h"
+#include "mixers.h"
+
+enum { NORM1, NORM1_BIAS, NORM2, NORM2_BIAS, UP, UP_BIAS, DOWN, DOWN_BIAS, OF_MIXER };
 
 #define ROWS_AT_ONCE 48 /* of a part of the lanes: more fall out of the nearer caches */
 
-enum { NORM1, NORM1_BIAS, IN, CONV, CONV_BIAS, SELECT, DT, DT_BIAS, A_LOG, SKIP, OUT, NORM2, NORM2_BIAS,
-       UP, UP_BIAS, DOWN, DOWN_BIAS, WEIGHTS };
-
-typedef struct {
-    float eps;
-    int lanes, length, width, channels, states, taps, rank, hidden;
-} Sizes;
-
 typedef struct { /* the arguments of stack_step */
-    Sizes sizes;
-    const float *const *weights, *const *norm, *x, *const *conv, *const *h;
-    float *new_conv, *new_h, *y;
-    int layers, read;
+    const float *x;
+    const Layer *layers;
+    int count;
+    const float *const *norm;
+    float eps, *y;
+    int lanes, length, read, width, hidden;
 } Stack;
 
-int conv_forward(const void *x, long x_row, const float *weight, const float *bias,
-                 const float *history, void *y, float *new_history, int half, int batch, int length,
-                 int width, int taps, int threads);
-int scan_step(const float *u, long u_row, const float *dt, long dt_row, const float *A,
-              const float *B, long B_row, const float *C, long C_row, const float *D,
-              const float *z, long z_row, const float *state, float *new_state, float *y,
-              int batch, int length, int width, int states, int threads);
+typedef struct {
+    long narrow, wide, columns;
+} Room;
 
-static void add(float *x, const float *y, long size) {
-    for (long i = 0; i < size; i++) x[i] += y[i];
-}
-
-void softplus_values(float *values, long size) {
-    for (long i = 0; i < size; i += V)
-        store_some(values + i, softplus(load_some(values + i, size - i)), size - i);
-}
+typedef struct { /* the memory of one part of the lanes */
+    float *x, *norm, *mixed; /* [rows][D] */
+    float *wide;             /* of the mixer, or [rows][hidden] */
+    float *columns;
+} Memory;
 
 void gelu_values(float *values, long size) {
     for (long i = 0; i < size; i += V)
         store_some(values + i, gelu(load_some(values + i, size - i)), size - i);
 }
 
-/* A = -exp(A_log) */
-static void decay_rates(const float *A_log, float *A, long size) {
-    for (long i = 0; i < size; i += V)
-        store_some(A + i, -exp2_vec(LOG2E * load_some(A_log + i, size - i)), size - i);
-}
-
-/* More than any of a block's products takes. */
-static long columns_of(const Sizes *k) {
-    return columns_size(k->width + k->channels + k->rank + 2 * k->states,
-                        k->hidden > 2 * k->channels ? k->hidden : 2 * k->channels);
-}
-
-/* In floats, for `batch` lanes. */
-static long scratch_size(const Sizes *k, int batch) {
-    const long rows = (long)batch * k->length;
-    const long wide = k->hidden > 2 * k->channels ? k->hidden : 2 * k->channels;
-    const long row = 2 * k->width + wide + 3 * k->channels + k->rank + 2 * k->states;
-    return ceil_div(rows * row + (long)k->channels * k->states, V) * V + columns_of(k);
-}
-
-/* Of each lane's `length` rows the last `read`, moved to the front. */
-static void keep_last(float *rows, int batch, int length, int read, int width) {
+void keep_last(float *rows, int lanes, int length, int read, int width) {
     const size_t kept = (size_t)read * width;
-    for (long b = 0; b < batch; b++)
+    for (long b = 0; b < lanes; b++)
         memmove(rows + b * kept, rows + ((b + 1) * length - read) * width, kept * sizeof(float));
 }
 
-/* x [batch][length][D] becomes the outputs [batch][read][D] at the last `read` tokens. conv and h:
- * the state before, and after. */
-static int block(const Sizes *k, const float *const *w, float *x, const float *conv, const float *h,
-                 float *new_conv, float *new_h, float *scratch, int batch, int read) {
-    const int D = k->width, E = k->channels, N = k->states, chosen = k->rank + 2 * N;
-    const int length = k->length, rows = batch * length, kept = batch * read;
-    const long wide = k->hidden > 2 * E ? k->hidden : 2 * E;
-    float *all = k->lanes * length < FEW ? NULL : scratch, *some = k->lanes * read < FEW ? NULL : scratch;
-    float *A = scratch + columns_of(k), *norm = A + (long)E * N, *uz = norm + (long)rows * D;
-    float *u = uz + rows * wide, *dt = u + (long)rows * E, *scan = dt + (long)rows * E;
-    float *select = scan + (long)rows * E;
-
-    normalise_rows(x, w + NORM1, norm, rows, D, k->eps);
-    linear_rows(norm, D, rows, w[IN], NULL, uz, 2 * E, D, 2 * E, all);
-    if (conv_forward(uz, 2 * E, w[CONV], w[CONV_BIAS], conv, u, new_conv, 0, batch, length, E,
-                     k->taps, 1))
-        return -1;
-    linear_rows(u, E, rows, w[SELECT], NULL, select, chosen, E, chosen, all);
-    linear_rows(select, chosen, rows, w[DT], w[DT_BIAS], dt, E, k->rank, E, all);
-    softplus_values(dt, (long)rows * E);
-    decay_rates(w[A_LOG], A, (long)E * N);
-    scan_step(u, E, dt, E, A, select + k->rank, chosen, select + k->rank + N, chosen, w[SKIP],
-              uz + E, 2 * E, h, new_h, scan, batch, length, E, N, 1);
-
-    float *up = uz, *change = norm;
-    keep_last(x, batch, length, read, D);
-    keep_last(scan, batch, length, read, E);
-    linear_rows(scan, E, kept, w[OUT], NULL, change, D, E, D, some);
-    add(x, change, (long)kept * D);
-    normalise_rows(x, w + NORM2, norm, kept, D, k->eps);
-    linear_rows(norm, D, kept, w[UP], w[UP_BIAS], up, k->hidden, D, k->hidden, some);
-    gelu_values(up, (long)kept * k->hidden);
-    linear_rows(up, k->hidden, kept, w[DOWN], w[DOWN_BIAS], change, D, k->hidden, D, some);
-    add(x, change, (long)kept * D);
-    return 0;
+static void add(float *x, const float *y, long size) {
+    for (long i = 0; i < size; i++) x[i] += y[i];
 }
 
-/* All blocks for the lanes from `b` on, `batch` of them. */
-static int stack_lanes(const Stack *s, int b, int batch, float *scratch) {
-    const Sizes *k = &s->sizes;
-    const long tail = (long)(k->taps - 1) * k->channels, state = (long)k->channels * k->states;
-    const long rows = (long)batch * k->length, kept = (long)batch * s->read;
-    float *x = scratch, *y = s->y + (long)b * s->read * k->width;
-    memcpy(x, s->x + (long)b * k->length * k->width, rows * k->width * sizeof(float));
-    for (int layer = 0; layer < s->layers; layer++) {
-        const long at = (long)layer * k->lanes + b; /* among the new states */
-        const int read = layer == s->layers - 1 ? s->read : k->length;
-        if (block(k, s->weights + layer * WEIGHTS, x, s->conv[layer] + b * tail,
-                  s->h[layer] + b * state, s->new_conv + at * tail, s->new_h + at * state,
-                  scratch + rows * k->width, batch, read))
-            return -1;
+/* What so many tokens take, in floats: of width D, of the widest part of a block, of its products. */
+static Room room_for(const Stack *s, int rows) {
+    long wide = (long)rows * s->hidden, widest = s->width + s->hidden;
+    for (int layer = 0; layer < s->count; layer++) {
+        const Layer *own = s->layers + layer;
+        const Mixer *mixer = MIXERS + own->mixer;
+        const long scratch = mixer->scratch(own, rows, s->width);
+        const long products = mixer->widest(own, s->width);
+        wide = scratch > wide ? scratch : wide;
+        widest = products > widest ? products : widest;
     }
-    if (s->norm)
-        normalise_rows(x, s->norm, y, kept, k->width, k->eps);
-    else
-        memcpy(y, x, kept * k->width * sizeof(float));
+    return (Room){ceil_div((long)rows * s->width, V) * V, ceil_div(wide, V) * V, columns_size(widest, 0)};
+}
+
+/* One layer for `lanes` of them from `first` on; m->x becomes the outputs at the last `read` tokens. */
+static int block(const Stack *s, const Layer *layer, const Memory *m, int first, int lanes, int read) {
+    const int D = s->width, H = s->hidden, rows = lanes * s->length, kept = lanes * read;
+    const float *const *w = layer->weights;
+    float *all = s->lanes * s->length < FEW ? NULL : m->columns;
+    float *some = s->lanes * read < FEW ? NULL : m->columns;
+    const Mix mix = {layer, w + OF_MIXER, first, lanes, s->length, read, D,
+                     m->norm, m->mixed, m->wide, all, some};
+
+    normalise_rows(m->x, w + NORM1, m->norm, rows, D, s->eps);
+    if (MIXERS[layer->mixer].mix(&mix)) return NO_MEMORY;
+    keep_last(m->x, lanes, s->length, read, D);
+    add(m->x, m->mixed, (long)kept * D);
+
+    normalise_rows(m->x, w + NORM2, m->norm, kept, D, s->eps);
+    linear_rows(m->norm, D, kept, w[UP], w[UP_BIAS], m->wide, H, D, H, some);
+    gelu_values(m->wide, (long)kept * H);
+    linear_rows(m->wide, H, kept, w[DOWN], w[DOWN_BIAS], m->mixed, D, H, D, some);
+    add(m->x, m->mixed, (long)kept * D);
     return 0;
 }
 
-/* x [lanes][length][D] -> y [lanes][read][D], the last `read` tokens, through `layers` blocks and, if
- * `normed`, a LayerNorm. State: before, conv [lanes][taps - 1][E] and h [lanes][E][N] of each layer;
- * after, new_conv and new_h, all layers in one piece. `weights`: of each layer those that the names
- * above number, then the norm's two. Lanes are cut into parts for up to `threads` threads. Returns 0, or
- * -1 if memory runs out. */
-int stack_step(const float *x, const float *const *weights, float eps, const float *const *conv,
-               const float *const *h, float *new_conv, float *new_h, float *y, int layers,
-               int normed, int lanes, int length, int read, int width, int channels, int states,
-               int taps, int rank, int hidden, int threads) {
-    const Stack s = {{eps, lanes, length, width, channels, states, taps, rank, hidden},
-                     weights, normed ? weights + layers * WEIGHTS : NULL,
-                     x, conv, h, new_conv, new_h, y, layers, read};
+static int all_blocks(const Stack *s, const Memory *m, int first, int lanes) {
+    const long given = (long)s->length * s->width, wanted = (long)s->read * s->width;
+    float *y = s->y + first * wanted;
+    memcpy(m->x, s->x + first * given, lanes * given * sizeof(float));
+    for (int layer = 0; layer < s->count; layer++)
+        if (block(s, s->layers + layer, m, first, lanes, layer < s->count - 1 ? s->length : s->read))
+            return NO_MEMORY;
+    if (s->norm)
+        normalise_rows(m->x, s->norm, y, lanes * s->read, s->width, s->eps);
+    else
+        memcpy(y, m->x, lanes * wanted * sizeof(float));
+    return 0;
+}
+
+/* x [lanes][length][D] -> y [lanes][read][D], the last `read` tokens, through `count` layers and, unless
+ * it is NULL, a norm. Lanes are cut into parts for up to `threads` threads. Returns 0 or NO_MEMORY. */
+int stack_step(const float *x, const Layer *layers, int count, const float *const *norm, float eps,
+               float *y, int lanes, int length, int read, int width, int hidden, int threads) {
+    const Stack s = {x, layers, count, norm, eps, y, lanes, length, read, width, hidden};
     const int rows = lanes * length, worth = rows < FEW ? lanes : ceil_div(rows, FEW);
     const int parts = min_int(threads, min_int(lanes, worth)), share = ceil_div(lanes, parts);
     const int most = min_int(share, length < ROWS_AT_ONCE ? ROWS_AT_ONCE / length : 1);
-    const long each = scratch_size(&s.sizes, most);
+    const Room room = room_for(&s, most * length);
+    const long each = 3 * room.narrow + room.wide + room.columns;
     float *memory = aligned_alloc(64, parts * each * sizeof(float));
     int failed = 0;
-    if (!memory) return -1;
+    if (!memory) return NO_MEMORY;
 #pragma omp parallel for schedule(static) num_threads(parts) reduction(| : failed)
     for (int part = 0; part < parts; part++) {
         const int end = min_int(lanes, (part + 1) * share);
-        for (int b = part * share; b < end; b += most)
-            failed |= stack_lanes(&s, b, min_int(most, end - b), memory + part * each);
+        float *own = memory + part * each, *wide = own + 3 * room.narrow;
+        const Memory m = {own, own + room.narrow, own + 2 * room.narrow, wide, wide + room.wide};
+        for (int first = part * share; first < end; first += most)
+            failed |= all_blocks(&s, &m, first, min_int(most, end - first));
     }
     free(memory);
     return failed;

@@ -1,4 +1,4 @@
-"""Streaming by the C kernels: a step's tokens, a stack of Mamba blocks, or all that an agent does.
+"""Streaming by the C kernels: a step's tokens, a stack of blocks, or all that an agent does.
 
 Addresses are collected anew by every call, so weights that have been trained or loaded since, even
 into other memory, are seen. Everything but indices is float32 on the CPU.
@@ -17,6 +17,7 @@ from decision_seq.ops import native
 from decision_seq.ops.cpu import threads
 
 BAD_INDEX = 1  # as in stream.h
+UP = 4  # as in block.c, the first weight of [hidden, D]
 
 
 class Token(NamedTuple):
@@ -40,12 +41,26 @@ class Embedding(NamedTuple):
     bounded: bool  # tanh after what is embedded
 
 
-class Stack(NamedTuple):
-    """Blocks around Mamba."""
+MIXERS = ("attention", "conv", "mamba", "none")  # in the order of mixers.c
 
-    weights: Sequence[Tensor]  # of every block in block.c's order, then those of the last norm
+
+class Layer(NamedTuple):
+    """A block around a mixer that C knows."""
+
+    mixer: str  # of MIXERS
+    weights: int  # how many, the block's own included
+    sizes: Sequence[int]  # of the mixer
+    before: Sequence[Tensor]  # its state, [B, ...] each
+    after: Sequence[Tensor]  # memory for the new one
+
+
+class Stack(NamedTuple):
+    """Blocks, and the norm after them."""
+
+    weights: Sequence[Tensor]  # of every layer in the order of block.c and mixers.c; of the norm
     eps: float  # of all norms
-    states: Sequence[tuple[Tensor, Tensor]]  # of every block: conv [B, k-1, E] and h [B, E, N]
+    layers: Sequence[Layer]
+    normed: bool
 
 
 class Addresses:
@@ -61,23 +76,29 @@ class Addresses:
         return self.table.buffer_info()[0]
 
 
-class _Places:
-    """The memory of one call to the stack: weights, state before, and state after."""
+class _Places(Addresses):
+    """The layers of a stack as stream.h has them. C reads raw memory, so what does not fit must
+    stop here."""
 
     def __init__(self, stack: Stack, batch: int) -> None:
-        convs, hs = zip(*stack.states, strict=True)
-        dtypes = {tensor.dtype for tensor in (*stack.weights, *convs, *hs)}
-        if dtypes != {torch.float32} or not stack.weights[0].is_cpu:
-            raise TypeError("a stack streams in float32 on the CPU; its weights or states are not")
-        if any(len(state) != batch for state in (*convs, *hs)):
-            raise ValueError(f"expected states of {batch} lanes, got {len(convs[0])}")
-        self.weights, self.conv, self.h = map(Addresses, (stack.weights, convs, hs))
-        (_, tail, channels), (_, _, states) = convs[0].shape, hs[0].shape
-        weights, blocks = self.weights.tensors, len(stack.states)
-        rank, hidden = weights[6].shape[1], weights[13].shape[0]
-        self.sizes = channels, states, tail + 1, rank, hidden
-        self.new_conv = weights[0].new_empty(blocks, batch, tail, channels)
-        self.new_h = weights[0].new_empty(blocks, batch, channels, states)
+        self.weights, self.tensors, self.table = Addresses(stack.weights), [], array("q")
+        first, *_, up = stack.weights[: UP + 1]
+        self.width, self.hidden, offset = len(first), len(up), self.weights.at
+        for mixer, count, sizes, before, after in stack.layers:
+            states = [tensor.contiguous() for tensor in before]
+            if any(len(state) != batch for state in (*states, *after)):
+                raise ValueError(f"expected states of {batch} lanes, got {len(states[0])}")
+            self.tensors += states
+            self.table.extend((MIXERS.index(mixer), offset, *_three(states), *_three(after)))
+            self.table.extend((*sizes, *[0] * (4 - len(sizes))))
+            offset += 8 * count
+        self.norm = offset if stack.normed else 0
+        if {t.dtype for t in stack.weights} != {torch.float32} or not stack.weights[0].is_cpu:
+            raise TypeError("a stack streams in float32 on the CPU; its weights are not")
+
+
+def _three(tensors: Sequence[Tensor]) -> list[int]:
+    return [*map(Tensor.data_ptr, tensors), *[0] * (3 - len(tensors))]
 
 
 def embed_step(tokens: Sequence[Token], timesteps: Tensor, embedding: Embedding) -> Tensor:
@@ -98,25 +119,23 @@ def embed_step(tokens: Sequence[Token], timesteps: Tensor, embedding: Embedding)
     return y
 
 
-def stack_step(x: Tensor, stack: Stack, normed: bool, read: int) -> tuple[Tensor, Tensor, Tensor]:
+def stack_step(x: Tensor, stack: Stack, read: int) -> Tensor:
     """Continue a stack of residual blocks by x [B, n, D].
 
-    `normed`: whether a norm follows the last block. Returns the outputs y [B, read, D] at the last
-    `read` tokens, and the states after: conv [blocks, B, k-1, E], h [blocks, B, E, N]. Those before
-    are left as they are.
+    Returns the outputs y [B, read, D] at the last `read` tokens, and fills in the states after.
+    Those before are left as they are.
     """
     batch, length, width = x.shape
-    if stack.weights[0].shape != (width,):
-        raise ValueError(f"expected tokens of width {len(stack.weights[0])}, got {width}")
     x, places = x.contiguous(), _Places(stack, batch)
+    if places.width != width:
+        raise ValueError(f"expected tokens of width {places.width}, got {width}")
     y = x.new_empty(batch, read, width)
     _call(
         "stack_step",
-        *(x.data_ptr(), places.weights.at, stack.eps, places.conv.at, places.h.at),
-        *(places.new_conv.data_ptr(), places.new_h.data_ptr(), y.data_ptr(), len(stack.states)),
-        *(normed, batch, length, read, width, *places.sizes, threads()),
+        *(x.data_ptr(), places.at, len(stack.layers), places.norm, stack.eps, y.data_ptr()),
+        *(batch, length, read, width, places.hidden, threads()),
     )
-    return y, places.new_conv, places.new_h
+    return y
 
 
 def policy_step(
@@ -126,24 +145,22 @@ def policy_step(
     stack: Stack,
     head: Sequence[Tensor],
     squashed: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Tensor:
     """`embed_step` (not bounded), `stack_step` and the head, weight [A, D] and bias, at the last
     token.
 
-    Returns predictions [B, A], through tanh if `squashed`, and the states after.
+    Returns predictions [B, A], through tanh if `squashed`, and fills in the states after.
     """
     time, norm, norm_bias, eps, _ = embedding
     batch, (times, width), outputs = len(timesteps), time.shape, len(head[1])
     places, fields = _Places(stack, batch), _Fields(tokens, batch)
     shared, ends = Addresses((timesteps, time, norm, norm_bias)), Addresses(head)
     y = time.new_empty(batch, outputs)
-    policy = array("q", (fields.at, *shared.table))
-    policy.extend((places.weights.at, places.conv.at, places.h.at))
-    policy.extend((places.new_conv.data_ptr(), places.new_h.data_ptr(), *ends.table, y.data_ptr()))
-    policy.extend((batch, len(tokens), times, width, len(stack.states), *places.sizes, outputs))
-    policy.extend((squashed, threads()))
+    policy = array("q", (fields.at, *shared.table, places.at, places.norm, *ends.table))
+    policy.extend((y.data_ptr(), batch, len(tokens), times, width, len(stack.layers)))
+    policy.extend((places.hidden, outputs, squashed, threads()))
     _call("policy_step", policy.buffer_info()[0], eps, stack.eps)
-    return y, places.new_conv, places.new_h
+    return y
 
 
 class _Fields(Addresses):

@@ -58,7 +58,7 @@ SIGNATURES = {
     ],
     "embed_step": [*[POINTER] * 5, FLOAT, POINTER, *[INT] * 5],
     "policy_step": [POINTER, FLOAT, FLOAT],
-    "stack_step": [POINTER, POINTER, FLOAT, *[POINTER] * 5, *[INT] * 12],
+    "stack_step": [POINTER, POINTER, INT, POINTER, FLOAT, POINTER, *[INT] * 6],
 }
 
 

@@ -1,4 +1,4 @@
-/* A whole step of an acting agent: its inputs embedded, through a stack of Mamba blocks and the head.
+/* A whole step of an acting agent: its inputs embedded, through a stack of blocks and the head.
  *
  * From Python these are some twenty small operations, and what they cost is not their arithmetic: the
  * weights have pushed their code out of the nearer caches by the time they run. */
@@ -11,12 +11,11 @@ typedef struct { /* filled in by cpu_stream.py in this order, 8 bytes a member *
     const Token *tokens;
     const int64_t *timesteps; /* [lanes] */
     const float *time, *embed_norm, *embed_norm_bias;
-    const float *const *weights; /* of the stack */
-    const float *const *conv, *const *h;
-    float *new_conv, *new_h;
+    const Layer *layers;
+    const float *const *norm; /* after them */
     const float *head, *head_bias; /* [outputs][D] */
     float *y;                      /* [lanes][outputs] */
-    int64_t lanes, count, times, width, layers, channels, states, taps, rank, hidden, outputs;
+    int64_t lanes, count, times, width, depth, hidden, outputs;
     int64_t squashed, threads;
 } Policy;
 
@@ -30,9 +29,8 @@ int policy_step(const Policy *p, float embed_eps, float eps) {
     int failed = embed_step(p->tokens, p->timesteps, p->time, p->embed_norm, p->embed_norm_bias,
                             embed_eps, x, p->lanes, p->count, p->width, p->times, 0);
     if (!failed)
-        failed = stack_step(x, p->weights, eps, p->conv, p->h, p->new_conv, p->new_h, features,
-                            p->layers, 1, p->lanes, p->count, 1, p->width, p->channels, p->states,
-                            p->taps, p->rank, p->hidden, p->threads);
+        failed = stack_step(x, p->layers, p->depth, p->norm, eps, features, p->lanes, p->count, 1,
+                            p->width, p->hidden, p->threads);
     if (!failed)
         linear_rows(features, p->width, p->lanes, p->head, p->head_bias, p->y, p->outputs, p->width,
                     p->outputs, columns ? features + p->lanes * p->width : NULL);

@@ -1,0 +1,123 @@
+"""Blocks continued by one call to C against the same blocks in float64, operation by operation."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from ops_inputs import assert_close, needs_c
+from torch import Tensor
+
+from decision_seq import ops
+from decision_seq.backbones import BackboneConfig, Layout
+from decision_seq.backbones.base import Block, LayerState, zero_lanes
+from decision_seq.backbones.none import Pointwise
+from decision_seq.ops import native
+
+MIXERS = {
+    "mamba": [dict(d_state=16), dict(d_state=5, d_conv=1, expand=1), dict(d_state=20, d_conv=3)],
+    "attention": [dict(heads=1), dict(heads=2), dict(heads=4)],
+    "conv": [dict(taps=1), dict(taps=6)],
+    "none": [{}],
+}
+
+
+def state_in_the_middle(block: Block, lanes: int, width: int) -> LayerState:
+    """After tokens, the reset of a lane, and more tokens."""
+    state = block.init_state(lanes, torch.device("cpu"), torch.float32)
+    with torch.no_grad():
+        _, state = block.step(torch.randn(lanes, 5, width), state)
+        state = {name: zero_lanes(t, torch.arange(lanes) == 1) for name, t in state.items()}
+        _, state = block.step(torch.randn(lanes, 2, width), state)
+    return state
+
+
+@needs_c
+@pytest.mark.parametrize(
+    ("lanes", "tokens", "width"),
+    [(1, 3, 32), (3, 2, 20), (5, 4, 48), (2, 7, 8), (37, 3, 24), (2, 40, 20), (1, 1, 4)],
+)
+@pytest.mark.parametrize(
+    ("kind", "fields"), [(kind, f) for kind, all_of in MIXERS.items() for f in all_of], ids=str
+)
+def test_a_block_in_one_call_is_the_block(
+    lanes: int, tokens: int, width: int, kind: str, fields: dict
+) -> None:
+    """Against the block in float64, from a state in the middle of a stream; the state stays."""
+    torch.manual_seed(width)
+    config = BackboneConfig.registry[kind](width=width, layers=1, **fields)
+    block = config.make_block(Layout(4, 3), 0).eval()
+    with torch.no_grad():
+        for parameter in block.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.3)
+    x = torch.randn(lanes, tokens, width) * 2
+    state = state_in_the_middle(block, lanes, width)
+    before = {name: t.clone() for name, t in state.items()}
+    doubled = {n: t.double() if t.is_floating_point() else t for n, t in state.items()}
+    expected, expected_state = copy.deepcopy(block).double().step(x.double(), doubled)
+    with torch.no_grad():
+        assert block.in_one_call.serves(x, slice(None), [state])
+        results = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(block.step(x, state))
+        torch.set_num_threads(1)
+        last, _ = block.step(x, state, slice(-1, None))
+        first, _ = block.step(x, state, slice(0, 1))  # no suffix: as any other block
+    (y, new_state), *others = results
+    assert all(torch.equal(y, again) for again, _ in others)
+    assert_close(last, expected[:, -1:], 3e-6)
+    assert_close(first, expected[:, :1], 3e-6)
+    assert_close(y, expected, 3e-6)
+    assert new_state.keys() == expected_state.keys()
+    for name, t in new_state.items():
+        assert t.shape == expected_state[name].shape
+        assert_close(t, expected_state[name].double(), 3e-6, name)
+        assert torch.equal(state[name], before[name])
+
+
+@needs_c
+def test_c_knows_a_mixer_only_by_its_own_class() -> None:
+    """One that is derived from it may do otherwise, and so may a state of another dtype."""
+
+    class Doubled(Pointwise):
+        def step(self, x: Tensor, state: LayerState) -> tuple[Tensor, LayerState]:
+            y, state = super().step(x, state)
+            return 2 * y, state
+
+    config = BackboneConfig.registry["none"](width=8, layers=1)
+    x, blocks = torch.randn(2, 3, 8), []
+    for mixer in (Pointwise, Doubled):
+        torch.manual_seed(0)
+        blocks.append(Block(mixer(config), config).eval())
+    with torch.no_grad():
+        assert [block.in_one_call.serves(x, slice(None)) for block in blocks] == [True, False]
+        assert not torch.allclose(blocks[0].step(x, {})[0], blocks[1].step(x, {})[0])
+    attention = BackboneConfig.registry["attention"](width=8).make_block(Layout(4, 3), 0).eval()
+    state = attention.init_state(2, torch.device("cpu"), torch.bfloat16)
+    with torch.no_grad():
+        assert not attention.in_one_call.serves(x, slice(None), [state])
+
+
+@needs_c
+def test_softplus_and_gelu_of_the_block_kernel() -> None:
+    """dt is small where softplus is: its relative error counts. GELU's tails must not drift."""
+    values = torch.cat([torch.linspace(-20, 20, 40_001), torch.tensor([-60.0, 60.0])])
+    for name, exact in (("softplus", F.softplus), ("gelu", F.gelu)):
+        y = values.clone()
+        getattr(native.library(), f"{name}_values")(y.data_ptr(), len(y))
+        expected = exact(values.double())
+        scale = expected.abs() if name == "softplus" else values.abs().double() + 1e-30
+        assert ((y - expected).abs() / scale).max() < 1e-6
+
+
+def test_where_the_block_kernel_stands_back() -> None:
+    x = torch.zeros(1, 3, 16)
+    assert not ops.streams(x, 1, 3)  # gradients are wanted
+    with torch.no_grad():
+        assert not ops.streams(x.double(), 1, 3)
+        assert not ops.streams(x, 1, 300)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert not ops.streams(x, 1, 3)
