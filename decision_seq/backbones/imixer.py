@@ -104,9 +104,12 @@ class IMixer(TimeMixer):
         position = positions_of(state, x.shape[1])  # [B, n]
         new_state = {"position": state["position"] + x.shape[1]}
 
+        contractions = (self.S1, self.S2) if self.n_iter else ()
+        scales: dict[LagLinear, Tensor] = {layer: layer.scale() for layer in contractions}
+
         def apply(layer: LagLinear, name: str, now: Tensor) -> Tensor:
             both, new_state[name] = append(state[name], now)
-            return layer.step(both, position) + layer.bias_at(position)
+            return layer.step(both, position) / scales.get(layer, 1) + layer.bias_at(position)
 
         z0 = z = apply(self.W1, "tokens", x.unsqueeze(2))  # [B, n, m, D]
         for k in range(self.n_iter):
@@ -130,6 +133,6 @@ class ContractiveLagLinear(LagLinear):
         size = length * self.weight.shape[-1]
         return self.spectral(super().matrix(self.window))[:size, :size]
 
-    def step(self, x: Tensor, position: Tensor) -> Tensor:
-        """As LagLinear's, scaled."""
-        return super().step(x, position) / self.spectral.scale(super().matrix(self.window))
+    def scale(self) -> Tensor:
+        """What divides the result of `step`."""
+        return self.spectral.scale(super().matrix(self.window))

@@ -81,9 +81,11 @@ class LagLinear(nn.Module):
         Returns:
             [B, n, O, D].
         """
-        windows = x.unfold(1, self.window, 1)  # [B, n, I, D, P], oldest first
-        weight = self.weight.flip(1)[self.rows(position)]  # [B, n, P, O, I]
-        return torch.einsum("bnpoi,bnidp->bnod", weight, windows)
+        weight = self.weight.flip(1)[self.rows(position)]  # [B, n, P, O, I], oldest first
+        weight = weight.transpose(2, 3).flatten(3)  # [B, n, O, P I]
+        windows = [x[:, j : j + self.window].flatten(1, 2) for j in range(position.shape[1])]
+        outputs = [torch.bmm(weight[:, j], seen) for j, seen in enumerate(windows)]  # no copies
+        return torch.stack(outputs, dim=1)
 
     def bias_at(self, position: Tensor) -> Tensor:
         """[B, n] -> [B, n, O, 1]"""
