@@ -16,7 +16,7 @@ from torch import Tensor
 
 from decision_seq.agents import AgentConfig, SequenceAgent
 from decision_seq.agents.base import Context
-from decision_seq.agents.context import CONTEXTS
+from decision_seq.agents.context import CONTEXTS, Moment
 from decision_seq.agents.recorded import Function, Recorder
 from decision_seq.train.faults import FiniteGuard
 
@@ -50,7 +50,8 @@ def test_acting_waits_for_no_number(
     with torch.inference_mode():
         for times in TIMES:
             timestep = torch.tensor(times, device=META)
-            predicted, to_go, memory = agent.advance(*seen, timestep, times, memory)
+            now = Moment(*seen, timestep, times, memory)
+            predicted, to_go, memory = agent.advance(now)
             assert predicted.device == to_go.device == META
             assert {tensor.device for tensor in memory.tensors()} <= {META}
 

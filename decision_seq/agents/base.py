@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from decision_seq.agents.at_once import AtOnce
-from decision_seq.agents.context import CONTEXTS, Memory, StepInput
+from decision_seq.agents.context import CONTEXTS, Memory, Moment, StepInput
 from decision_seq.agents.recorded import Recorder
 from decision_seq.backbones import BackboneConfig, Layout
 from decision_seq.backbones.mamba import MambaConfig
@@ -319,11 +319,9 @@ class SequenceAgent(nn.Module):
         seen = observation.to(device), prev_action.to(device), to_go
         if not self.training and self._at_once.serves(state, times):
             predicted, memory = self._at_once.predict(*seen, state, not any(times))
-        elif self._recorder.serves(self, times):
-            now = *seen, state.timestep, times, state.memory
-            predicted, to_go, memory = self._recorder.advance(self, *now)
         else:
-            predicted, to_go, memory = self.advance(*seen, state.timestep, times, state.memory)
+            now = Moment(*seen, state.timestep, times, state.memory)
+            predicted, to_go, memory = self._recorder.advance(self, now)
         later = state.timestep + 1
         after = AgentState(state.target_return, to_go, later, state.seed, memory)
         return self.choose(predicted, state), after
@@ -338,22 +336,12 @@ class SequenceAgent(nn.Module):
         after = before - spent / returns.scale
         return torch.where(state.timestep > 0, after, before) if 0 in times else after
 
-    def advance(
-        self,
-        observation: Tensor,
-        action: Tensor,
-        to_go: Tensor,
-        timestep: Tensor,
-        times: list[int],
-        memory: Memory,
-    ) -> tuple[Tensor, Tensor, Memory]:
-        """One step of all lanes: raw observations, the last actions, scaled returns-to-go [lanes]
-        -> predictions [lanes, A], the returns-to-go that were acted on, and what is remembered.
-
-        On a GPU it waits for nothing.
-        """
-        step = StepInput(self.values(observation, action, to_go), timestep, times)
-        features, memory = self.look(memory, step)  # [lanes, D]
+    def advance(self, now: Moment) -> tuple[Tensor, Tensor, Memory]:
+        """One step of all lanes -> predictions [lanes, A], the returns-to-go [lanes] that were
+        acted on, and what is remembered. On a GPU it waits for nothing."""
+        values = self.values(now.observation, now.action, now.to_go)
+        step = StepInput(values, now.timestep, now.times)
+        features, memory = self.look(now.memory, step)  # [lanes, D]
         return self.predict(features), step.now["return_to_go"], memory
 
     def look(self, memory: Memory, step: StepInput) -> tuple[Tensor, Memory]:

@@ -6,7 +6,7 @@ Both see the same tokens while t < K and so agree there; afterwards the stream r
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -24,7 +24,18 @@ class StepInput:
 
     now: dict[str, Tensor]  # return_to_go [lanes], observation [lanes, F], action: the PREVIOUS one
     timestep: Tensor  # [lanes] int64, 0 where an episode begins
+    times: list[int]  # the same
+
+
+class Moment(NamedTuple):
+    """What an agent acts on in every lane, on its device."""
+
+    observation: Tensor  # [lanes, ...] raw
+    action: Tensor  # [lanes, A] or [lanes], the PREVIOUS one
+    to_go: Tensor  # [lanes], the scaled return-to-go
+    timestep: Tensor  # [lanes] int64, 0 where an episode begins
     times: list[int]  # the same: asking a GPU for them would wait for it
+    memory: Memory
 
 
 class Memory(Protocol):

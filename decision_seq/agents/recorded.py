@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from decision_seq.agents.context import Memory
+from decision_seq.agents.context import Memory, Moment
 from decision_seq.backbones.stack import Weights
 from decision_seq.ops.dispatch import say_once
 
@@ -68,41 +68,34 @@ class Recorder:
         """A copy of the agent has weights of its own."""
         return Recorder, (self.device, self.record)
 
-    def serves(self, agent: SequenceAgent, times: list[int]) -> bool:
-        """Whether the step of lanes at `times` can be a recorded one."""
-        settled = self.possible and min(times, default=0) >= agent.config.context_length
-        here = agent.device.type == self.device and not agent.training
-        return settled and here and not torch.compiler.is_compiling()
-
-    def advance(
-        self,
-        agent: SequenceAgent,
-        observation: Tensor,
-        action: Tensor,
-        to_go: Tensor,
-        timestep: Tensor,
-        times: list[int],
-        memory: Memory,
-    ) -> tuple[Tensor, Tensor, Memory]:
-        """As `SequenceAgent.advance`."""
+    def advance(self, agent: SequenceAgent, now: Moment) -> tuple[Tensor, Tensor, Memory]:
+        """`SequenceAgent.advance`, from a recording if there can be one."""
+        if not self._serves(agent, now.times):
+            return agent.advance(now)
 
         def step(inputs: list[Tensor]) -> list[Tensor]:
             observation, action, to_go, timestep, *remembered = inputs
-            state = memory.holding(remembered)
-            predicted, after, later = agent.advance(
-                observation, action, to_go, timestep, times, state
-            )
+            memory = now.memory.holding(remembered)
+            seen = Moment(observation, action, to_go, timestep, now.times, memory)
+            predicted, after, later = agent.advance(seen)
             return [predicted, after, *later.tensors()]
 
-        inputs = [observation, action, to_go, timestep, *memory.tensors()]
-        key = self._key(agent, memory, inputs)
+        inputs = [now.observation, now.action, now.to_go, now.timestep, *now.memory.tensors()]
+        key = self._key(agent, now.memory, inputs)
         if key != self.key:  # what still grows never comes to a second of its kind
             self.key, self.recorded = key, None
         elif self.recorded is None:
             self.recorded = self._try(step, inputs)
         outputs = step(inputs) if self.recorded is None else self.recorded(inputs)
         predicted, after, *remembered = outputs
-        return predicted, after, memory.holding(remembered)
+        return predicted, after, now.memory.holding(remembered)
+
+    def _serves(self, agent: SequenceAgent, times: list[int]) -> bool:
+        """Whether the step of lanes at `times` can be a recorded one."""
+        if agent.training or not self.possible or agent.device.type != self.device:
+            return False
+        settled = min(times, default=0) >= agent.config.context_length
+        return settled and not torch.compiler.is_compiling()
 
     def _key(self, agent: SequenceAgent, memory: Memory, inputs: list[Tensor]) -> object:
         """What a recorded step holds fixed."""
