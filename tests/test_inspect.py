@@ -228,6 +228,19 @@ def test_windows_are_full_and_all_are_reachable(tmp_path: Path) -> None:
         full_windows(store, agent, 6, 1, seed=0)
 
 
+@pytest.mark.parametrize("kind", ["attention", "mamba"])
+def test_layers_of_an_agent_of_observations_alone_are_seen(
+    toy_store: EpisodeStore, kind: str
+) -> None:
+    """All its tokens are read, which without gradients is one call for all blocks."""
+    backbone = BackboneConfig.registry[kind](width=8, layers=2)
+    agent = make_agent(
+        toy_store, BehaviourCloningConfig(tokens=("observation",), backbone=backbone)
+    )
+    views = view_layers(agent, full_windows(toy_store, agent, 6, 1, seed=0))
+    assert [view.layer for view in views] == [0, 1]
+
+
 def test_a_repeated_mixer_is_seen_once(toy_store: EpisodeStore) -> None:
     agent = lag_agent(toy_store)
     (block,) = agent.backbone.blocks

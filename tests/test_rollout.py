@@ -12,6 +12,7 @@ from decision_seq.agents.base import Context
 from decision_seq.agents.behaviour_cloning import BehaviourCloningConfig
 from decision_seq.agents.return_conditioned import ReturnConditionedConfig
 from decision_seq.backbones.mamba import MambaConfig
+from decision_seq.data.transforms import ReturnSpec
 from decision_seq.envs.reference_scores import normalized_score
 from decision_seq.envs.registry import MUJOCO_IDS, Lanes, env_id, make
 from decision_seq.errors import UserError
@@ -19,11 +20,17 @@ from decision_seq.eval.rollout import KEPT, rollout
 
 
 def agent_for(
-    observations: int, actions: int, discrete: bool = False, bc: bool = False
+    observations: int,
+    actions: int,
+    discrete: bool = False,
+    bc: bool = False,
+    scale: float = 1000.0,
+    temperature: float = 0.0,
 ) -> SequenceAgent:
     torch.manual_seed(0)
     kind = BehaviourCloningConfig if bc else ReturnConditionedConfig
-    config = kind(context_length=4, backbone=MambaConfig(width=16, layers=1, dropout=0.0))
+    backbone, returns = MambaConfig(width=16, layers=1, dropout=0.0), ReturnSpec(scale=scale)
+    config = kind(4, returns=returns, temperature=temperature, backbone=backbone)
     agent = config.agent(config, AgentSpec((observations,), actions, discrete, 1000)).eval()
     with torch.no_grad():  # a decisive policy, so that episodes differ by what is observed
         agent.action_head.weight.normal_(std=1.0)
@@ -48,14 +55,18 @@ def test_a_lane_is_a_plain_gymnasium_episode(context: Context) -> None:
 
 
 @pytest.mark.parametrize("context", ["window", "stream"])
-def test_lanes_do_not_depend_on_what_runs_beside_them(context: Context) -> None:
-    agent = agent_for(11, 3)
-    many = rollout(agent, "hopper", [2000.0, 500.0], 4, 10, context)
+@pytest.mark.parametrize("env", ["hopper", "CartPole-v1"])
+def test_lanes_do_not_depend_on_what_runs_beside_them(context: Context, env: str) -> None:
+    """Whatever ended before: rewards, seeds of sampled actions and states stay with their lane."""
+    discrete = env != "hopper"
+    sizes = (4, 2) if discrete else (11, 3)
+    agent = agent_for(*sizes, discrete, scale=1.0, temperature=1.0 if discrete else 0.0)
+    many = rollout(agent, env, [20.0, 5.0], 4, 10, context)
     assert [(r.target, r.env_seed) for r in many] == [
-        (t, s) for t in (2000.0, 500.0) for s in range(10, 14)
+        (t, s) for t in (20.0, 5.0) for s in range(10, 14)
     ]
-    alone = [rollout(agent, "hopper", [r.target or 0.0], 1, r.env_seed, context)[0] for r in many]
-    assert len({r.length for r in many}) > 1  # some lanes had ended while others went on
+    alone = [rollout(agent, env, [r.target or 0.0], 1, r.env_seed, context)[0] for r in many]
+    assert len({r.length for r in many}) > 3  # some lanes had ended while others went on
     for together, single in zip(many, alone, strict=True):
         assert together.length == single.length
         assert together.episode_return == pytest.approx(single.episode_return, rel=1e-3)

@@ -155,7 +155,7 @@ class SequenceAgent(nn.Module):
         self.register_buffer("action_scale", torch.ones(() if spec.discrete else spec.action_dim))
         usual = all(
             getattr(type(self), name) is getattr(SequenceAgent, name)
-            for name in ("values", "look", "predict")
+            for name in ("values", "look", "predict", "advance")
         )
         self._at_once, self._recorder = AtOnce(self, usual), Recorder()
 
@@ -317,10 +317,10 @@ class SequenceAgent(nn.Module):
         device, times = self.device, state.timestep.tolist()
         to_go = self._still_to_go(prev_reward.to(device, torch.float32), state, times)
         seen = observation.to(device), prev_action.to(device), to_go
-        if not self.training and self._at_once.serves(state, times):
-            predicted, memory = self._at_once.predict(*seen, state, not any(times))
+        now = Moment(*seen, state.timestep, times, state.memory)
+        if (done := self._at_once.predict(now)) is not None:
+            predicted, memory = done
         else:
-            now = Moment(*seen, state.timestep, times, state.memory)
             predicted, to_go, memory = self._recorder.advance(self, now)
         later = state.timestep + 1
         after = AgentState(state.target_return, to_go, later, state.seed, memory)

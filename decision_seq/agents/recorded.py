@@ -7,14 +7,15 @@ copied there first, and what it gives is copied out, so that states stay what th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from decision_seq.agents.context import Memory, Moment
-from decision_seq.backbones.stack import Weights
+from decision_seq.backbones.stack import Watch
 from decision_seq.ops.dispatch import say_once
 
 if TYPE_CHECKING:
@@ -26,18 +27,34 @@ Record = Callable[[Function, list[Tensor]], tuple[Callable[[], object], list[Ten
 
 def cuda_graph(function: Function, inputs: list[Tensor]) -> tuple[Callable[[], None], list[Tensor]]:
     """What computes `function` of `inputs` again once they have changed, and where the outputs are
-    then."""
+    then. Raises RuntimeError, before anything is recorded, if the function waits for the GPU."""
     with torch.cuda.device(inputs[0].device):
         current, aside = torch.cuda.current_stream(), torch.cuda.Stream()
         aside.wait_stream(current)
         with torch.cuda.stream(aside):  # what libraries set up at first must not be recorded
-            for _ in range(3):
+            for _ in range(2):
+                function(inputs)
+            with never_waiting():
                 function(inputs)
         current.wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            outputs = function(inputs)
+        try:
+            with torch.cuda.graph(graph, stream=aside):
+                outputs = function(inputs)
+        finally:  # what fails inside can leave the other stream current
+            torch.cuda.set_stream(current)
         return graph.replay, outputs
+
+
+@contextmanager
+def never_waiting() -> Iterator[None]:
+    """What would wait for the GPU raises RuntimeError instead."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
 
 class Recorded:
@@ -55,11 +72,13 @@ class Recorded:
 
 class Recorder:
     """Records an agent's step when it comes to one that stays the same: past the first K, windows
-    are full and so are caches. Other lanes, or weights elsewhere, are recorded anew."""
+    are full and so are caches. Other lanes, or weights or statistics elsewhere, are recorded anew.
+    A recording has memory of its own: an agent on a GPU acts in one thread at a time."""
 
     def __init__(self, device: str = "cuda", record: Record = cuda_graph) -> None:
         self.device, self.record = device, record
-        self.weights: Weights | None = None
+        self.watch: Watch | None = None
+        self.homes: list[tuple[Mapping[str, Tensor | None], str]] = []
         self.key: object = None
         self.recorded: Recorded | None = None
         self.possible = True
@@ -81,7 +100,7 @@ class Recorder:
             return [predicted, after, *later.tensors()]
 
         inputs = [now.observation, now.action, now.to_go, now.timestep, *now.memory.tensors()]
-        key = self._key(agent, now.memory, inputs)
+        key = self._key(now.memory, inputs)
         if key != self.key:  # what still grows never comes to a second of its kind
             self.key, self.recorded = key, None
         elif self.recorded is None:
@@ -94,15 +113,21 @@ class Recorder:
         """Whether the step of lanes at `times` can be a recorded one."""
         if agent.training or not self.possible or agent.device.type != self.device:
             return False
-        settled = min(times, default=0) >= agent.config.context_length
-        return settled and not torch.compiler.is_compiling()
+        if min(times, default=0) < agent.config.context_length or torch.compiler.is_compiling():
+            return False
+        if self.watch is None:
+            self.watch = Watch(agent)
+            for module in agent.modules():
+                self.homes += [(module._parameters, name) for name in module._parameters]
+                self.homes += [(module._buffers, name) for name in module._buffers]
+        return self.watch.intact()
 
-    def _key(self, agent: SequenceAgent, memory: Memory, inputs: list[Tensor]) -> object:
-        """What a recorded step holds fixed."""
-        if self.weights is None:
-            self.weights = Weights(agent, [name for name, _ in agent.named_parameters()])
-        places = [weight.data_ptr() for weight in self.weights.now()]
-        return type(memory), places, [(tensor.shape, tensor.dtype) for tensor in inputs]
+    def _key(self, memory: Memory, inputs: list[Tensor]) -> object:
+        """What a recorded step holds fixed, beside the modules."""
+        tensors = [table[name] for table, name in self.homes]
+        places = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
+        shapes = [(tensor.shape, tensor.dtype) for tensor in inputs]
+        return type(memory), places, shapes, torch.is_autocast_enabled(self.device)
 
     def _try(self, step: Function, inputs: list[Tensor]) -> Recorded | None:
         """None for an agent that does what a graph cannot hold, such as to look at a number."""

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from decision_seq.backbones.base import EVERY, BackboneConfig, LayerState, Layout, Mixer
-from decision_seq.backbones.stack import Kernel
+from decision_seq.backbones.stack import Kernel, KernelCall
 from decision_seq.config import register
 from decision_seq.errors import UserError
 from decision_seq.ops import attention, linear
@@ -44,6 +44,7 @@ class Attention(Mixer):
         "attention",
         ("qkv.weight", "qkv.bias", "out.weight", "out.bias"),
         ("keys", "values", "valid"),
+        (torch.float32, torch.float32, torch.bool),
     )
 
     def __init__(self, config: AttentionConfig, window: int) -> None:
@@ -96,14 +97,15 @@ class Attention(Mixer):
         cache = {"keys": keys[:, keep], "values": values[:, keep], "valid": valid[:, keep]}
         return self.out(y.transpose(1, 2).flatten(2)), cache
 
-    def kernel_call(
-        self, state: LayerState, tokens: int, remember: bool
-    ) -> tuple[tuple[int, ...], LayerState]:
+    def kernel_call(self, state: LayerState, lanes: int, tokens: int, remember: bool) -> KernelCall:
         """Heads, window, and tokens in the cache before and after."""
-        lanes, cached = state["valid"].shape
+        width, cached = self.out.weight.shape[0], state["valid"].shape[1]
         kept = min(cached + tokens, self.window) if remember else 0
-        new = {name: t.new_empty(lanes, kept, *t.shape[2:]) for name, t in state.items()}
-        return (self.heads, self.window, cached, kept), new
+        before, after = (
+            ((lanes, tokens, width), (lanes, tokens, width), (lanes, tokens))
+            for tokens in (cached, kept)
+        )
+        return KernelCall((self.heads, self.window, cached, kept), before, after)
 
     @torch.no_grad()
     def token_map(self, x: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from decision_seq.backbones.stack import InOneCall, Kernel, like
+from decision_seq.backbones.stack import InOneCall, Kernel, KernelCall
 from decision_seq.errors import UserError
 from decision_seq.ops import linear_gelu
 from decision_seq.ops.layers import Dropout, LayerNorm, Linear
@@ -62,12 +62,10 @@ class Mixer(nn.Module, ABC):
     def step(self, x: Tensor, state: LayerState) -> tuple[Tensor, LayerState]:
         """The next n tokens [B, n, D] -> ([B, n, D], new state); `state` is left as it was."""
 
-    def kernel_call(
-        self, state: LayerState, tokens: int, remember: bool
-    ) -> tuple[tuple[int, ...], LayerState]:
-        """For a mixer with a kernel: the sizes that ops/mixers.c takes, and memory for the state
-        after so many tokens, or for as little of it as it needs if that is not to be remembered."""
-        return (), like(state)
+    def kernel_call(self, state: LayerState, lanes: int, tokens: int, remember: bool) -> KernelCall:
+        """For a mixer with a kernel: what that takes for so many new tokens of each lane. Of a
+        state that is not to be remembered it writes as little as it can."""
+        return KernelCall(())
 
     def penalty(self) -> Tensor | float:
         """What training adds to the loss on account of the weights; most mixers add nothing."""
@@ -143,9 +141,8 @@ class Block(nn.Module):
 
     def step(self, x: Tensor, state: LayerState, read: slice = EVERY) -> tuple[Tensor, LayerState]:
         """[B, n, D], state -> [B, l, D], state; the outputs at the l tokens of `read` only."""
-        if self.in_one_call.serves(x, read, [state]):
-            y, (state,) = self.in_one_call.step(x, [state], read)
-            return y, state
+        if (done := self.in_one_call.step(x, [state], read)) is not None:
+            return done[0], done[1][0]
         mixed, state = self.mixer.step(self.norm_mixer(x), state)
         x = self.dropout(mixed[:, read], x[:, read])
         return self.dropout(self.mlp(self.norm_mlp(x)), x), state
@@ -181,8 +178,8 @@ class Backbone(nn.Module):
 
         Where only the l tokens of `read` are wanted, the last block computes no others.
         """
-        if self.in_one_call.serves(x, read):
-            return self.in_one_call.step(x, self.init_state(len(x)), read, remember=False)[0]
+        if (y := self.in_one_call.forward(x, read)) is not None:
+            return y
         *blocks, last = self._blocks()
         for block in blocks:
             x = block(x)
@@ -203,8 +200,8 @@ class Backbone(nn.Module):
 
         Returns the outputs at the l tokens of `read` [B, l, D] and the new state.
         """
-        if self.in_one_call.serves(x, read, state):
-            return self.in_one_call.step(x, state, read)
+        if (done := self.in_one_call.step(x, state, read)) is not None:
+            return done
         new_state = []
         *blocks, last = self._blocks()
         *layers, last_layer = state

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from decision_seq.backbones.base import BackboneConfig, LayerState, Layout, Mixer
-from decision_seq.backbones.stack import Kernel, like
+from decision_seq.backbones.stack import Kernel, KernelCall
 from decision_seq.config import register
 from decision_seq.errors import UserError
 
@@ -40,7 +40,7 @@ class KindConv(Mixer):
     weighs what came before it otherwise than an action does. Tokens before the first are zeros.
     """
 
-    kernel = Kernel("conv", ("weight", "bias"), ("last", "count"))
+    kernel = Kernel("conv", ("weight", "bias"), ("last", "count"), (torch.float32, torch.int64))
 
     def __init__(self, config: ConvConfig, tokens_per_step: int) -> None:
         super().__init__()
@@ -71,12 +71,11 @@ class KindConv(Mixer):
         new_state = {"last": seen[:, n:], "count": state["count"] + n}
         return self._filter(seen, position), new_state
 
-    def kernel_call(
-        self, state: LayerState, tokens: int, remember: bool
-    ) -> tuple[tuple[int, ...], LayerState]:
+    def kernel_call(self, state: LayerState, lanes: int, tokens: int, remember: bool) -> KernelCall:
         """T and W; the state keeps its shapes."""
-        kinds, taps, _ = self.weight.shape
-        return (kinds, taps), like(state)
+        kinds, taps, width = self.weight.shape
+        shapes = (lanes, taps - 1, width), (lanes,)
+        return KernelCall((kinds, taps), shapes, shapes)
 
     def token_map(self, x: Tensor) -> Tensor:
         """[B, L, D] -> [B, 1, L, L]: mean over channels of |w[kind(l), l - s]|."""

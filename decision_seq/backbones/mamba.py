@@ -22,7 +22,7 @@ from decision_seq.backbones.base import (
     Layout,
     Mixer,
 )
-from decision_seq.backbones.stack import Kernel, like
+from decision_seq.backbones.stack import Kernel, KernelCall
 from decision_seq.config import register
 from decision_seq.errors import UserError
 from decision_seq.ops import (
@@ -70,12 +70,13 @@ class Mamba(Mixer):
             *("dt_proj.weight", "dt_proj.bias", "A_log", "D", "out_proj.weight"),
         ),
         ("conv", "h"),
+        (torch.float32, torch.float32),
     )
 
     def __init__(self, config: MambaConfig) -> None:
         super().__init__()
-        width, self.d_state = config.width, config.d_state
-        channels = config.expand * width  # E
+        width, self.d_state, self.taps = config.width, config.d_state, config.d_conv
+        self.channels = channels = config.expand * width  # E
         self.dt_rank = math.ceil(width / 16)
         self.in_proj = Linear(width, 2 * channels, bias=False)
         self.conv1d = nn.Conv1d(
@@ -120,12 +121,11 @@ class Mamba(Mixer):
         y, h = selective_scan_step(u, dt, self._A(), B, C, self.D, z, state["h"])
         return self.out_proj(y), {"conv": conv, "h": h}
 
-    def kernel_call(
-        self, state: LayerState, tokens: int, remember: bool
-    ) -> tuple[tuple[int, ...], LayerState]:
+    def kernel_call(self, state: LayerState, lanes: int, tokens: int, remember: bool) -> KernelCall:
         """E, N, k and the rank of dt; the state keeps its shapes."""
-        _, tail, channels = state["conv"].shape
-        return (channels, self.d_state, tail + 1, self.dt_rank), like(state)
+        channels, taps = self.channels, self.taps
+        shapes = (lanes, taps - 1, channels), (lanes, channels, self.d_state)
+        return KernelCall((channels, self.d_state, taps, self.dt_rank), shapes, shapes)
 
     @torch.no_grad()
     def token_map(self, x: Tensor) -> Tensor:

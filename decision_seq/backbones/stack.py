@@ -1,28 +1,32 @@
 """Blocks by one call instead of two dozen operations each, where C knows their mixers.
 
-Without gradients and for a few tokens of each lane: a step of a stream, or a window.
+Without gradients and for a few tokens of each lane: a step of a stream, or a window. What C would
+read is checked by every call, and whatever it does not do is left to PyTorch.
 """
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from operator import attrgetter
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from decision_seq.ops import Layer, Stack, stack_step, streams
+from decision_seq.ops import Addresses, Layer, Stack, stack_step, streams
 
 if TYPE_CHECKING:
-    from decision_seq.backbones.base import Block, LayerState, State
+    from decision_seq.backbones.base import Block, State
 
 BLOCK_WEIGHTS = (  # in the order of ops/block.c
     *("norm_mixer.weight", "norm_mixer.bias", "norm_mlp.weight", "norm_mlp.bias"),
     *("mlp.0.weight", "mlp.0.bias", "mlp.2.weight", "mlp.2.bias"),
 )
-
-WIDE, FEW = 256, 16  # a lane has one thread: for more tokens of greater width PyTorch's do better
+# A lane has one thread: for more tokens of greater width PyTorch's do better, but for many lanes.
+WIDE, FEW_TOKENS, FEW_LANES = 256, 16, 8
+SHAPE = attrgetter("shape")
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,16 @@ class Kernel:
 
     name: str  # of ops.cpu_stream.MIXERS
     weights: tuple[str, ...]  # of the mixer's parameters, in the order of ops/mixers.c
-    state: tuple[str, ...] = ()  # of its state's tensors
+    state: tuple[str, ...] = ()  # its state's tensors
+    dtypes: tuple[torch.dtype, ...] = ()  # and theirs
+
+
+class KernelCall(NamedTuple):
+    """What it takes for some tokens of some lanes."""
+
+    sizes: tuple[int, ...]  # as ops/mixers.c has them
+    before: tuple[tuple[int, ...], ...] = ()  # shapes of the state
+    after: tuple[tuple[int, ...], ...] = ()
 
 
 class Weights:
@@ -41,10 +54,43 @@ class Weights:
     def __init__(self, module: nn.Module, names: Sequence[str]) -> None:
         paths = [name.rpartition(".") for name in names]
         self.homes = [(module.get_submodule(path)._parameters, name) for path, _, name in paths]
+        self.shapes = list(map(SHAPE, self.now()))
+        # Where they were when they were last looked at one by one; what lies there is kept, so that
+        # nothing else can.
+        self.places, self.kept = array("q"), list[Tensor]()
 
     def now(self) -> list[Tensor]:
         """As they are."""
         return [home[name] for home, name in self.homes]  # type: ignore[misc]
+
+    def addresses(self) -> Addresses | None:
+        """Where they are, or None unless they are float32 on the CPU, of the shapes that they were
+        built with."""
+        weights = self.now()
+        found = Addresses(weights)
+        if found.table != self.places:
+            fit = list(map(SHAPE, weights)) == self.shapes
+            if not fit or not all(w.dtype is torch.float32 and w.is_cpu for w in weights):
+                return None
+            self.places, self.kept = found.table, [tensor.detach() for tensor in found.tensors]
+        return found
+
+
+class Watch:
+    """Whether modules still do what they were built to do, and nothing around them: none was put in
+    or taken out, none is in training, none has hooks."""
+
+    def __init__(self, *roots: nn.Module) -> None:
+        modules = [module for root in roots for module in root.modules()]
+        self.built = [(module, dict(module._modules)) for module in modules]
+
+    def intact(self) -> bool:
+        for module, children in self.built:
+            if module.training or module._forward_hooks or module._forward_pre_hooks:
+                return False
+            if module._modules != children:
+                return False
+        return True
 
 
 class InOneCall:
@@ -54,46 +100,71 @@ class InOneCall:
         self.mixers = [block.mixer for block in blocks]
         self.kernels = [kernel for block in blocks if (kernel := known(block)) is not None]
         self.possible = len(self.kernels) == len(blocks)
-        self.first, self.normed = blocks[0], norm is not None
-        self.homes: list = []
+        self.normed = norm is not None
         if not self.possible:
             return
-        for block, kernel in zip(blocks, self.kernels, strict=True):
-            names = (*BLOCK_WEIGHTS, *(f"mixer.{name}" for name in kernel.weights))
-            self.homes += Weights(block, names).homes
+        every = nn.ModuleDict({str(i): block for i, block in enumerate(blocks)})
+        names = [
+            f"{i}.{name}"
+            for i, kernel in enumerate(self.kernels)
+            for name in (*BLOCK_WEIGHTS, *(f"mixer.{own}" for own in kernel.weights))
+        ]
         if norm is not None:
-            self.homes += Weights(norm, ("weight", "bias")).homes
+            every["norm"] = norm
+            names += ["norm.weight", "norm.bias"]
+        self.weights, self.watch = Weights(every, names), Watch(*blocks, *filter(None, [norm]))
+        self.norms = [m for m in every.modules() if isinstance(m, nn.LayerNorm)]
         self.counts = [len(BLOCK_WEIGHTS) + len(kernel.weights) for kernel in self.kernels]
 
-    def serves(self, x: Tensor, read: slice, state: State | None = None) -> bool:
-        """Whether `step` can take tokens x [B, L, D] and give the outputs at `read`."""
-        if not self.possible or self.first.training:
+    def forward(self, x: Tensor, read: slice) -> Tensor | None:
+        """`Backbone.forward`, or None where that is left to PyTorch."""
+        if not self._may(x, read):
+            return None
+        state: State = [mixer.init_state(len(x), x.device, torch.float32) for mixer in self.mixers]
+        done = self._step(x, state, read, remember=False)
+        return None if done is None else done[0]
+
+    def step(self, x: Tensor, state: State, read: slice) -> tuple[Tensor, State] | None:
+        """`Backbone.step`, or None where that is left to PyTorch."""
+        return self._step(x, state, read) if self._may(x, read) else None
+
+    def _may(self, x: Tensor, read: slice) -> bool:
+        if not self.possible or x.ndim != 3:
             return False
         lanes, length, width = x.shape
-        if width > WIDE and length > FEW and lanes < torch.get_num_threads():
+        if width > WIDE and length > FEW_TOKENS and lanes < FEW_LANES:
             return False
-        return streams(x, lanes, length) and is_suffix(read, length) and in_float32(state)
+        return streams(x, lanes, length) and is_suffix(read, length)
 
-    def step(
+    def _step(
         self, x: Tensor, state: State, read: slice, remember: bool = True
-    ) -> tuple[Tensor, State]:
-        """[B, L, D], state -> the outputs at the l last tokens [B, l, D], state; the latter is not
-        of use unless it is to be remembered."""
-        stack, after = self.stack(state, x.shape[1], remember)
-        return stack_step(x, stack, len(range(x.shape[1])[read])), after
+    ) -> tuple[Tensor, State] | None:
+        lanes, length, width = x.shape
+        call = self.stack(state, lanes, length, remember)
+        if call is None or width != len(call[0].weights.tensors[0]):
+            return None
+        return stack_step(x, call[0], len(range(length)[read])), call[1]
 
-    def stack(self, state: State, tokens: int, remember: bool = True) -> tuple[Stack, State]:
-        """What a kernel takes, and the state that it fills in."""
+    def stack(
+        self, state: State, lanes: int, tokens: int, remember: bool = True
+    ) -> tuple[Stack, State] | None:
+        """What a kernel takes, and the state that it fills in; None if something does not fit."""
+        weights = self.weights.addresses() if self.watch.intact() else None
+        eps = self.norms[0].eps
+        if weights is None or any(norm.eps != eps for norm in self.norms):
+            return None
         layers, after = [], []
-        for mixer, kernel, count, own in zip(
-            self.mixers, self.kernels, self.counts, state, strict=True
-        ):
-            sizes, new = mixer.kernel_call(own, tokens, remember)
-            before, later = ([of[name] for name in kernel.state] for of in (own, new))
-            layers.append(Layer(kernel.name, count, sizes, before, later))
-            after.append(new)
-        weights = [home[name] for home, name in self.homes]
-        return Stack(weights, self.first.norm_mixer.eps, layers, self.normed), after
+        parts = zip(self.mixers, self.kernels, self.counts, state, strict=True)
+        for mixer, kernel, count, own in parts:
+            call = mixer.kernel_call(own, lanes, tokens, remember)
+            names, dtypes = kernel.state, kernel.dtypes
+            before = [own[name] for name in names]
+            if not all(map(holds, before, call.before, dtypes)):
+                return None
+            new = [t.new_empty(shape) for t, shape in zip(before, call.after, strict=True)]
+            layers.append(Layer(kernel.name, count, call.sizes, before, new))
+            after.append(dict(zip(names, new, strict=True)))
+        return Stack(weights, eps, layers, self.normed), after
 
 
 def known(block: Block) -> Kernel | None:
@@ -103,18 +174,11 @@ def known(block: Block) -> Kernel | None:
     return vars(type(block.mixer)).get("kernel") if type(block) is Block else None
 
 
+def holds(tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
+    return tensor.shape == shape and tensor.dtype is dtype and tensor.is_cpu
+
+
 def is_suffix(read: slice, length: int) -> bool:
     """Whether `read` are the last of `length` tokens."""
-    _, stop, stride = read.indices(length)
-    return stop == length and stride == 1
-
-
-def in_float32(state: State | None) -> bool:
-    """Whether what is no index or flag in it is."""
-    numbers = (t.dtype for layer in state or () for t in layer.values() if t.is_floating_point())
-    return all(dtype is torch.float32 for dtype in numbers)
-
-
-def like(state: LayerState) -> LayerState:
-    """Memory for another."""
-    return {name: torch.empty_like(tensor) for name, tensor in state.items()}
+    start, stop, stride = read.indices(length)
+    return start < stop == length and stride == 1

@@ -36,7 +36,7 @@ class Episode:
     normalized_score: float | None
     score_reference: str | None  # the published form of references behind it, e.g. human
     normalized_scores: dict[str, float]  # by every form there is
-    milliseconds_per_step: float  # wall time of one step of all lanes, agent and environments
+    milliseconds_per_step: float  # wall time of one step of all lanes that go on
     # how far the states it acted in lie from the data, in standard deviations of the data's own
     # (see ReturnPrior.novelty): every step, mean and largest; None without a prior
     ood: list[float] | None
@@ -190,7 +190,7 @@ def _run(
     action = torch.zeros(shape, dtype=torch.int64 if agent.spec.discrete else torch.float32)
     rewards, active = np.zeros(count), np.ones(count, bool)
     seen = np.arange(count)  # the lanes that the agent still looks at
-    taken = np.zeros(shape, lanes.action_space.dtype)
+    taken = _to_environment(action, lanes.action_space).copy()
     records = _Records(
         targets=np.zeros(count) if target is None else target.numpy(),
         returns=np.zeros(count),

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from decision_seq.backbones.stack import Watch
 from decision_seq.ops import Embedding, Token, embed_step, streams
 
 
@@ -53,6 +54,7 @@ class TokenEmbedding(nn.Module):
             nn.init.zeros_(self.timestep.weight)
             if discrete and "action" in self.embed:
                 nn.init.normal_(self.embed["action"].weight, std=0.02)  # type: ignore[arg-type]
+        self.watch = Watch(self)
 
     def forward(
         self, values: dict[str, Tensor], timesteps: Tensor, kinds: Sequence[str] | None = None
@@ -85,13 +87,19 @@ class TokenEmbedding(nn.Module):
         Returns:
             [B, len(kinds), D]
         """
-        if not streams(self.timestep.weight, len(timestep), len(kinds)):
+        if not self._streams(timestep, kinds):
             before = torch.stack([timestep - int(kind == "action") for kind in kinds], dim=1)
             one = {kind: values[kind].unsqueeze(1) for kind in kinds}  # K = 1
             return self(one, before.clamp(min=0).unsqueeze(1), kinds)
         norm, shared = self.norm, (self.timestep.weight, self.norm.weight, self.norm.bias)
         tokens = [self._streamed(kind, values[kind]) for kind in kinds]
         return embed_step(tokens, timestep, Embedding(*shared, norm.eps, self.bounded))
+
+    def _streams(self, timestep: Tensor, kinds: Sequence[str]) -> bool:
+        """Whether the kernel can embed these."""
+        possible = streams(self.timestep.weight, len(timestep), len(kinds))
+        weights = self.parameters()
+        return possible and self.watch.intact() and all(w.dtype is torch.float32 for w in weights)
 
     def _streamed(self, kind: str, value: Tensor) -> Token:
         """[B, ...], a token of one step for the kernel."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from decision_seq.ops.cpu_stream import (
+    Addresses,
     Embedding,
     Layer,
     Stack,
@@ -20,6 +21,7 @@ from decision_seq.ops.cpu_stream import (
 from decision_seq.ops.dispatch import PATHS, Path, PathStatus, choose, scan_paths
 
 __all__ = [
+    "Addresses",
     "Embedding",
     "Layer",
     "PathStatus",
@@ -151,7 +153,7 @@ def streams(like: Tensor, lanes: int, tokens: int) -> bool:
     """Whether `embed_step`, `stack_step` and `policy_step` can continue the streams of `lanes` by
     `tokens` each, of like's dtype and device: not with gradients or autocast, nor by many."""
     some = lanes > 0 and 0 < tokens <= MAX_STREAMED_TOKENS
-    if not some or like.dtype is not torch.float32 or not like.is_cpu:
+    if not some or like.dtype is not torch.float32 or not like.is_cpu or watched():
         return False
     if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
         return False
@@ -230,7 +232,7 @@ def _training_path(x: Tensor, *floats: Tensor | None) -> Path:
     where tensors are not as mixed precision in bfloat16 has them: `floats` in float32 and beside
     x."""
     device = x.device
-    if x.numel() < CHEAP_TO_CALL and not torch.is_grad_enabled():
+    if not torch.is_grad_enabled() and (x.numel() < CHEAP_TO_CALL or watched()):
         return PATHS["torch"]
     mixed = torch.is_autocast_enabled(device.type)
     if mixed and torch.get_autocast_dtype(device.type) is not torch.bfloat16:
@@ -238,6 +240,18 @@ def _training_path(x: Tensor, *floats: Tensor | None) -> Path:
     if any(t is not None and (t.dtype is not torch.float32 or t.device != device) for t in floats):
         return PATHS["torch"]
     return choose(x.dtype, device.type)
+
+
+def watched() -> bool:
+    """Whether something else is to see the operations one by one: what traces, transforms or counts
+    them, or computes shapes alone."""
+    if torch.compiler.is_compiling():  # the compiler sees what it needs to
+        return False
+    return (
+        torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch.jit.is_tracing()
+    )
 
 
 def _check_linear(weight: Tensor, bias: Tensor) -> None:

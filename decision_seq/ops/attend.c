@@ -11,7 +11,7 @@
 
 enum { QKV, QKV_BIAS, OUT, OUT_BIAS };
 
-#define UNSEEN -1e30f /* the exponential of its distance to any score is 0 */
+#define UNSEEN -INFINITY /* as a score */
 
 typedef struct { /* the tokens that a lane remembers, then those that are new */
     const float *keys, *values, *fresh; /* [T][D] both, [length][2 D] */
@@ -50,8 +50,8 @@ static float exponentials(float *score, int count) {
     for (int j = 0; j < count; j += V) largest = larger(largest, load(score + j, V));
     const float most = max_lanes(largest);
     for (int j = 0; j < count; j += V) {
-        const vec x = load(score + j, V), p = exp_vec(x - most);
-        store(score + j, (vec)((x > UNSEEN) & (ivec)p), V);
+        const vec x = load(score + j, V), p = exp_vec(at_least(x - most, -150.f)); /* 0 in float32 */
+        store(score + j, (vec)((x != UNSEEN) & (ivec)p), V); /* NaN stays */
         total += load(score + j, V);
     }
     return sum_lanes(total);

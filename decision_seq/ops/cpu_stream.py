@@ -20,6 +20,19 @@ BAD_INDEX = 1  # as in stream.h
 UP = 4  # as in block.c, the first weight of [hidden, D]
 
 
+class Addresses:
+    """Where tensors are, contiguous; it keeps what had to be copied for that."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self.tensors = list(map(Tensor.contiguous, tensors))
+        self.table = array("q", map(Tensor.data_ptr, self.tensors))
+
+    @property
+    def at(self) -> int:
+        """The table's own address."""
+        return self.table.buffer_info()[0]
+
+
 class Token(NamedTuple):
     """One token of every lane, to be embedded: linearly, or as a row of a table."""
 
@@ -57,44 +70,26 @@ class Layer(NamedTuple):
 class Stack(NamedTuple):
     """Blocks, and the norm after them."""
 
-    weights: Sequence[Tensor]  # of every layer in the order of block.c and mixers.c; of the norm
+    weights: Addresses  # of every layer in the order of block.c and mixers.c; of the norm
     eps: float  # of all norms
     layers: Sequence[Layer]
     normed: bool
 
 
-class Addresses:
-    """Where tensors are, contiguous; it keeps what had to be copied for that."""
-
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self.tensors = list(map(Tensor.contiguous, tensors))
-        self.table = array("q", map(Tensor.data_ptr, self.tensors))
-
-    @property
-    def at(self) -> int:
-        """The table's own address."""
-        return self.table.buffer_info()[0]
-
-
 class _Places(Addresses):
-    """The layers of a stack as stream.h has them. C reads raw memory, so what does not fit must
-    stop here."""
+    """The layers of a stack as stream.h has them. C reads raw memory: that shapes and dtypes fit is
+    for the caller to know (backbones/stack.py)."""
 
-    def __init__(self, stack: Stack, batch: int) -> None:
-        self.weights, self.tensors, self.table = Addresses(stack.weights), [], array("q")
-        first, *_, up = stack.weights[: UP + 1]
-        self.width, self.hidden, offset = len(first), len(up), self.weights.at
+    def __init__(self, stack: Stack) -> None:
+        self.tensors, self.table = [], array("q")
+        self.hidden, offset = len(stack.weights.tensors[UP]), stack.weights.at
         for mixer, count, sizes, before, after in stack.layers:
             states = [tensor.contiguous() for tensor in before]
-            if any(len(state) != batch for state in (*states, *after)):
-                raise ValueError(f"expected states of {batch} lanes, got {len(states[0])}")
             self.tensors += states
             self.table.extend((MIXERS.index(mixer), offset, *_three(states), *_three(after)))
             self.table.extend((*sizes, *[0] * (4 - len(sizes))))
             offset += 8 * count
         self.norm = offset if stack.normed else 0
-        if {t.dtype for t in stack.weights} != {torch.float32} or not stack.weights[0].is_cpu:
-            raise TypeError("a stack streams in float32 on the CPU; its weights are not")
 
 
 def _three(tensors: Sequence[Tensor]) -> list[int]:
@@ -108,14 +103,10 @@ def embed_step(tokens: Sequence[Token], timesteps: Tensor, embedding: Embedding)
         ValueError: a value that does not fit its weight.
         IndexError: an index that the table does not have.
     """
-    time, norm, norm_bias, eps, bounded = embedding
-    batch, (times, width) = len(timesteps), time.shape
-    y = time.new_empty(batch, len(tokens), width)
-    fields, shared = _Fields(tokens, batch), Addresses((timesteps, time, norm, norm_bias))
-    _call(
-        "embed_step",
-        *(fields.at, *shared.table, eps, y.data_ptr(), batch, len(tokens), width, times, bounded),
-    )
+    batch, (times, width) = len(timesteps), embedding.time.shape
+    y, fields = embedding.time.new_empty(batch, len(tokens), width), _Fields(tokens, batch, width)
+    shared, sizes = fields.shared(timesteps, embedding), (batch, len(tokens), width, times)
+    _call("embed_step", fields.at, *shared, embedding.eps, y.data_ptr(), *sizes, embedding.bounded)
     return y
 
 
@@ -126,9 +117,9 @@ def stack_step(x: Tensor, stack: Stack, read: int) -> Tensor:
     Those before are left as they are.
     """
     batch, length, width = x.shape
-    x, places = x.contiguous(), _Places(stack, batch)
-    if places.width != width:
-        raise ValueError(f"expected tokens of width {places.width}, got {width}")
+    if not (batch and 0 < read <= length):
+        raise ValueError(f"expected lanes, tokens and some of them to read, got {x.shape}, {read}")
+    x, places = x.contiguous(), _Places(stack)
     y = x.new_empty(batch, read, width)
     _call(
         "stack_step",
@@ -151,40 +142,56 @@ def policy_step(
 
     Returns predictions [B, A], through tanh if `squashed`, and fills in the states after.
     """
-    time, norm, norm_bias, eps, _ = embedding
-    batch, (times, width), outputs = len(timesteps), time.shape, len(head[1])
-    places, fields = _Places(stack, batch), _Fields(tokens, batch)
-    shared, ends = Addresses((timesteps, time, norm, norm_bias)), Addresses(head)
-    y = time.new_empty(batch, outputs)
-    policy = array("q", (fields.at, *shared.table, places.at, places.norm, *ends.table))
+    batch, (times, width), outputs = len(timesteps), embedding.time.shape, len(head[1])
+    places, fields = _Places(stack), _Fields(tokens, batch, width)
+    ends, y = Addresses(head), embedding.time.new_empty(batch, outputs)
+    policy = array("q", (fields.at, *fields.shared(timesteps, embedding), places.at, places.norm))
+    policy.extend(ends.table)
     policy.extend((y.data_ptr(), batch, len(tokens), times, width, len(stack.layers)))
     policy.extend((places.hidden, outputs, squashed, threads()))
-    _call("policy_step", policy.buffer_info()[0], eps, stack.eps)
+    _call("policy_step", policy.buffer_info()[0], embedding.eps, stack.eps)
     return y
 
 
 class _Fields(Addresses):
     """Tokens as stream.h has them. C reads raw memory, so what does not fit must stop here."""
 
-    def __init__(self, tokens: Sequence[Token], batch: int) -> None:
+    def __init__(self, tokens: Sequence[Token], batch: int, width: int) -> None:
         self.table, self.tensors = array("q"), []
-        for token in tokens:
-            value, weight = token.value.contiguous(), token.weight.contiguous()
-            bias, mean, std = (
-                None if t is None else t.contiguous() for t in (token.bias, token.mean, token.std)
+        for value, weight, bias, before, mean, std in tokens:
+            of_table = bias is None
+            rows, inputs = (len(weight), 0) if of_table else (0, weight.shape[1])
+            kind = torch.int64 if of_table else torch.float32
+            places = [
+                self.place(value, (batch,) if of_table else (batch, inputs), kind),
+                self.place(weight, (rows, width) if of_table else (width, inputs)),
+                0 if bias is None else self.place(bias, (width,)),
+                *(inputs, rows, before),
+                *(0 if t is None else self.place(t, (inputs,)) for t in (mean, std)),
+            ]
+            self.table.extend(places)
+
+    def shared(self, timesteps: Tensor, embedding: Embedding) -> list[int]:
+        """Where the timesteps are, and what the tokens have in common."""
+        time, norm, norm_bias, *_ = embedding
+        batch, width = len(timesteps), time.shape[1]
+        return [
+            self.place(timesteps, (batch,), torch.int64),
+            self.place(time, (len(time), width)),
+            self.place(norm, (width,)),
+            self.place(norm_bias, (width,)),
+        ]
+
+    def place(
+        self, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32
+    ) -> int:
+        if tensor.shape != shape or tensor.dtype is not dtype or not tensor.is_cpu:
+            raise ValueError(
+                f"expected {dtype} {list(shape)} on the CPU, got {tensor.dtype} "
+                f"{list(tensor.shape)} on {tensor.device}"
             )
-            self.tensors += [t for t in (value, weight, bias, mean, std) if t is not None]
-            is_index = token.bias is None
-            rows, inputs = (weight.shape[0], 0) if is_index else (0, weight.shape[1])
-            shape, dtype = ((batch,), torch.int64) if is_index else ((batch, inputs), weight.dtype)
-            if value.shape != shape or value.dtype is not dtype:
-                raise ValueError(f"expected {dtype} {shape}, got {value.dtype} {value.shape}")
-            self.table.extend((value.data_ptr(), weight.data_ptr(), _at(bias), inputs, rows))
-            self.table.extend((token.before, _at(mean), _at(std)))
-
-
-def _at(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
+        self.tensors.append(tensor.contiguous())
+        return self.tensors[-1].data_ptr()
 
 
 def _call(name: str, *arguments: float) -> None:

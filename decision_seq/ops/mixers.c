@@ -80,7 +80,8 @@ static int mix_conv(const Mix *m) {
         const float *x = m->x + (long)b * m->length * D, *last = before(m, 0, tail) + b * tail;
         float *new_last = after(m, 0, tail) + b * tail, *y = m->y + (long)b * m->read * D;
         for (int l = m->length - m->read; l < m->length; l++, y += D) {
-            const long kind = (passed[b] + l) % kinds;
+            long kind = (passed[b] + l) % kinds;
+            kind += kind < 0 ? kinds : 0;
             const float *w = m->weights[0] + kind * taps * D, *bias = m->weights[1] + kind * D;
             memcpy(y, bias, D * sizeof(float));
             for (int k = 0; k < taps; k++) {

@@ -23,7 +23,8 @@ INLINE Statistics statistics(const float *x, int width, float eps) {
     }
     float rest = 0;
     for (; e < width; e++) rest += (x[e] - mean) * (x[e] - mean);
-    return (Statistics){mean, 1.f / sqrtf((sum_lanes(square) + rest) / width + eps)};
+    const float variance = (sum_lanes(square) + rest) / width;
+    return (Statistics){mean, 1.f / sqrtf(variance + eps) + 0.f * variance}; /* NaN if it overflowed */
 }
 
 /* y = weight (x - mean) / sqrt(variance + eps) + bias, of the `width` numbers from `at` on; y is half or

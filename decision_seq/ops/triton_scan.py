@@ -7,6 +7,7 @@ TRITON_INTERPRET=1 the same kernels run on the CPU, step by step in Python: for 
 import functools
 import importlib.util
 import os
+from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 
 import torch
@@ -54,9 +55,9 @@ def view(tensor: Tensor | None, like: Tensor) -> tuple[Tensor, int, int]:
     return tensor, tensor.stride(0), tensor.stride(1)
 
 
-def on_device(tensor: Tensor) -> torch.cuda.device_of:
+def on_device(tensor: Tensor) -> AbstractContextManager:
     """Triton launches on the current GPU, whichever its arguments are on."""
-    return torch.cuda.device_of(tensor)
+    return nullcontext() if torch.compiler.is_compiling() else torch.cuda.device_of(tensor)
 
 
 def power_of_two(number: int) -> int:
