@@ -36,7 +36,7 @@ failed=0
 timeout 120 "$python" -m pytest -q -p no:cacheprovider tests/test_gpu.py 2>&1 | tee "$out/tests.txt" ||
     failed=1
 
-# The budget ends a minute early: the benchmark that is under way then is to finish.
+# The budget ends before the limit: the benchmark that is under way then is to finish.
 timeout 345 "$python" -m benchmarks --gpu --minutes 5 --out "$out" 2>&1 | tee "$out/log.txt" ||
     failed=1
 exit $failed

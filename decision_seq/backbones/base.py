@@ -171,7 +171,7 @@ class Backbone(nn.Module):
             config.make_block(layout, layer) for layer in range(config.layers)
         )
         self.norm = LayerNorm(config.width)
-        self.in_one_call = InOneCall(self._blocks(), self.norm)
+        self.in_one_call = InOneCall(self.blocks, self.norm)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, read: slice = EVERY) -> Tensor:
         """[B, L, D] -> [B, l, D], causal: output l depends on inputs <= l only.

@@ -6,7 +6,6 @@ read is checked by every call, and whatever it does not do is left to PyTorch.
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import attrgetter
@@ -14,8 +13,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_module_registration_hook
+from torch.utils.hooks import RemovableHandle
 
 from decision_seq.ops import Addresses, Layer, Stack, stack_step, streams
+from decision_seq.ops.layers import Dropout
 
 if TYPE_CHECKING:
     from decision_seq.backbones.base import Block, State
@@ -57,7 +59,7 @@ class Weights:
         self.shapes = list(map(SHAPE, self.now()))
         # Where they were when they were last looked at one by one; what lies there is kept, so that
         # nothing else can.
-        self.places, self.kept = array("q"), list[Tensor]()
+        self.places, self.kept = b"", list[Tensor]()
 
     def now(self) -> list[Tensor]:
         """As they are."""
@@ -68,36 +70,57 @@ class Weights:
         built with."""
         weights = self.now()
         found = Addresses(weights)
-        if found.table != self.places:
+        if (places := found.table.tobytes()) != self.places:
             fit = list(map(SHAPE, weights)) == self.shapes
             if not fit or not all(w.dtype is torch.float32 and w.is_cpu for w in weights):
                 return None
-            self.places, self.kept = found.table, [tensor.detach() for tensor in found.tensors]
+            self.places, self.kept = places, [tensor.detach() for tensor in found.tensors]
         return found
+
+
+_registered = 0  # modules so far, anywhere
+
+
+def _count(*_: object) -> None:
+    global _registered
+    _registered += 1
+
+
+register_module_module_registration_hook(_count)
 
 
 class Watch:
     """Whether modules still do what they were built to do, and nothing around them: none was put in
-    or taken out, none is in training, none has hooks."""
+    or taken out, none has hooks, none drops anything.
+
+    Looking at all of them would take a tenth of a step, since their memory is far away by then. So
+    they are looked at again once any module or hook has been registered anywhere.
+    """
 
     def __init__(self, *roots: nn.Module) -> None:
-        modules = [module for root in roots for module in root.modules()]
-        self.built = [(module, dict(module._modules)) for module in modules]
+        self.modules = [module for root in roots for module in root.modules()]
+        self.children = [dict(module._modules) for module in self.modules]
+        self.dropping = [  # and blocks and mixers that have dropout
+            m for m in self.modules if isinstance(m, Dropout) or hasattr(m, "dropout")
+        ]
+        self.seen = (-1, -1)
 
     def intact(self) -> bool:
-        for module, children in self.built:
-            if module.training or module._forward_hooks or module._forward_pre_hooks:
+        now = _registered, RemovableHandle.next_id
+        if now != self.seen:
+            if [module._modules for module in self.modules] != self.children:
                 return False
-            if module._modules != children:
+            if any(module._forward_hooks or module._forward_pre_hooks for module in self.modules):
                 return False
-        return True
+            self.seen = now
+        return not any(module.training for module in self.dropping)
 
 
 class InOneCall:
     """Some blocks, and the norm after them if there is one."""
 
     def __init__(self, blocks: Sequence[Block], norm: nn.LayerNorm | None) -> None:
-        self.mixers = [block.mixer for block in blocks]
+        self.blocks, self.mixers = blocks, [block.mixer for block in blocks]
         self.kernels = [kernel for block in blocks if (kernel := known(block)) is not None]
         self.possible = len(self.kernels) == len(blocks)
         self.normed = norm is not None
@@ -149,7 +172,8 @@ class InOneCall:
         self, state: State, lanes: int, tokens: int, remember: bool = True
     ) -> tuple[Stack, State] | None:
         """What a kernel takes, and the state that it fills in; None if something does not fit."""
-        weights = self.weights.addresses() if self.watch.intact() else None
+        same = len(self.blocks) == len(self.mixers) and self.watch.intact()
+        weights = self.weights.addresses() if same else None
         eps = self.norms[0].eps
         if weights is None or any(norm.eps != eps for norm in self.norms):
             return None

@@ -140,10 +140,11 @@ def policy_step(
     """`embed_step` (not bounded), `stack_step` and the head, weight [A, D] and bias, at the last
     token.
 
-    Returns predictions [B, A], through tanh if `squashed`, and fills in the states after.
+    Returns predictions [B, A], through tanh if `squashed`, and fills in the states after. That
+    weights and statistics fit is for the caller to know (agents/at_once.py).
     """
     batch, (times, width), outputs = len(timesteps), embedding.time.shape, len(head[1])
-    places, fields = _Places(stack), _Fields(tokens, batch, width)
+    places, fields = _Places(stack), _Fields(tokens, batch, width, known=True)
     ends, y = Addresses(head), embedding.time.new_empty(batch, outputs)
     policy = array("q", (fields.at, *fields.shared(timesteps, embedding), places.at, places.norm))
     policy.extend(ends.table)
@@ -154,16 +155,20 @@ def policy_step(
 
 
 class _Fields(Addresses):
-    """Tokens as stream.h has them. C reads raw memory, so what does not fit must stop here."""
+    """Tokens as stream.h has them. C reads raw memory, so what does not fit must stop here, all but
+    weights and statistics that are `known` to."""
 
-    def __init__(self, tokens: Sequence[Token], batch: int, width: int) -> None:
+    def __init__(
+        self, tokens: Sequence[Token], batch: int, width: int, known: bool = False
+    ) -> None:
         self.table, self.tensors = array("q"), []
+        self.place = self.at_hand if known else self.checked
         for value, weight, bias, before, mean, std in tokens:
             of_table = bias is None
             rows, inputs = (len(weight), 0) if of_table else (0, weight.shape[1])
             kind = torch.int64 if of_table else torch.float32
             places = [
-                self.place(value, (batch,) if of_table else (batch, inputs), kind),
+                self.checked(value, (batch,) if of_table else (batch, inputs), kind),
                 self.place(weight, (rows, width) if of_table else (width, inputs)),
                 0 if bias is None else self.place(bias, (width,)),
                 *(inputs, rows, before),
@@ -182,16 +187,21 @@ class _Fields(Addresses):
             self.place(norm_bias, (width,)),
         ]
 
-    def place(
+    def at_hand(self, tensor: Tensor, *_: object) -> int:
+        """Where it is."""
+        self.tensors.append(tensor.contiguous())
+        return self.tensors[-1].data_ptr()
+
+    def checked(
         self, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32
     ) -> int:
+        """The same, if it is what it is to be."""
         if tensor.shape != shape or tensor.dtype is not dtype or not tensor.is_cpu:
             raise ValueError(
                 f"expected {dtype} {list(shape)} on the CPU, got {tensor.dtype} "
                 f"{list(tensor.shape)} on {tensor.device}"
             )
-        self.tensors.append(tensor.contiguous())
-        return self.tensors[-1].data_ptr()
+        return self.at_hand(tensor)
 
 
 def _call(name: str, *arguments: float) -> None:
