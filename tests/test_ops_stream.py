@@ -186,6 +186,9 @@ def test_a_state_of_another_form_is_left_to_pytorch(kind: str) -> None:
             if tensor.ndim > 1:
                 bad = state | {name: tensor[:, 1:]}
                 assert block.in_one_call.step(x, [bad], slice(None)) is None or name == "valid"
+        for name, tensor in state.items():
+            with pytest.raises((RuntimeError, ValueError)):  # nor does anything else read that
+                block.step(x, state | {name: tensor.to("meta")})
         strided = {n: t.movedim(0, -1).contiguous().movedim(-1, 0) for n, t in state.items()}
         expected, actual = (block.step(x, s) for s in (state, strided))
     assert torch.equal(actual[0], expected[0])

@@ -100,6 +100,7 @@ class Attention(Mixer):
     def kernel_call(self, state: LayerState, lanes: int, tokens: int, remember: bool) -> KernelCall:
         """Heads, window, and tokens in the cache before and after."""
         width, cached = self.out.weight.shape[0], state["valid"].shape[1]
+        assert width % self.heads == 0
         kept = min(cached + tokens, self.window) if remember else 0
         before, after = (
             ((lanes, tokens, width), (lanes, tokens, width), (lanes, tokens))

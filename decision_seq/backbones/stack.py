@@ -152,7 +152,7 @@ class InOneCall:
         return self._step(x, state, read) if self._may(x, read) else None
 
     def _may(self, x: Tensor, read: slice) -> bool:
-        if not self.possible or x.ndim != 3:
+        if not self.possible or x.ndim != 3 or x.is_neg():
             return False
         lanes, length, width = x.shape
         if width > WIDE and length > FEW_TOKENS and lanes < FEW_LANES:

@@ -7,6 +7,7 @@ the dtype of their input. Which implementation runs is decided in dispatch.py.
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from decision_seq.ops.cpu_stream import (
     Addresses,
@@ -101,6 +102,7 @@ def selective_scan_step(
     _check_scan(u, dt, A, B, C, D, z)
     if state.shape != (u.shape[0], *A.shape):
         raise ValueError(f"state must be [B, E, N] = {[u.shape[0], *A.shape]}, got {_s(state)}")
+    _check_device(state, u)
     path, _, dtype = _prepare(u)
     y, state = path.scan_step(*_cast(dtype, u, dt, A, B, C, D, z, state))
     return _like(u, y), state
@@ -144,6 +146,7 @@ def causal_conv_silu_step(
     expected = (x.shape[0], weight.shape[-1] - 1, x.shape[2])
     if history.shape != expected:
         raise ValueError(f"history must be [B, k-1, E] = {list(expected)}, got {_s(history)}")
+    _check_device(history, x)
     path, _, dtype = _prepare(x)
     y, history = path.conv_step(*_cast(dtype, x, weight, bias, history))
     return _like(x, y), history
@@ -251,6 +254,7 @@ def watched() -> bool:
         torch._C._len_torch_dispatch_stack() > 0
         or torch._C._functorch.peek_interpreter_stack() is not None
         or torch._C._is_tracing()
+        or forward_ad._current_level >= 0
     )
 
 
@@ -303,6 +307,11 @@ def _check_conv(x: Tensor, weight: Tensor, bias: Tensor) -> None:
             "expected x [B, L, E], weight [E, 1, k], bias [E]; got "
             f"x {_s(x)}, weight {_s(weight)}, bias {_s(bias)}"
         )
+
+
+def _check_device(state: Tensor, x: Tensor) -> None:
+    if state.device != x.device:
+        raise ValueError(f"the state is on {state.device}, but the tokens are on {x.device}")
 
 
 def _s(tensor: Tensor | None) -> str:
