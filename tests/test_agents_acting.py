@@ -302,3 +302,15 @@ def test_a_stream_of_other_lanes_or_widths_is_refused() -> None:
         x = torch.randn(2, 1, 16)
         y, _ = backbone.step(x, half)
         torch.testing.assert_close(y, backbone.step(x, backbone.init_state(2))[0])
+
+
+@pytest.mark.parametrize("part", ["action_head", "embedding", "backbone"])
+def test_a_part_that_is_put_in_later_acts(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = make("mamba")
+    before = roll(agent, "stream", K)
+    torch.manual_seed(9)
+    setattr(agent, part, getattr(agent.config.agent(agent.config, agent.spec).eval(), part))
+    after = roll(agent, "stream", K)
+    monkeypatch.setenv("DECISION_SEQ_SCAN", "torch")
+    torch.testing.assert_close(after, roll(agent, "stream", K), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(after, before)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 SHARED = ("embedding.timestep.weight", "embedding.norm.weight", "embedding.norm.bias")
 HEAD = ("action_head.weight", "action_head.bias")
+PARTS = ("embedding", "backbone", "action_head")
 
 
 class AtOnce:
@@ -44,6 +45,8 @@ class AtOnce:
         ]
         self.weights = Weights(agent, [*SHARED, *HEAD, *tokens])
         self.watch = Watch(embedding, agent.action_head)
+        self.parts = [(name, agent._modules[name]) for name in PARTS]
+        self.modules = agent._modules
         self.norm = embedding.norm
         self.squashed, self.buffers = not agent.spec.discrete, agent._buffers
 
@@ -53,6 +56,8 @@ class AtOnce:
         begin, lanes = not any(now.times), len(now.times)
         kinds = self.begun if begin else self.continued
         if not self.possible or not (begin or 0 not in now.times):
+            return None
+        if any(self.modules[name] is not part for name, part in self.parts):
             return None
         if not isinstance(now.memory, StreamMemory) or not self.watch.intact():
             return None
