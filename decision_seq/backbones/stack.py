@@ -152,12 +152,12 @@ class InOneCall:
         return self._step(x, state, read) if self._may(x, read) else None
 
     def _may(self, x: Tensor, read: slice) -> bool:
-        if not self.possible or x.ndim != 3 or x.is_neg():
+        if not self.possible or x.ndim != 3:
             return False
         lanes, length, width = x.shape
         if width > WIDE and length > FEW_TOKENS and lanes < FEW_LANES:
             return False
-        return streams(x, lanes, length) and is_suffix(read, length)
+        return streams(x, lanes, length) and is_suffix(read, length) and not x.is_neg()
 
     def _step(
         self, x: Tensor, state: State, read: slice, remember: bool = True
