@@ -61,15 +61,13 @@ class AtOnce:
             return None
         if not isinstance(now.memory, StreamMemory) or not self.watch.intact():
             return None
+        if not streams(self.norm.weight, lanes, len(kinds)) or not self._fits(now):
+            return None
         weights = self.weights.addresses()
-        if weights is None or not self._fits(now):
+        call = self.blocks.stack(now.memory.state, lanes, len(kinds))
+        if weights is None or call is None:
             return None
         time, norm, norm_bias, *head = weights.tensors[:5]
-        if not streams(time, lanes, len(kinds)):
-            return None
-        call = self.blocks.stack(now.memory.state, lanes, len(kinds))
-        if call is None:
-            return None
         predicted = policy_step(
             [self._token(kind, now) for kind in kinds],
             now.timestep,
