@@ -111,7 +111,7 @@ class Recorder:
 
     def _serves(self, agent: SequenceAgent, times: list[int]) -> bool:
         """Whether the step of lanes at `times` can be a recorded one."""
-        if agent.training or not self.possible or agent.device.type != self.device:
+        if not self.possible or agent.device.type != self.device:
             return False
         if min(times, default=0) < agent.config.context_length or torch.compiler.is_compiling():
             return False
