@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from ops_inputs import needs_c
 from small_agents import AGENTS, PAIRS, A, K, S, every_backbone, every_pair, make, roll
 from torch import Tensor
 
@@ -12,7 +13,6 @@ from decision_seq.agents.base import Context, gumbel_noise
 from decision_seq.agents.behaviour_cloning import BehaviourCloningConfig
 from decision_seq.agents.context import CONTEXTS
 from decision_seq.data.transforms import ReturnSpec
-from decision_seq.ops.dispatch import PATHS
 
 every_layout = pytest.mark.parametrize(
     ("kind", "config", "tokens"),
@@ -22,7 +22,6 @@ every_layout = pytest.mark.parametrize(
         for tokens in pair.values[1].layouts  # type: ignore[union-attr]
     ],
 )
-needs_c = pytest.mark.skipif(bool(PATHS["c"].unusable()), reason="the C kernels' own checks")
 
 
 @every_layout

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from ops_inputs import needs_c
 from torch import Tensor
 
 from decision_seq import ops
@@ -161,9 +162,6 @@ def test_strided_views(path: str) -> None:
         ops.attention(q, skewed, 2, 20, range(20)),
         ops.attention(q, skewed.contiguous(), 2, 20, range(20)),
     )
-
-
-needs_c = pytest.mark.skipif("c" not in PATHS_HERE, reason="no C kernel")
 
 
 def assert_rounded_once(actual: list[Tensor], exact: list[Tensor]) -> None:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from decision_seq.backbones.stack import Watch
+from decision_seq.backbones.stack import Watch, Weights
 from decision_seq.ops import Embedding, Token, embed_step, streams
 
 
@@ -55,6 +55,7 @@ class TokenEmbedding(nn.Module):
             if discrete and "action" in self.embed:
                 nn.init.normal_(self.embed["action"].weight, std=0.02)  # type: ignore[arg-type]
         self.watch = Watch(self)
+        self.weights = Weights(self, [name for name, _ in self.named_parameters()])
 
     def forward(
         self, values: dict[str, Tensor], timesteps: Tensor, kinds: Sequence[str] | None = None
@@ -98,8 +99,7 @@ class TokenEmbedding(nn.Module):
     def _streams(self, timestep: Tensor, kinds: Sequence[str]) -> bool:
         """Whether the kernel can embed these."""
         possible = streams(self.timestep.weight, len(timestep), len(kinds))
-        weights = self.parameters()
-        return possible and self.watch.intact() and all(w.dtype is torch.float32 for w in weights)
+        return possible and self.watch.intact() and self.weights.addresses() is not None
 
     def _streamed(self, kind: str, value: Tensor) -> Token:
         """[B, ...], a token of one step for the kernel."""

@@ -90,6 +90,8 @@ long attention_scratch(const Layer *layer, int rows, int width) {
     return 4l * rows * width + layer->sizes[2] + rows + V;
 }
 
+int attention_widest(const Layer *layer, int width) { return 3 * width; }
+
 /* sizes: heads, window, tokens in the cache before and after. */
 int mix_attention(const Mix *m) {
     const int D = m->width, heads = m->layer->sizes[0], window = m->layer->sizes[1], dim = D / heads;

@@ -21,7 +21,7 @@ int scan_step(const float *u, long u_row, const float *dt, long dt_row, const fl
 
 enum { IN, CONV, CONV_BIAS, SELECT, DT, DT_BIAS, A_LOG, SKIP, OUT };
 
-long mamba_scratch(const Layer *layer, int rows, int width) {
+static long mamba_scratch(const Layer *layer, int rows, int width) {
     const int64_t *size = layer->sizes;
     const long E = size[0], N = size[1], rank = size[3];
     return E * N + rows * (5 * E + rank + 2 * N);
@@ -38,7 +38,7 @@ static void decay_rates(const float *A_log, float *A, long size) {
         store_some(A + i, -exp2_vec(LOG2E * load_some(A_log + i, size - i)), size - i);
 }
 
-int mix_mamba(const Mix *m) {
+static int mix_mamba(const Mix *m) {
     const int64_t *size = m->layer->sizes;
     const int D = m->width, E = size[0], N = size[1], taps = size[2], rank = size[3];
     const int chosen = rank + 2 * N, rows = m->lanes * m->length;
@@ -109,8 +109,6 @@ static int mix_pointwise(const Mix *m) {
                 m->width, m->width, m->some);
     return 0;
 }
-
-static int attention_widest(const Layer *layer, int width) { return 3 * width; }
 
 const Mixer MIXERS[] = { /* in the order of MIXERS in cpu_stream.py */
     {mix_attention, attention_scratch, attention_widest},

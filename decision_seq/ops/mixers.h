@@ -36,9 +36,8 @@ INLINE float *after(const Mix *m, int which, long size) {
     return (float *)m->layer->new_state[which] + m->first * size;
 }
 
-int mix_attention(const Mix *m);
+int mix_attention(const Mix *m); /* in attend.c */
 long attention_scratch(const Layer *layer, int rows, int width);
-int mix_mamba(const Mix *m);
-long mamba_scratch(const Layer *layer, int rows, int width);
+int attention_widest(const Layer *layer, int width);
 
 #endif
