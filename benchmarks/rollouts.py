@@ -45,7 +45,7 @@ class Rollout:
         self.active = np.ones(self.count, bool)
 
     def step(self) -> None:
-        """As eval/rollout.py does it."""
+        """As eval/rollout/episodes.py does it."""
         self.action, self.state = self.agent.act(
             torch.from_numpy(self.observations),
             self.action,

@@ -96,7 +96,7 @@ def one_round(config: Any, run: Path) -> None:
     """Train further with rollouts on the way (stream), then evaluate the checkpoint (window)."""
     import torch
 
-    from decision_seq.eval.evaluate import evaluate_agent, evaluate_run
+    from decision_seq.eval.rollout.protocol import evaluate_agent, evaluate_run
     from decision_seq.train.checkpoint import agent_path, read_index
     from decision_seq.train.loop import train
 
@@ -115,9 +115,9 @@ def one_round(config: Any, run: Path) -> None:
 
 def collect_once() -> None:
     """The dataset, unless an earlier soak in the same folder has made it."""
-    from decision_seq.data.collect import collect
+    from decision_seq.behaviours.tiers import behaviour_for
     from decision_seq.data.sources import minari_dataset
-    from decision_seq.envs.tiers import behaviour_for
+    from decision_seq.data.tools.collect import collect
 
     if not minari_dataset.folder(DATASET).exists():
         behaviour, provenance = behaviour_for("hopper", "medium", None)

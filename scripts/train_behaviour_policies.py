@@ -28,7 +28,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
-from decision_seq.envs.behaviour import POLICY_DIRECTORY, MLPPolicy, embedded_tiers
+from decision_seq.behaviours.actors import POLICY_DIRECTORY, MLPPolicy, embedded_tiers
 from decision_seq.envs.reference_scores import normalized_score
 from decision_seq.files import write_text
 

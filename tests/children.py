@@ -21,8 +21,8 @@ import pytest
 import torch
 
 from decision_seq.data import store
-from decision_seq.data.library import import_dataset
 from decision_seq.data.store import open_store
+from decision_seq.data.tools.library import import_dataset
 from decision_seq.errors import UserError
 from decision_seq.run_config import RunConfig
 from decision_seq.train.loop import train
@@ -30,8 +30,8 @@ from decision_seq.train.loop import train
 CPU = torch.device("cpu")
 PRELOAD = [
     "decision_seq.train.loop",
-    "decision_seq.data.collect",
-    "decision_seq.envs.tiers",
+    "decision_seq.data.tools.collect",
+    "decision_seq.behaviours.tiers",
     "minari.data_collector.episode_buffer",
     "mujoco",
     "pytest",
@@ -91,8 +91,8 @@ def run_train(config: RunConfig, run: Path) -> None:
 
 
 def run_collect(dataset_id: str) -> None:
-    from decision_seq.data.collect import collect
-    from decision_seq.envs.tiers import behaviour_for
+    from decision_seq.behaviours.tiers import behaviour_for
+    from decision_seq.data.tools.collect import collect
 
     behaviour, provenance = behaviour_for("point-run", "mixed", None)
     collect("point-run", behaviour, 100, dataset_id, 0, provenance)

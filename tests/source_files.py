@@ -18,8 +18,8 @@ from minari.data_collector.episode_buffer import EpisodeBuffer
 
 from decision_seq.data import from_episodes, import_dataset
 from decision_seq.data.episodes import Episodes
-from decision_seq.data.export import EXPORTERS
 from decision_seq.data.store import ARRAYS, EpisodeStore, open_store
+from decision_seq.data.tools.export import EXPORTERS
 
 LENGTHS = [7, 1, 12, 3]
 

@@ -14,19 +14,19 @@ from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
 from decision_seq.agents import AgentSpec, SequenceAgent
 from decision_seq.agents.return_conditioned import ReturnConditionedConfig
 from decision_seq.backbones.mamba import MambaConfig
-from decision_seq.data.collect import collect
-from decision_seq.data.replay import replay_from_seeds
+from decision_seq.behaviours.tiers import behaviour_for
 from decision_seq.data.sources import resolve
 from decision_seq.data.store import open_store
+from decision_seq.data.tools.collect import collect
+from decision_seq.data.tools.replay import replay_from_seeds
 from decision_seq.data.transforms import ReturnSpec
 from decision_seq.data.windows import WindowSampler
 from decision_seq.envs import atari
 from decision_seq.envs.atari import GAMES, AtariGame
 from decision_seq.envs.reference_scores import atari_game, normalized_score, references
 from decision_seq.envs.registry import env_id, make, open_lanes, versions
-from decision_seq.envs.tiers import behaviour_for
 from decision_seq.errors import UserError
-from decision_seq.eval.rollout import rollout
+from decision_seq.eval.rollout.episodes import rollout
 
 ale_py = pytest.importorskip("ale_py", reason="needs the extra `atari`")
 

@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from decision_seq.envs.behaviour import (
+from decision_seq.behaviours.actors import (
     POLICY_DIRECTORY,
     MLPPolicy,
     embedded_policy,

@@ -17,7 +17,7 @@ import yaml
 from PIL import Image
 
 from decision_seq.cli import main
-from decision_seq.eval.report import write_report
+from decision_seq.eval.report.page import write_report
 
 pytestmark = pytest.mark.browser
 CONFIG = Path(__file__).parents[1] / "configs" / "point-run-decision-mamba.yaml"

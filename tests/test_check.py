@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from conftest import random_episodes, write_npz
 
-from decision_seq.data.check import (
+from decision_seq.data.episodes import Episodes, from_flat
+from decision_seq.data.store import open_store
+from decision_seq.data.tools.check import (
     Finding,
     check,
     drop_bad,
@@ -19,9 +21,7 @@ from decision_seq.data.check import (
     examine,
     read,
 )
-from decision_seq.data.episodes import Episodes, from_flat
-from decision_seq.data.export import EXPORTERS
-from decision_seq.data.store import open_store
+from decision_seq.data.tools.export import EXPORTERS
 from decision_seq.envs.registry import make, named_by_data
 from decision_seq.errors import UserError
 
@@ -187,8 +187,8 @@ def test_replay_finds_what_the_simulator_would_not_do(
 
 
 def test_replay_tells_walker2d_v4_from_v5() -> None:
-    from decision_seq.data.collect import collect
-    from decision_seq.envs.tiers import behaviour_for
+    from decision_seq.behaviours.tiers import behaviour_for
+    from decision_seq.data.tools.collect import collect
 
     behaviour, provenance = behaviour_for("walker2d", "medium", None)
     collect("walker2d", behaviour, 200, "own/walker-v0", 0, provenance)
@@ -197,8 +197,8 @@ def test_replay_tells_walker2d_v4_from_v5() -> None:
 
 
 def test_seeds_are_replayed_in_any_environment() -> None:
-    from decision_seq.data.collect import collect
-    from decision_seq.envs.tiers import behaviour_for
+    from decision_seq.behaviours.tiers import behaviour_for
+    from decision_seq.data.tools.collect import collect
 
     behaviour, provenance = behaviour_for("point-run", "mixed", None)
     collect("point-run", behaviour, 200, "own/toy-v0", 3, provenance)
@@ -267,7 +267,7 @@ def test_nothing_left_is_not_written(tmp_path: Path) -> None:
 def test_the_command_says_errors_by_its_exit_code(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from decision_seq.cli_data import check as command
+    from decision_seq.cli.data import check as command
 
     episodes = random_episodes([5, 6, 7])
     episodes.observations[7] = np.nan

@@ -15,10 +15,9 @@ import torch
 import yaml
 from conftest import random_episodes, write_npz
 
-from decision_seq import listing
-from decision_seq.cli import main
-from decision_seq.eval.ledger import read_ledger
-from decision_seq.eval.results import read_rows
+from decision_seq.cli import listing, main
+from decision_seq.eval.compare.ledger import read_ledger
+from decision_seq.eval.rows import read_rows
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 TOY = str(CONFIGS / "point-run-decision-mamba.yaml")

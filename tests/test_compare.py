@@ -20,13 +20,13 @@ from rich.console import Console
 
 from decision_seq.cli import main
 from decision_seq.errors import UserError
-from decision_seq.eval.board import Board, progress
-from decision_seq.eval.compare import load_matrix, run_matrix
-from decision_seq.eval.evaluate import evaluate_run
-from decision_seq.eval.ledger import Ledger, finished, read_ledger
-from decision_seq.eval.results import MEASURED, read_rows
-from decision_seq.eval.runners import Share, free_memory, share_out
-from decision_seq.eval.work import CellProcess, Ended, Work
+from decision_seq.eval.compare.jobs import CellProcess, Ended, Work
+from decision_seq.eval.compare.ledger import Ledger, finished, read_ledger
+from decision_seq.eval.compare.live_table import Board, progress
+from decision_seq.eval.compare.matrix import load_matrix, run_matrix
+from decision_seq.eval.compare.runners import Share, free_memory, share_out
+from decision_seq.eval.rollout.protocol import evaluate_run
+from decision_seq.eval.rows import MEASURED, read_rows
 from decision_seq.files import exclusive, read_jsonl
 from decision_seq.run_config import write_run_config
 from decision_seq.train.checkpoint import agent_path, read_index

@@ -11,7 +11,7 @@ from decision_seq.agents.base import AgentSpec
 from decision_seq.agents.presets import preset_of
 from decision_seq.config import dump_yaml, parse_overrides, to_plain
 from decision_seq.errors import UserError
-from decision_seq.eval.compare import load_matrix
+from decision_seq.eval.compare.matrix import load_matrix
 from decision_seq.run_config import RunConfig, load_run_config, run_config, write_run_config
 
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from source_files import write_hdf5, write_minari
 
-from decision_seq.data.distribution import histogram
 from decision_seq.data.episodes import Episodes
-from decision_seq.data.inspect import summarize
 from decision_seq.data.store import EpisodeStore, open_store, returns_to_go
+from decision_seq.data.tools.distribution import histogram
+from decision_seq.data.tools.info import summarize
 from decision_seq.data.transforms import ObservationNorm, delay_rewards, hold_out, top_fraction
 from decision_seq.errors import UserError
 

@@ -12,7 +12,7 @@ import pytest
 
 from decision_seq.cli import main
 from decision_seq.data.store import open_store
-from decision_seq.eval.results import read_rows
+from decision_seq.eval.rows import read_rows
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -12,8 +12,8 @@ import torch
 
 from decision_seq.agents import load_agent
 from decision_seq.errors import UserError
-from decision_seq.eval.evaluate import evaluate_agent, evaluate_best, evaluation_config
-from decision_seq.eval.results import MEASURED, Row, read_rows
+from decision_seq.eval.rollout.protocol import evaluate_agent, evaluate_best, evaluation_config
+from decision_seq.eval.rows import MEASURED, Row, read_rows
 from decision_seq.run_config import RunConfig, run_config
 from decision_seq.train.checkpoint import agent_at, read_index, saved_steps
 from decision_seq.train.loop import train

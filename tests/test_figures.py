@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from decision_seq.eval.figures import limits
+from decision_seq.eval.report.figures import limits
 
 
 @pytest.mark.parametrize(

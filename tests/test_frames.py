@@ -29,8 +29,8 @@ from decision_seq.data.transforms import ReturnSpec, as_conditioned
 from decision_seq.data.windows import WindowSampler
 from decision_seq.envs.registry import make
 from decision_seq.errors import UserError
-from decision_seq.eval.influence import full_windows, measure_influence
-from decision_seq.eval.rollout import rollout
+from decision_seq.eval.inspect.influence import full_windows, measure_influence
+from decision_seq.eval.rollout.episodes import rollout
 from decision_seq.model.encoders import ImageEncoderConfig, NatureConfig
 from decision_seq.run_config import run_config
 from decision_seq.train.loop import train

@@ -35,7 +35,7 @@ from decision_seq.data.store import open_store
 from decision_seq.data.transforms import ReturnSpec
 from decision_seq.data.windows import WindowSampler
 from decision_seq.errors import UserError
-from decision_seq.eval.results import read_rows
+from decision_seq.eval.rows import read_rows
 from decision_seq.run_config import load_run_config, write_run_config
 from decision_seq.train.checkpoint import load_state, read_index
 
@@ -103,7 +103,7 @@ def make_index(path: Path) -> None:
 
 
 def make_rows(path: Path) -> None:
-    row = dict.fromkeys(sorted(__import__("decision_seq.eval.results", fromlist=["x"]).FIELDS), 1)
+    row = dict.fromkeys(sorted(__import__("decision_seq.eval.rows", fromlist=["x"]).FIELDS), 1)
     text = {"env": "e", "checkpoint": "last", "context": "window", "run": "r", "versions": {}}
     path.write_text("".join(json.dumps(row | text | {"env_seed": i}) + "\n" for i in range(3)))
 

@@ -20,8 +20,8 @@ from decision_seq.agents.base import Context
 from decision_seq.data.store import EpisodeStore, open_store
 from decision_seq.data.transforms import ReturnSpec
 from decision_seq.data.windows import Batch, WindowSampler
-from decision_seq.ops import reference
 from decision_seq.ops.dispatch import PATHS, choose
+from decision_seq.ops.pytorch import reference
 from decision_seq.run_config import DataConfig, RunConfig, TrainConfig
 from decision_seq.train.faults import FiniteGuard
 from decision_seq.train.loop import Learner, gradient_step

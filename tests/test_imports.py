@@ -17,14 +17,13 @@ ORDER = [
     {"files", "hardware", "pickles", "progress"},
     {"config"},
     {"envs"},
+    {"behaviours"},
     {"data", "ops", "hopfield"},
     {"backbones"},
     {"model"},
     {"agents"},
     {"run_config"},
     {"train", "eval"},
-    {"quickstart", "listing"},
-    {"cli_data"},
     {"cli"},
     {"__main__"},
 ]
@@ -82,7 +81,7 @@ def test_help_does_not_wait_for_torch() -> None:
 def test_commands_do_not_wait_for_torchs_compiler() -> None:
     """Importing it takes as long as all of torch."""
     code = (
-        "import sys, decision_seq.train.loop, decision_seq.eval.evaluate\n"
+        "import sys, decision_seq.train.loop, decision_seq.eval.rollout.protocol\n"
         "assert 'torch._dynamo' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -26,13 +26,13 @@ from decision_seq.backbones.mamba import MambaConfig
 from decision_seq.backbones.none import NoneConfig
 from decision_seq.data.store import EpisodeStore, open_store
 from decision_seq.errors import UserError
-from decision_seq.eval.influence import (
+from decision_seq.eval.inspect.influence import (
     full_windows,
     jacobian_norms,
     measure_influence,
     view_layers,
 )
-from decision_seq.eval.inspect_run import Subject, inspect_agent, read_inspection, to_json
+from decision_seq.eval.inspect.run import Subject, inspect_agent, read_inspection, to_json
 from decision_seq.run_config import DataConfig, RunConfig
 
 WEIGHTS = (1.0, 0.0, 0.5, 0.25, 0.0, 0.25)  # of the hand-built mixer, by lag

@@ -13,12 +13,13 @@ import pytest
 from conftest import random_episodes, write_npz
 from source_files import LENGTHS, assert_same, by_csv, by_minari, by_npz
 
-from decision_seq.data import check, import_dataset
-from decision_seq.data.check import examine
-from decision_seq.data.export import EXPORTERS
-from decision_seq.data.library import listing, verify
+from decision_seq.data import import_dataset
 from decision_seq.data.sources import absolute, resolve, stored
 from decision_seq.data.store import open_store
+from decision_seq.data.tools import check
+from decision_seq.data.tools.check import examine
+from decision_seq.data.tools.export import EXPORTERS
+from decision_seq.data.tools.library import listing, verify
 from decision_seq.errors import UserError
 
 

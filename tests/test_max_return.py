@@ -18,7 +18,7 @@ from decision_seq.data.store import open_store
 from decision_seq.data.transforms import ReturnSpec
 from decision_seq.data.windows import WindowSampler
 from decision_seq.errors import UserError
-from decision_seq.eval.rollout import rollout
+from decision_seq.eval.rollout.episodes import rollout
 
 every_backbone = pytest.mark.parametrize("kind", [k for k in KINDS if k != "none"])
 

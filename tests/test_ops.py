@@ -13,8 +13,8 @@ from ops_inputs import assert_close, conv_inputs, needs_c, scan_inputs, single, 
 from torch import Tensor
 
 from decision_seq import ops
-from decision_seq.ops import reference
 from decision_seq.ops.dispatch import PATHS
+from decision_seq.ops.pytorch import reference
 
 NAMES = ("u", "dt", "A", "B", "C", "D", "z")
 # Every value of each of B, L, E, N (and k) below occurs; the product of all would take minutes.

@@ -11,8 +11,8 @@ from ops_inputs import needs_c
 from torch import Tensor
 
 from decision_seq import ops
-from decision_seq.ops.cpu_block import bias_activation_cpu
-from decision_seq.ops.cpu_linear import transposed
+from decision_seq.ops.c.cpu_block import bias_activation_cpu
+from decision_seq.ops.c.cpu_linear import transposed
 from decision_seq.ops.dispatch import PATHS
 
 CASES = [
@@ -352,7 +352,7 @@ def test_threads_change_no_bit(threads: int, monkeypatch: pytest.MonkeyPatch) ->
         return [*hidden, *dropped, *weighed]
 
     once = everything()
-    monkeypatch.setattr("decision_seq.ops.cpu_block.threads", lambda: threads)
+    monkeypatch.setattr("decision_seq.ops.c.cpu_block.threads", lambda: threads)
     assert all(torch.equal(a, b) for a, b in zip(once, everything(), strict=True))
 
 

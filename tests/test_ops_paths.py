@@ -15,7 +15,7 @@ from ops_inputs import needs_c, scan_inputs, single
 
 from decision_seq import ops
 from decision_seq.errors import UserError
-from decision_seq.ops import native
+from decision_seq.ops.c import build as native
 from decision_seq.ops.dispatch import PATHS
 
 

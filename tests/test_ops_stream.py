@@ -14,7 +14,7 @@ from decision_seq import ops
 from decision_seq.backbones import BackboneConfig, Layout
 from decision_seq.backbones.base import Block, LayerState, zero_lanes
 from decision_seq.backbones.none import NoneConfig, Pointwise
-from decision_seq.ops import native
+from decision_seq.ops.c import build as native
 
 MIXERS = {
     "mamba": [dict(d_state=16), dict(d_state=5, d_conv=1, expand=1), dict(d_state=20, d_conv=3)],

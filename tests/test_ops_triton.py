@@ -30,7 +30,8 @@ import torch
 sys.path[:0] = json.loads(sys.argv[2])
 from ops_inputs import conv_inputs, scan_inputs, single, with_grads
 from decision_seq import ops
-from decision_seq.ops import reference, triton_scan
+from decision_seq.ops.pytorch import reference
+from decision_seq.ops.gpu import triton_scan
 from decision_seq.ops.dispatch import choose
 
 assert choose(torch.float32, "cpu").name == "triton", choose(torch.float32, "cpu")
@@ -128,7 +129,7 @@ COMPILE = """
 from triton import compile
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from decision_seq.ops import triton_kernels as k
+from decision_seq.ops.gpu import triton_kernels as k
 
 scan, conv = {"BLOCK": 32, "N": 16}, {"TAPS": 4, "STEPS": 32, "BLOCK": 64}
 cases = [
@@ -162,7 +163,8 @@ def test_mamba_ssm_is_called_as_it_documents(monkeypatch: pytest.MonkeyPatch) ->
     """It needs a GPU; here its documented layout, with the reference's scan inside."""
     import ops_inputs
 
-    from decision_seq.ops import mamba_ssm_scan, reference
+    from decision_seq.ops.gpu import mamba_ssm_scan
+    from decision_seq.ops.pytorch import reference
 
     def selective_scan_fn(u, delta, A, B, C, D, z=None):  # type: ignore[no-untyped-def]
         assert u.is_contiguous() and u.shape == delta.shape == (2, 17, 5)  # [B, E, L]

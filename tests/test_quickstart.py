@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from decision_seq.eval.report_runs import load_run
+from decision_seq.eval.report.runs import load_run
 
 
 @pytest.mark.slow

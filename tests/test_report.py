@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 
 from decision_seq.errors import UserError
-from decision_seq.eval import report, stats
-from decision_seq.eval.report_data import Data, to_csv, to_json
-from decision_seq.eval.report_runs import Run
-from decision_seq.eval.report_sections import Table, sections
-from decision_seq.eval.report_tables import commands
-from decision_seq.eval.results import OLDER, Row
+from decision_seq.eval.report import page as report
+from decision_seq.eval.report import statistics as stats
+from decision_seq.eval.report.data import Data, to_csv, to_json
+from decision_seq.eval.report.runs import Run
+from decision_seq.eval.report.sections import Table, sections
+from decision_seq.eval.report.tables import commands
+from decision_seq.eval.rows import OLDER, Row
 from decision_seq.run_config import run_config
 
 STEPS = 30

@@ -16,12 +16,12 @@ from decision_seq.agents.return_prior import FILE, ReturnPrior, ensure_prior, lo
 from decision_seq.data.store import EpisodeStore, open_store
 from decision_seq.envs.toy import PointRun
 from decision_seq.errors import UserError
-from decision_seq.eval.evaluate import evaluate_run
-from decision_seq.eval.ledger import finished
-from decision_seq.eval.report import write_report
-from decision_seq.eval.report_data import Data
-from decision_seq.eval.report_runs import find_runs, load_runs
-from decision_seq.eval.results import Row, asked, read_rows
+from decision_seq.eval.compare.ledger import finished
+from decision_seq.eval.report.data import Data
+from decision_seq.eval.report.page import write_report
+from decision_seq.eval.report.runs import find_runs, load_runs
+from decision_seq.eval.rollout.protocol import evaluate_run
+from decision_seq.eval.rows import Row, asked, read_rows
 from decision_seq.run_config import RunConfig, load_run_config
 from decision_seq.run_config import run_config as resolve
 from decision_seq.train.checkpoint import agent_path, read_index

@@ -16,7 +16,7 @@ from decision_seq.data.transforms import ReturnSpec
 from decision_seq.envs.reference_scores import normalized_score
 from decision_seq.envs.registry import MUJOCO_IDS, Lanes, env_id, make
 from decision_seq.errors import UserError
-from decision_seq.eval.rollout import KEPT, rollout
+from decision_seq.eval.rollout.episodes import KEPT, rollout
 
 
 def agent_for(

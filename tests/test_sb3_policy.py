@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from decision_seq.envs.sb3_policy import load_sb3
+from decision_seq.behaviours.sb3_policy import load_sb3
 from decision_seq.errors import UserError
 
 S, A = 5, 2

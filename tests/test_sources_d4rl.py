@@ -9,8 +9,8 @@ import pytest
 from conftest import random_episodes, write_npz
 from source_files import assert_same, write_hdf5
 
-from decision_seq.data.inspect import summarize
 from decision_seq.data.store import open_store
+from decision_seq.data.tools.info import summarize
 from decision_seq.envs.reference_scores import (
     d4rl_datasets,
     find_d4rl,

@@ -7,7 +7,7 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from decision_seq.eval import stats
+from decision_seq.eval.report import statistics as stats
 
 
 def test_interquartile_mean_by_hand() -> None:

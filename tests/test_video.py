@@ -20,8 +20,7 @@ from decision_seq.agents.return_conditioned import ReturnConditionedConfig
 from decision_seq.backbones.mamba import MambaConfig
 from decision_seq.envs.registry import make
 from decision_seq.errors import UserError
-from decision_seq.eval import video
-from decision_seq.eval.rollout import rollout
+from decision_seq.eval.rollout.episodes import rollout, video
 
 
 class Drawn(gym.Env[np.ndarray, np.ndarray]):

@@ -15,7 +15,7 @@ from decision_seq.config import register
 from decision_seq.errors import UserError
 from decision_seq.ops import attention, linear
 from decision_seq.ops.layers import Linear
-from decision_seq.ops.plain import attention_weights, band, split_heads
+from decision_seq.ops.pytorch.plain import attention_weights, band, split_heads
 
 
 @register("attention", "causal attention over the last K steps; cost L^2; streams by a KV cache")

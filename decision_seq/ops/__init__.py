@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from decision_seq.ops.cpu_stream import (
+from decision_seq.ops.c.cpu_stream import (
     Addresses,
     Embedding,
     Layer,

@@ -14,17 +14,9 @@ import torch
 from torch import Tensor
 
 from decision_seq.errors import UserError
-from decision_seq.ops import (
-    blocked,
-    cpu,
-    cpu_attention,
-    cpu_block,
-    cpu_linear,
-    mamba_ssm_scan,
-    plain,
-    reference,
-    triton_scan,
-)
+from decision_seq.ops.c import cpu, cpu_attention, cpu_block, cpu_linear
+from decision_seq.ops.gpu import mamba_ssm_scan, triton_scan
+from decision_seq.ops.pytorch import blocked, plain, reference
 
 
 @dataclass(frozen=True)

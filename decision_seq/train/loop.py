@@ -17,8 +17,8 @@ import torch
 from decision_seq.agents import SequenceAgent
 from decision_seq.agents.fit import check_fit
 from decision_seq.agents.return_prior import ensure_prior
-from decision_seq.data.inspect import read_summary, write_summary
 from decision_seq.data.store import EpisodeStore, open_store
+from decision_seq.data.tools.info import read_summary, write_summary
 from decision_seq.data.transforms import as_conditioned, hold_out, top_fraction
 from decision_seq.data.windows import Batch, WindowSampler
 from decision_seq.envs.registry import make

@@ -1,0 +1,108 @@
+"""Behaviour policies by environment and tier: what `collect` rolls out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from decision_seq.behaviours.actors import MLPPolicy, embedded_policy, embedded_tiers
+from decision_seq.behaviours.atari_players import NOISE, PLAYERS, scripted
+from decision_seq.behaviours.sb3_library import library_behaviour
+from decision_seq.behaviours.sb3_policy import ForeignLayout, load_sb3
+from decision_seq.envs.atari import game_id
+from decision_seq.envs.memory import often_right
+from decision_seq.envs.registry import MEMORY_IDS, NAMES, env_id, make
+from decision_seq.envs.toy import steady_runner
+from decision_seq.errors import UserError
+
+Act = Callable[[np.ndarray], Any]  # observation -> action [A] or index
+Start = Callable[[np.random.Generator], Act]  # at the start of an episode
+Behaviour = Callable[[np.random.Generator, gym.Env[Any, Any]], Act]  # and given the environment
+
+# (gymnasium id, tier) -> policy of a toy environment, and what it does
+TOYS: dict[tuple[str, str], tuple[Start, str]] = {
+    (NAMES["point-run"], "mixed"): (steady_runner, "one constant speed an episode"),
+    **{(i, "medium"): (often_right, "right three times of four") for i in MEMORY_IDS.values()},
+}
+# the same of games, with the share of random buttons in an episode
+GAMES: dict[tuple[str, str], tuple[Behaviour, str]] = {
+    (game_id(game, sticky), tier): (
+        partial(scripted, noise),
+        f"scripted, {' or '.join(f'{share:.0%}' for share in noise)} of the buttons at random",
+    )
+    for game in PLAYERS
+    for sticky in (False, True)
+    for tier, noise in NOISE.items()
+}
+
+
+def behaviour_for(
+    env: str, tier: str, policy: Path | None, trust: bool = False
+) -> tuple[Behaviour, dict[str, str]]:
+    """The policy to roll out, and what to record about it.
+
+    Args:
+        env: environment name or gymnasium id.
+        tier: which embedded policy, or what to call the data of `policy`.
+        policy: Stable-Baselines3 or sb3-contrib .zip.
+        trust: whether a policy we do not read ourselves may be loaded by these libraries, which
+            run code that such a file holds.
+
+    Raises UserError if there is no such tier, or the policy does not fit the environment.
+    """
+    identifier = env_id(env)
+    if policy is not None:
+        provenance = {"behaviour": f"{policy.name} (Stable-Baselines3)", "tier": tier}
+        try:
+            return _blind(_checked(load_sb3(policy), str(policy), identifier)), provenance
+        except ForeignLayout as reason:
+            if not trust:
+                raise UserError(
+                    f"{reason}; Stable-Baselines3 can roll it out, but runs code that the file may "
+                    "hold: if you trust where it is from, add --trust-policy"
+                ) from None
+            loaded_by_it = library_behaviour(policy, make(identifier), str(reason))
+            return _blind(loaded_by_it), provenance
+    if games := {t: of for (e, t), of in GAMES.items() if e == identifier}:
+        if tier not in games:
+            raise UserError(f"{env} has no player {tier!r}; there is: {', '.join(games)}")
+        player, summary = games[tier]
+        return player, {"behaviour": f"decision-seq {env.lower()}-{tier} ({summary})", "tier": tier}
+    if toy := {t: policy for (e, t), (policy, _) in TOYS.items() if e == identifier}:
+        if tier not in toy:
+            raise UserError(f"{env} has no behaviour policy {tier!r}; there is: {', '.join(toy)}")
+        return _blind(toy[tier]), {"behaviour": toy[tier].__name__.replace("_", " "), "tier": tier}
+    name = identifier.rpartition("-v")[0].lower()
+    loaded = embedded_policy(name, tier)
+    metadata = next(m for e, t, m in embedded_tiers() if (e, t) == (name, tier))
+    provenance = {"behaviour": f"decision-seq {name}-{tier}", "tier": tier}
+    provenance |= {k: metadata[k] for k in ("algorithm", "command") if k in metadata}
+    return _blind(_checked(loaded, f"{env} {tier}", identifier)), provenance
+
+
+def _blind(start: Start) -> Behaviour:
+    """A policy that needs nothing of the environment but its observations."""
+    return lambda rng, _env: start(rng)
+
+
+def _checked(policy: MLPPolicy, source: str, identifier: str) -> Start:
+    """`policy` as a behaviour, once its widths are known to fit the environment's."""
+    environment = make(identifier)
+    shapes = (environment.observation_space.shape, environment.action_space.shape)
+    environment.close()
+    widths = (policy.weights[0].shape[1],), (policy.weights[-1].shape[0],)
+    if shapes != widths:
+        raise UserError(
+            f"{source}: the policy has observation and action shapes {widths}, but {identifier} "
+            f"has {shapes}; choose the environment it was trained in"
+        )
+
+    def start(rng: np.random.Generator) -> Callable[[np.ndarray], np.ndarray]:
+        return lambda observation: policy.act(observation[None], rng)[0]
+
+    return start

@@ -1,0 +1,129 @@
+"""`decision-seq data ...`: commands about datasets; as in main.py, one command is one function."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from tyro.conf import Positional, arg
+
+Sources = Annotated[
+    Positional[tuple[str, ...]],
+    arg(help="files, folders, imported names or Minari ids; several are one dataset"),
+]
+
+
+def info(source: Sources, png: Path | None = None) -> None:
+    """Sum a dataset up: sizes, returns, lengths, action ranges, environment.
+
+    Args:
+        png: also write the distributions of returns and lengths as a figure.
+    """
+    from decision_seq.data.store import open_store
+    from decision_seq.data.tools.distribution import action_lines, histogram, write_figure
+    from decision_seq.data.tools.info import summarize
+
+    store = open_store(source)
+    for key, value in summarize(store).items():
+        print(f"{key:22} {value:.3f}" if isinstance(value, float) else f"{key:22} {value}")
+    for line in action_lines(store):
+        print(line)
+    for title, values in (("return", store.episode_returns), ("length", store.lengths)):
+        print(f"\nepisodes by {title}")
+        for line in histogram(values):
+            print(line)
+    if png is not None:
+        write_figure(png, store)
+        print(f"\nfigure: {png}")
+
+
+def check(source: Sources, env: str | None = None, drop_bad: Path | None = None) -> None:
+    """List what may be wrong with a dataset. Errors among it: exit code 1.
+
+    Args:
+        env: environment it is from, where it does not say so itself.
+        drop_bad: write a copy without the bad episodes to this .npz file; the source is only read.
+    """
+    from decision_seq.data.tools.check import drop_bad as drop
+    from decision_seq.data.tools.check import examine
+
+    label = " + ".join(source)
+    examined = examine(source, env)
+    for finding in examined.findings:
+        print(f"{label}: {finding}")
+    errors = sum(finding.severity == "error" for finding in examined.findings)
+    print(f"{label}: {len(examined.findings)} findings, {errors} of them errors")
+    if drop_bad is not None:
+        dropped = drop(examined, drop_bad)
+        if dropped:
+            lists = f"{drop_bad}.dropped.json lists them"
+            print(f"{drop_bad}: written without {len(dropped)} episodes; {lists}")
+        else:
+            print(f"{drop_bad}: nothing was dropped, every episode is in this copy")
+    if errors:
+        sys.exit(1)
+
+
+def import_(source: Sources, name: Annotated[str, arg(name="as")], env: str | None = None) -> None:
+    """Keep a dataset under a name, in a layout that opens at once.
+
+    The name then works wherever a source does.
+
+    Args:
+        name: what to call it.
+        env: environment it is from (a name, gymnasium id or module:Id-v0), where it does not say.
+    """
+    from decision_seq.data.tools.library import import_dataset
+
+    store = import_dataset(source, name, env)
+    print(f"{name}: {store.episodes} episodes, {store.steps} steps, hash {store.hash}")
+
+
+def list_() -> None:
+    """List the imported datasets."""
+    from decision_seq.data.tools.library import listing
+
+    for line in listing():
+        print(line)
+
+
+def export(source: Sources, to: Literal["npz", "minari"], out: str) -> None:
+    """Write a dataset in a format that others read.
+
+    Args:
+        to: npz (one file) or minari (a dataset in Minari's local storage).
+        out: file, or Minari id such as mine/logs-v0.
+    """
+    from decision_seq.data.store import open_store
+    from decision_seq.data.tools.export import EXPORTERS
+
+    store = open_store(source)
+    EXPORTERS[to](store, out)
+    print(f"{out}: {store.episodes} episodes, {store.steps} steps")
+
+
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "info": info,
+    "check": check,
+    "import": import_,
+    "list": list_,
+    "export": export,
+}
+
+
+def main(arguments: list[str]) -> None:
+    """Run `decision-seq data ARGUMENTS`."""
+    tyro.extras.subcommand_cli_from_dict(
+        COMMANDS,
+        prog="decision-seq data",
+        description="Look at datasets, check, import and export them.",
+        args=arguments or ["--help"],
+    )
+
+
+def data() -> None:
+    """Look at datasets, check, import and export them: info, check, import, list, export."""
+    main([])

@@ -1,0 +1,94 @@
+"""What `decision-seq list` prints: a line for each thing there is to choose from."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Iterator
+
+
+def backbones() -> Iterator[str]:
+    """Parameters at the default width, and each one's cost and way to stream."""
+    from decision_seq.backbones import BackboneConfig, Layout
+
+    for kind, config in sorted(BackboneConfig.registry.items()):
+        model = config().build(Layout(context_length=20, tokens_per_step=3))
+        count = sum(p.numel() for p in model.parameters())
+        yield f"{kind:12} {count / 1e6:5.2f} M parameters  {config.summary}"
+
+
+def encoders() -> Iterator[str]:
+    """Encoders of Atari's frames, with their parameters and features."""
+    from decision_seq.model.encoders import ImageEncoderConfig
+
+    for kind, config in sorted(ImageEncoderConfig.registry.items()):
+        model = config().build((4, 84, 84))
+        count = sum(p.numel() for p in model.parameters())
+        size = f"{count / 1e6:5.2f} M parameters {model.features:5} features"
+        yield f"{kind:12} {size}  {config.summary}"
+
+
+def agents() -> Iterator[str]:
+    """Kinds, then presets."""
+    from decision_seq.agents import PRESETS, AgentConfig
+
+    for kind, config in sorted(AgentConfig.registry.items()):
+        yield f"{kind:22} {config.summary}"
+    for preset, fields in PRESETS.items():
+        yield f"{preset:22} preset: {fields['kind']} with {' '.join(fields['backbone'].values())}"
+
+
+def envs() -> Iterator[str]:
+    """Short names and MuJoCo ids, with the references of normalized scores."""
+    from decision_seq.envs.atari import GAMES
+    from decision_seq.envs.reference_scores import reference_returns
+    from decision_seq.envs.registry import ATARI_IDS, MUJOCO_IDS, NAMES
+
+    names = {identifier: name for name, identifier in NAMES.items()}
+    others = [i for i in NAMES.values() if i not in ATARI_IDS.values()]
+    for identifier in dict.fromkeys([*MUJOCO_IDS, *others]):
+        reference = reference_returns(identifier)
+        scores = f"normalized 0..100 = {reference[0]:g}..{reference[1]:g}" if reference else ""
+        yield f"{names.get(identifier, ''):12} {identifier:26} {scores}"
+    games = ", ".join(name for name in ATARI_IDS if not name.endswith("-sticky"))
+    yield from textwrap.wrap(
+        f"{len(GAMES)} Atari games, each with -sticky added for sticky actions (pong is "
+        "Atari/Pong-nosticky-v0, pong-sticky Atari/Pong-sticky-v0), normalized 0..100 = "
+        f"random..human: {games}",
+        width=100,
+        subsequent_indent=" " * 13,
+        break_on_hyphens=False,
+    )
+    yield "Any other registered gymnasium id with vector observations works as well."
+
+
+def tiers() -> Iterator[str]:
+    """Behaviour policies that `collect` knows without a --policy."""
+    from decision_seq.behaviours.actors import embedded_tiers
+    from decision_seq.behaviours.tiers import GAMES, TOYS
+    from decision_seq.envs.registry import NAMES
+
+    names = {identifier: name for name, identifier in NAMES.items()}
+    for env, tier, metadata in embedded_tiers():
+        score = f"normalized score {float(metadata['normalized_score']):.1f}"
+        yield f"{env:12} {tier:8} {score}  ({metadata['algorithm']})"
+    for (identifier, tier), (_, summary) in {**TOYS, **GAMES}.items():
+        yield f"{names[identifier]:12} {tier:8} {summary}"
+
+
+def kernels() -> Iterator[str]:
+    """Which selective scan will run, and why not the others."""
+    from decision_seq.ops import scan_paths
+
+    for path in scan_paths():
+        mark = "*" if path.chosen else " "
+        yield f"{mark} {path.name:12} {path.reason}"
+
+
+LISTINGS: dict[str, Callable[[], Iterator[str]]] = {
+    "backbones": backbones,
+    "encoders": encoders,
+    "agents": agents,
+    "envs": envs,
+    "tiers": tiers,
+    "kernels": kernels,
+}

@@ -1,0 +1,1 @@
+"""What people do to a dataset: collect, check, replay, import, export, list."""

@@ -1,0 +1,107 @@
+"""Datasets written for others to read: one .npz file, or a Minari dataset."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from decision_seq.data.episodes import Episodes
+from decision_seq.data.sources import minari_dataset
+from decision_seq.data.store import EpisodeStore
+from decision_seq.data.tools.check import write_npz
+from decision_seq.data.tools.collect import check_id, temporary_storage
+from decision_seq.envs import registry
+from decision_seq.errors import UserError
+
+
+def to_npz(store: EpisodeStore, out: str) -> None:
+    """Write one .npz file, as sources/npz.py reads it. Raises UserError if it exists."""
+    path = Path(out)
+    if path.suffix != ".npz":
+        raise UserError(f"{out}: give a name that ends in .npz")
+    if path.exists():
+        raise UserError(f"{out}: exists already; choose another --out")
+    columns = ("observations", "actions", "rewards", "terminated", "truncated", "offsets")
+    recorded = ("info", "unended", "seeds")
+    episodes = Episodes(**{key: getattr(store, key) for key in (*columns, *recorded)})
+    write_npz(path, episodes, np.arange(store.episodes))
+
+
+def to_minari(store: EpisodeStore, out: str) -> None:
+    """Write a dataset into Minari's local storage. Raises UserError if the id is bad or taken.
+
+    Minari keeps one observation more than there are actions; a store does not have what followed
+    an episode's last action, so its last observation stands there twice. An episode that came with
+    no end has none there either.
+    """
+    import minari
+    from minari.data_collector.episode_buffer import EpisodeBuffer
+
+    check_id(out)
+    truncated = np.array(store.truncated)
+    truncated[store.offsets[1:][list(store.unended)] - 1] = False
+    buffers = [
+        EpisodeBuffer(
+            id=number,
+            seed=store.seeds[number] if store.seeds else None,
+            observations=np.concatenate([store.observations[a:b], store.observations[b - 1 : b]]),
+            actions=np.array(store.actions[a:b]),
+            rewards=store.rewards[a:b].tolist(),
+            terminations=store.terminated[a:b].tolist(),
+            truncations=truncated[a:b].tolist(),
+        )
+        for number, (a, b) in enumerate(pairwise(store.offsets))
+    ]
+    target = minari_dataset.folder(out)
+    scores = {k: store.info[k] for k in ("ref_min_score", "ref_max_score") if k in store.info}
+    with temporary_storage(target) as temporary, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # about e-mail and permalink of an author
+        minari.create_dataset_from_buffers(
+            out,
+            buffers,
+            description=f"Exported by decision-seq from {store.name}.",
+            author="decision-seq",
+            jpeg_encoding=False,
+            **_environment(store),
+            **scores,
+        )
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.rename(temporary / out, target)
+
+
+def _environment(store: EpisodeStore) -> dict[str, Any]:
+    """The environment where it exists here and fits, and the spaces, from the data if need be."""
+    from gymnasium import spaces
+
+    found: dict[str, Any] = {}
+    name = registry.named_by_data(store.info.get("env_id"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            if name is None:
+                raise KeyError
+            env = registry.make(name)
+            env.close()
+            if env.observation_space.shape == store.observations.shape[1:] and env.spec:
+                env.spec.to_json()  # Minari writes it so; a class as entry point cannot be written
+                found = {"env": env.spec}
+        except (UserError, KeyError, ValueError):
+            pass
+    dtype = store.observations.dtype.type
+    low, high = (0, 255) if dtype is np.uint8 else (-np.inf, np.inf)
+    found["observation_space"] = spaces.Box(low, high, store.observations.shape[1:], dtype)
+    if store.discrete:
+        found["action_space"] = spaces.Discrete(store.action_dim)
+    else:
+        bound = 1.0 if np.abs(store.actions).max() <= 1 else np.inf
+        found["action_space"] = spaces.Box(-bound, bound, store.actions.shape[1:], np.float32)
+    return found
+
+
+EXPORTERS: dict[str, Callable[[EpisodeStore, str], None]] = {"npz": to_npz, "minari": to_minari}

@@ -1,0 +1,1 @@
+"""Agents x datasets x seeds: the matrix, who does which job, what is done already."""

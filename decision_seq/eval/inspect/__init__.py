@@ -1,0 +1,1 @@
+"""What a trained agent looks back at."""

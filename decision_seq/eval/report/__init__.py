@@ -1,0 +1,1 @@
+"""Rows as statistics, tables, figures and pages. Nothing here imports torch."""

@@ -1,0 +1,310 @@
+"""Scores of a report: the table, comparisons on common seeds, and what they say in plain words."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from decision_seq.eval.report import statistics as stats
+from decision_seq.eval.report.runs import Run
+from decision_seq.eval.rows import Row, asked
+
+BySeed = dict[int, dict[int, float]]  # training seed -> environment seed -> score
+
+
+@dataclass(frozen=True)
+class Score:
+    """A line of the score table."""
+
+    dataset: str
+    env: str
+    target: str  # as `results.asked` names it
+    mean_target: float | None
+    context: str
+    agent: str
+    seeds: list[tuple[int, float]]  # (training seed, mean over its episodes)
+    mean: float
+    spread: float  # standard deviation over seeds
+    interval: stats.Interval | None  # 95 %, over seeds; None where they are too few
+    mean_return: float
+    episodes: int
+    best: bool  # highest mean for its dataset, target and context
+    unit: str  # "normalized" or "return"
+
+
+@dataclass(frozen=True)
+class Task:
+    """What agents are compared on: for each dataset and environment one target and context, chosen
+    by what was asked for and never by what was achieved."""
+
+    dataset: str
+    env: str
+    target: str  # the highest that most agents were asked for; "none" if none takes a target
+    context: str  # that in which most agents were evaluated; the papers', window, if as many
+    unit: str
+    scores: dict[str, BySeed]  # by agent
+
+    @property
+    def name(self) -> str:
+        """Unique among tasks."""
+        return f"{self.dataset}, {self.env}"
+
+    def of(self, agent: str) -> list[float]:
+        """One score a training seed."""
+        return [float(np.mean(list(by.values()))) for by in self.scores[agent].values()]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How much better one agent is than another."""
+
+    task: str  # name of the task, or "all"
+    better: str
+    worse: str
+    difference: stats.Estimate | None  # on common seeds; None where units have no common scale
+    improvement: stats.Estimate  # probability that a seed of the one scores higher
+    seeds: int  # common training seeds, of the task that has fewest
+
+    @property
+    def sure(self) -> bool | None:
+        """Whether the difference's interval lies above zero; None where there is none."""
+        if self.difference is None or self.difference.interval is None:
+            return None
+        return self.difference.interval.low > 0
+
+
+def score_table(runs: Sequence[Run]) -> list[Score]:
+    """One line for each dataset, target, context and agent; every training seed is shown."""
+    groups: dict[tuple[Any, ...], dict[int, list[Row]]] = {}
+    for run in runs:
+        for row in run.rows:
+            key = (run.dataset["name"], row["env"], asked(row), row["context"], run.agent)
+            groups.setdefault(key, {}).setdefault(row["train_seed"], []).append(row)
+    lines = []
+    for (dataset, env, target, context, agent), by_seed in groups.items():
+        rows = [row for group in by_seed.values() for row in group]
+        unit = unit_of(rows)
+        seeds = [
+            (s, float(np.mean([value(r, unit) for r in g]))) for s, g in sorted(by_seed.items())
+        ]
+        means = [mean for _, mean in seeds]
+        targets = [row["target"] for row in rows]
+        lines.append(
+            Score(
+                dataset=dataset,
+                env=env,
+                target=target,
+                mean_target=None if None in targets else float(np.mean(targets)),
+                context=context,
+                agent=agent,
+                seeds=seeds,
+                mean=float(np.mean(means)),
+                spread=float(np.std(means)),
+                interval=stats.estimate({dataset: means}, stats.mean).interval,
+                mean_return=float(np.mean([row["episode_return"] for row in rows])),
+                episodes=len(rows),
+                best=False,
+                unit=unit,
+            )
+        )
+    lines.sort(key=lambda s: (s.dataset, s.env, s.context, -(s.mean_target or 0), s.agent))
+    return [_marked(line, lines) for line in lines]
+
+
+def unit_of(rows: Sequence[Row]) -> str:
+    """ "normalized" where every row has such a score, else "return"."""
+    return "normalized" if all(r["normalized_score"] is not None for r in rows) else "return"
+
+
+def value(row: Row, unit: str) -> float:
+    """The row's score in `unit`."""
+    return row["normalized_score" if unit == "normalized" else "episode_return"]
+
+
+def choose_tasks(runs: Sequence[Run], scores: Sequence[Score]) -> list[Task]:
+    """What agents are compared on, one task for each dataset and environment."""
+    tasks = []
+    for dataset, env in sorted({(s.dataset, s.env) for s in scores}):
+        own = [s for s in scores if (s.dataset, s.env) == (dataset, env)]
+        contexts = Counter(context for context, _ in {(s.context, s.agent) for s in own})
+        context = max(contexts, key=lambda c: (contexts[c], c))
+        own = [s for s in own if s.context == context]
+        named = Counter(s.target for s in own if s.mean_target is not None)
+        heights = {s.target: s.mean_target or 0.0 for s in own}
+        target = max(named, key=lambda t: (named[t], heights[t]), default="none")
+        rows = [
+            (run, row)
+            for run in runs
+            for row in run.rows
+            if (run.dataset["name"], row["env"], row["context"]) == (dataset, env, context)
+            and asked(row) in (target, "none")
+        ]
+        unit = unit_of([row for _, row in rows])
+        by_agent: dict[str, BySeed] = {}
+        for run, row in rows:
+            by_seed = by_agent.setdefault(run.agent, {})
+            by_seed.setdefault(row["train_seed"], {})[row["env_seed"]] = value(row, unit)
+        tasks.append(Task(dataset, env, target, context, unit, by_agent))
+    return tasks
+
+
+def pooled_tasks(tasks: Sequence[Task]) -> list[Task]:
+    """Those whose scores have a common scale, and only agents that have all of them: all tasks if
+    normalized, else a single one; none otherwise."""
+    if len(tasks) > 1:
+        tasks = [task for task in tasks if task.unit == "normalized"]
+    everywhere = [name for name in tasks[0].scores if all(name in t.scores for t in tasks)] \
+        if tasks else []  # fmt: skip
+    return [replace(t, scores={a: t.scores[a] for a in everywhere}) for t in tasks if everywhere]
+
+
+def aggregate(tasks: Sequence[Task]) -> dict[str, dict[str, stats.Estimate]]:
+    """agent -> statistic -> its estimate over all tasks and seeds, of `pooled_tasks`."""
+    if not tasks:
+        return {}
+    statistics = dict(stats.STATISTICS)
+    if tasks[0].unit != "normalized":
+        del statistics["optimality gap"]  # falls short of 100, an expert's normalized score
+    return {
+        agent: {
+            name: stats.estimate({task.name: task.of(agent) for task in tasks}, statistic)
+            for name, statistic in statistics.items()
+        }
+        for agent in sorted(tasks[0].scores)
+    }
+
+
+def compare(tasks: Sequence[Task], better: str, worse: str, name: str) -> Comparison:
+    """Two agents on the tasks that both have; what is paired shares training seed and environment
+    seed."""
+    x: dict[tuple[str, int], float] = {}
+    y: dict[tuple[str, int], float] = {}
+    for task in tasks:
+        first, second = task.scores[better], task.scores[worse]
+        for seed in first.keys() & second.keys():
+            if common := sorted(first[seed].keys() & second[seed].keys()):
+                x[task.name, seed] = float(np.mean([first[seed][i] for i in common]))
+                y[task.name, seed] = float(np.mean([second[seed][i] for i in common]))
+    paired = Counter(task for task, _ in x)
+    one_scale = len(tasks) == 1 or all(task.unit == "normalized" for task in tasks)
+    return Comparison(
+        task=name,
+        better=better,
+        worse=worse,
+        difference=stats.paired_difference(x, y) if x and one_scale else None,
+        improvement=stats.probability_of_improvement(
+            {t.name: t.of(better) for t in tasks}, {t.name: t.of(worse) for t in tasks}
+        ),
+        seeds=min((paired[task.name] for task in tasks), default=0),
+    )
+
+
+def comparisons(tasks: Sequence[Task]) -> list[Comparison]:
+    """The leader of each task against every other agent, and that of all tasks together."""
+    lines = []
+    for task in tasks:
+        leader, *others = _ranked({agent: stats.mean(np.array(task.of(agent)))
+                                   for agent in task.scores})  # fmt: skip
+        lines += [compare([task], leader, other, task.name) for other in others]
+    pooled = pooled_tasks(tasks)
+    if len(pooled) > 1:
+        totals = aggregate(pooled)
+        leader, *others = _ranked({a: totals[a]["interquartile mean"].value for a in totals})
+        lines += [compare(pooled, leader, other, "all") for other in others]
+    return lines
+
+
+def summary(
+    scores: Sequence[Score], runs: Sequence[Run], tasks: Sequence[Task], lines: Sequence[Comparison]
+) -> list[str]:
+    """What the tables say, in plain words, with how much to trust it."""
+    sentences = []
+    for task in tasks:
+        leader = _ranked({a: float(np.mean(task.of(a))) for a in task.scores})[0]
+        target = task.target if any(
+            s.agent == leader and s.target == task.target for s in scores) else "none"  # fmt: skip
+        (line,) = [s for s in scores if (s.dataset, s.env, s.target, s.context, s.agent)
+                   == (task.dataset, task.env, target, task.context, leader)]  # fmt: skip
+        goal = "" if line.mean_target is None else f" when asked for {line.mean_target:.0f}"
+        data = next(r.dataset for r in runs if r.dataset["name"] == task.dataset)
+        place = task.dataset if _alone(task, tasks) else f"{task.dataset} in {task.env}"
+        interval = f", 95 % interval{_bracket(line.interval)}" if line.interval else ""
+        reached = f"return {line.mean:z.1f}{goal}{interval}"
+        if line.unit == "normalized":
+            score = f"{line.mean:z.1f}{interval}"
+            reached = f"return {line.mean_return:z.0f}{goal} (normalized: {score})"
+        sentences.append(
+            f"On {place}, the highest mean is {leader}'s: {reached}; the data's mean return is "
+            f"{data['return_mean']:.0f}. {verdict([c for c in lines if c.task == task.name])}"
+        )
+    if overall := [c for c in lines if c.task == "all"]:
+        sentences.append(
+            f"Over all {len(pooled_tasks(tasks))} tasks with normalized scores, "
+            f"{overall[0].better} has the highest interquartile mean. {verdict(overall)}"
+        )
+    fewest = min(len(s.seeds) for s in scores)
+    if fewest < stats.FEWEST:
+        sentences.append(
+            f"With {fewest} training seed{'s' if fewest > 1 else ''} these numbers can be "
+            f"chance: no interval is given below {stats.FEWEST} seeds, and none should be imagined."
+        )
+    return [sentence.strip() for sentence in sentences]
+
+
+def verdict(lines: Sequence[Comparison]) -> str:
+    """How sure it is that the leader is better than its nearest rival: of all others, the one whose
+    lead over is least sure."""
+    if not lines:
+        return ""
+    unsure = [c for c in lines if not c.sure]
+    if not unsure:
+        rival = min(lines, key=lambda c: c.difference.value if c.difference else 0)
+        assert rival.difference is not None
+        others = "all others" if len(lines) > 1 else rival.worse
+        return (
+            f"It is better than {others} on the same seeds, with 95 % confidence in each "
+            f"comparison: by {rival.difference.value:.1f}{_bracket(rival.difference.interval)} "
+            f"over {rival.worse}. One of its seeds scores higher than one of {rival.worse}'s with "
+            f"probability {rival.improvement.value:.2f}{_bracket(rival.improvement.interval, 2)}."
+        )
+    names = ", ".join(c.worse for c in unsure)
+    if unsure[0].sure is None:
+        few = unsure[0].seeds
+        return f"Whether it is better than {names} cannot be said: too few seeds ({few} in common)."
+    beaten = ", ".join(c.worse for c in lines if c.sure)
+    nearest = min(unsure, key=lambda c: c.difference.value if c.difference else 0)
+    assert nearest.difference is not None
+    return (
+        f"{f'It is better than {beaten} with 95 % confidence in each comparison. ' * bool(beaten)}"
+        f"Its lead over {names} can be chance: {nearest.difference.value:.1f}"
+        f"{_bracket(nearest.difference.interval)} over {nearest.worse} on the same seeds, an "
+        "interval that holds zero."
+    )
+
+
+def _ranked(means: dict[str, Any]) -> list[str]:
+    return sorted(means, key=lambda agent: (-float(means[agent]), agent))
+
+
+def _alone(task: Task, tasks: Sequence[Task]) -> bool:
+    return sum(other.dataset == task.dataset for other in tasks) == 1
+
+
+def _bracket(interval: stats.Interval | None, digits: int = 1) -> str:
+    if interval is None:
+        return ""
+    return f" [{interval.low:z.{digits}f}, {interval.high:z.{digits}f}]"
+
+
+def _marked(line: Score, lines: list[Score]) -> Score:
+    rivals = [
+        s.mean
+        for s in lines
+        if (s.dataset, s.env, s.target, s.context)
+        == (line.dataset, line.env, line.target, line.context)
+    ]
+    return replace(line, best=len(rivals) > 1 and line.mean == max(rivals))

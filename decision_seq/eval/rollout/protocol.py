@@ -1,0 +1,251 @@
+"""Evaluating a run: protocol from its config, rollouts, rows that say how they came about."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from decision_seq import __version__
+from decision_seq.agents import SequenceAgent, load_agent
+from decision_seq.agents.base import Context
+from decision_seq.agents.return_prior import load_prior
+from decision_seq.data.tools.info import read_summary
+from decision_seq.envs.registry import env_id, versions
+from decision_seq.errors import UserError
+from decision_seq.eval.rollout.episodes import rollout
+from decision_seq.eval.rows import CHECKPOINT_RULES, Row, add_rows, asked
+from decision_seq.files import read_jsonl
+from decision_seq.hardware import hardware, peak_memory_mib
+from decision_seq.run_config import RunConfig, load_run_config
+
+
+def evaluate_run(
+    run: Path,
+    agent_file: Path,
+    step: int,
+    checkpoint: str,
+    device: torch.device,
+    targets: Sequence[float] | Literal["auto"] | None,
+    episodes: int | None,
+    context: Context | None,
+    env: str | None,
+    seed: int | None,
+    on_step: Callable[[int, int], None],
+    target_quantile: float | None = None,
+    actions: list[np.ndarray] | None = None,
+) -> list[Row]:
+    """Roll out the agent in `agent_file`; what is None comes from the run's config. To `actions`
+    every step's are added (see `rollout`).
+
+    Returns the rows, which are added to the run folder as well.
+    """
+    config = evaluation_config(run, targets, episodes, context, env, seed, target_quantile)
+    agent = load_agent(agent_file, device)
+    return evaluate_agent(agent, config, run, step, checkpoint, on_step, actions)
+
+
+def evaluation_config(
+    run: Path,
+    targets: Sequence[float] | Literal["auto"] | None,
+    episodes: int | None,
+    context: Context | None,
+    env: str | None,
+    seed: int | None,
+    target_quantile: float | None,
+) -> RunConfig:
+    """The run's config with what is given laid over its protocol."""
+    config = load_run_config(run / "config.yaml")
+    given: dict[str, Any] = {
+        "targets": targets,
+        "target_quantile": target_quantile,
+        "episodes": episodes,
+        "context": context,
+        "seed": seed,
+    }
+    protocol = dataclasses.replace(config.eval, **{k: v for k, v in given.items() if v is not None})
+    return dataclasses.replace(config, eval=protocol, env=env or config.env)
+
+
+def evaluate_best(
+    run: Path,
+    agent_files: Mapping[int, Path],
+    config: RunConfig,
+    device: torch.device,
+    on_step: Callable[[int, int], None] = lambda done, lanes: None,
+    actions: list[np.ndarray] | None = None,
+) -> tuple[list[Row], list[Row]]:
+    """Roll every checkpoint out and report the one with the highest return, next to the last.
+
+    What chooses are rollouts of their own, from the environment seeds after the reported ones:
+    chosen and reported by the same rollouts, a policy's luck would pass for its skill. All rows are
+    kept, those that choose as `selection`, the candidates' own scores as `candidate`.
+
+    Args:
+        run: run folder.
+        agent_files: step -> weights of every candidate; two at least.
+        config: the run's, with its protocol.
+        device: where to act.
+        on_step: see `rollout`.
+        actions: those of the chosen checkpoint are added (see `rollout`).
+
+    Returns:
+        Rows of the last checkpoint, and of the best.
+
+    Raises:
+        UserError: there is nothing to choose from.
+    """
+    if len(agent_files) < 2:
+        raise UserError(
+            f"{run}: holds one checkpoint, so there is none to choose; train with "
+            "train.keep_interval, or evaluate the last"
+        )
+    protocol = config.eval
+    first = protocol.seed + protocol.episodes
+    apart = dataclasses.replace(config, eval=dataclasses.replace(protocol, seed=first))
+
+    def rows(
+        step: int, checkpoint: str, config: RunConfig, actions: list[np.ndarray] | None = None
+    ) -> list[Row]:
+        agent, count = load_agent(agent_files[step], device), len(agent_files)
+        return evaluate_agent(agent, config, run, step, checkpoint, on_step, actions, count)
+
+    means = {}
+    for step in agent_files:
+        means[step] = np.mean([row["episode_return"] for row in rows(step, "selection", apart)])
+        rows(step, "candidate", config)
+    chosen = max(sorted(means), key=lambda step: means[step])
+    return rows(max(agent_files), "last", config), rows(chosen, "best", config, actions)
+
+
+def evaluate_agent(
+    agent: SequenceAgent,
+    config: RunConfig,
+    run: Path,
+    step: int,
+    checkpoint: str,
+    on_step: Callable[[int, int], None] = lambda done, lanes: None,
+    actions: list[np.ndarray] | None = None,
+    candidates: int | None = None,
+) -> list[Row]:
+    """Roll `agent` out by the protocol of `config.eval` and add the rows to the run folder.
+    `candidates` is the number of checkpoints that rollouts choose from."""
+    protocol, device = config.eval, agent.device
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    data = read_summary(run / "dataset.json")
+    episodes = rollout(
+        agent,
+        config.env,
+        protocol.targets,
+        protocol.episodes,
+        protocol.seed,
+        protocol.context,
+        on_step,
+        load_prior(run),
+        protocol.target_quantile,
+        actions,
+    )
+    return add_rows(
+        run,
+        episodes,
+        agent=config.name,
+        backbone=config.agent.backbone.kind,
+        train_seed=config.seed,
+        env=env_id(config.env),
+        dataset={"name": data["name"], "hash": data["hash"]},
+        context=protocol.context,
+        context_length=config.agent.context_length,
+        trained_steps=agent.spec.max_timestep + 1,  # of the longest episode it learnt from
+        checkpoint=checkpoint,
+        checkpoint_rule=_rule(checkpoint, config),
+        candidates=_candidates(run, checkpoint, candidates),
+        step=step,
+        episodes=protocol.episodes,
+        lanes=len(episodes),
+        parameters=sum(p.numel() for p in agent.parameters()),
+        peak_memory_mib=round(peak_memory_mib(device), 1),
+        device=str(device),
+        hardware=hardware(device) | {"threads": torch.get_num_threads()},
+        versions={
+            "decision_seq": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            **versions(),
+        },
+    )
+
+
+def _rule(checkpoint: str, config: RunConfig) -> str:
+    """How the checkpoint was chosen, in words."""
+    first = config.eval.seed + config.eval.episodes
+    return CHECKPOINT_RULES[checkpoint].format(first=first, last=first + config.eval.episodes - 1)
+
+
+def _candidates(run: Path, checkpoint: str, rolled_out: int | None) -> int:
+    """From how many checkpoints this one was chosen."""
+    if checkpoint == "validation":
+        return sum("validation_loss" in row for row in read_jsonl(run / "metrics.jsonl")) or 1
+    return rolled_out or 1 if checkpoint == "best" else 1
+
+
+def summary_table(rows: list[Row]) -> None:
+    """Print mean and standard deviation over episodes, a line a target."""
+    first = rows[0]
+    table = Table(
+        title=f"{first['run']}: {first['env']}, {first['checkpoint']} checkpoint (step "
+        f"{first['step']}), context {first['context']}"
+    )
+    columns = ("target", "episodes", "return", "normalized score", "length", "ms a step", "OOD")
+    for column in columns:
+        table.add_column(column, justify="right")
+    for target, group in groupby(rows, key=asked):
+        part = list(group)
+        scores = [row["normalized_score"] for row in part]
+        distances = [row["ood_mean"] for row in part]
+        if part[0]["target_rule"] == "auto":
+            target += f": {_mean_std([row['target'] for row in part])}"
+        table.add_row(
+            target,
+            str(len(part)),
+            _mean_std([row["episode_return"] for row in part]),
+            "-" if None in scores else _mean_std(scores),
+            f"{np.mean([row['length'] for row in part]):.0f}",
+            f"{np.mean([row['milliseconds_per_step'] for row in part]):.2f}",
+            "-" if None in distances else f"{np.mean(distances):.2f}",
+        )
+    Console().print(table)
+    if first["ood_mean"] is not None:
+        print("OOD: how far visited states lie from the data's (mean 0), in standard deviations")
+    longest, trained = max(row["length"] for row in rows), first["trained_steps"]
+    if longest > trained:
+        print(
+            f"Episodes took up to {longest} steps, the longest in training {trained}: all steps "
+            "beyond share the last timestep's embedding."
+        )
+    if first["env"].startswith("Walker2d-v5"):
+        print("Walker2d-v5 has other foot friction than v2 to v4: these are not D4RL-v2 scores.")
+
+
+def mean_scores(rows: list[Row]) -> dict[str, float]:
+    """Means over episodes by name, for TensorBoard: `return/3600`, `score/3600`."""
+    means = {}
+    for target, group in groupby(rows, key=asked):
+        part = list(group)
+        means[f"return/{target}"] = float(np.mean([row["episode_return"] for row in part]))
+        if part[0]["normalized_score"] is not None:
+            means[f"score/{target}"] = float(np.mean([row["normalized_score"] for row in part]))
+    return means
+
+
+def _mean_std(values: list[float]) -> str:
+    return f"{np.mean(values):.1f} ± {np.std(values):.1f}"

@@ -1,0 +1,252 @@
+"""Videos of evaluated episodes: what was recorded is played again from its seed, with a caption.
+
+The lanes of an evaluation draw nothing. Their actions are kept, and an environment of its own takes
+them again from the same seed: a video shows the very episode that its row is about, and the rows
+are the same with and without it. An environment that does not repeat itself is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import chain, count, groupby
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from PIL import Image, ImageDraw, ImageFont
+
+from decision_seq.envs.registry import make
+from decision_seq.errors import UserError
+from decision_seq.eval.rows import Row, asked
+from decision_seq.files import atomic_file
+
+Pick = Literal["median", "best", "worst"]
+PICKS: tuple[Pick, ...] = get_args(Pick)
+BACKENDS = ("egl", "osmesa", "glfw")  # of MuJoCo: a GPU or Mesa's EGL, Mesa on the CPU, a desktop
+FASTEST = 30  # frames a second; of an environment with more steps a second some are not shown
+NARROWEST = 320  # pixels; smaller pictures (Atari's are 160 wide) are enlarged
+GIF_WIDTH, GIF_FASTEST, GIF_SECONDS = 240, 12.5, 8  # small enough for a web page
+
+_DRAW_NOTHING = """
+import mujoco
+context = mujoco.GLContext(8, 8)
+context.make_current()
+mujoco.MjrContext(mujoco.MjModel.from_xml_string("<mujoco/>"), mujoco.mjtFontScale.mjFONTSCALE_100)
+"""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One episode to show."""
+
+    row: Row
+    actions: np.ndarray  # [steps, ...] as the environment took them
+    rank: str  # which of its target's episodes it is, e.g. "best of 20"
+
+    @property
+    def title(self) -> str:
+        row = self.row
+        return f"{row['agent']}, {row['context']}, {row['env']} seed {row['env_seed']}, {self.rank}"
+
+    def numbers(self, step: int, total: float) -> str:
+        """What the caption says after `step` steps that returned `total`."""
+        target = self.row["target"]
+        goal = "no target" if target is None else f"target {target:.6g}"
+        return f"{goal}   return {total:.1f}   step {step}"
+
+
+def check_video(env: str) -> None:
+    """See to it that videos of `env` can be made, or raise UserError: to be asked before a rollout.
+    For MuJoCo this sets MUJOCO_GL to what can draw here, unless the user has set it."""
+    try:
+        import imageio_ffmpeg  # noqa: F401
+    except ImportError:
+        raise UserError(
+            "--video needs an encoder; install one with `pip install imageio-ffmpeg`"
+        ) from None
+    with contextlib.closing(make(env)) as plain:
+        modes = plain.metadata.get("render_modes", ())
+        simulator = hasattr(plain.unwrapped, "mujoco_renderer")
+    if "rgb_array" not in modes:
+        raise UserError(
+            f"environment {env} has no pictures of itself (no render mode rgb_array), so there is "
+            "nothing to film; leave --video out"
+        )
+    if simulator:
+        _choose_backend()
+    try:
+        with contextlib.closing(make(env, render_mode="rgb_array")) as drawn:
+            drawn.reset(seed=0)
+            drawn.render()
+    except (gym.error.Error, ImportError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"environment {env} cannot draw itself here ({reason})") from None
+
+
+def _choose_backend() -> None:
+    """Set MUJOCO_GL to the first backend with which another process can draw: one that fails may
+    take its process with it. Raises UserError if there is none."""
+    given = os.environ.get("MUJOCO_GL")
+    for backend in [given] if given else BACKENDS:
+        environment = os.environ | {"MUJOCO_GL": backend}
+        command = [sys.executable, "-c", _DRAW_NOTHING]
+        if subprocess.run(command, env=environment, capture_output=True).returncode == 0:
+            os.environ["MUJOCO_GL"] = backend
+            return
+    if given:
+        raise UserError(f"MUJOCO_GL={given} cannot draw here; unset it, and --video looks for one")
+    raise UserError(
+        f"--video found no way to draw MuJoCo (tried {', '.join(BACKENDS)}); install a GPU's EGL "
+        "driver or, on Debian and Ubuntu, `apt-get install libosmesa6`"
+    )
+
+
+def chosen(rows: Sequence[Row], picks: Sequence[Pick]) -> list[tuple[int, Pick, int]]:
+    """(lane, which, of how many) to show, `rows` being the lanes of one evaluation: of each target
+    the episodes with the lower median, the highest and the lowest return, as far as they are named
+    in `picks`. An episode that is two of these is shown as the first."""
+    found = []
+    for _, group in groupby(enumerate(rows), key=lambda lane: asked(lane[1])):
+        order = sorted(group, key=lambda lane: (lane[1]["episode_return"], lane[0]))
+        places = {"median": (len(order) - 1) // 2, "best": len(order) - 1, "worst": 0}
+        first: dict[int, Pick] = {}
+        for pick in PICKS:
+            if pick in picks:
+                first.setdefault(order[places[pick]][0], pick)
+        found += [(lane, pick, len(order)) for lane, pick in first.items()]
+    return found
+
+
+def write_videos(
+    run: Path,
+    rows: Sequence[Row],
+    actions: Sequence[np.ndarray],
+    picks: Sequence[Pick] = PICKS,
+    on_frame: Callable[[int, int], None] = lambda done, frames: None,
+) -> list[Path]:
+    """Write chosen episodes of each target to `run`/videos, as .mp4 and small .gif; returns them.
+
+    Args:
+        run: run folder.
+        rows: of one evaluation, a row a lane.
+        actions: what the lanes did in it, [lanes, ...] for every step.
+        picks: see `chosen`.
+        on_frame: called after every frame with (frames done, frames in all).
+
+    Raises:
+        UserError: an episode cannot be repeated, or a file not be written.
+    """
+    clips = {}
+    for lane, pick, number in chosen(rows, picks):
+        row = rows[lane]
+        words = [row["env"], f"{row['checkpoint']}-{row['step']}", row["context"], asked(row), pick]
+        name = "_".join(re.sub(r"[^\w.]+", "-", word).strip("-") for word in words)
+        own = np.stack([step[lane] for step in actions[: row["length"]]])
+        clips[run / "videos" / name] = Clip(row, own, f"{pick} of {number}")
+    with contextlib.closing(make(rows[0]["env"], render_mode="rgb_array")) as env:
+        speed = float(env.metadata.get("render_fps") or FASTEST)  # steps a second
+        every = math.ceil(speed / FASTEST)
+        total = sum(math.ceil(len(clip.actions) / every) for clip in clips.values())
+        done = count(1)
+
+        def frames(clip: Clip) -> Iterator[np.ndarray]:
+            for frame in replay(env, clip, every):
+                on_frame(next(done), total)
+                yield frame
+
+        for path, clip in clips.items():
+            _write(path, frames(clip), speed / every)
+    return [path.with_name(path.name + end) for path in clips for end in (".mp4", ".gif")]
+
+
+def replay(env: gym.Env[Any, Any], clip: Clip, every: int) -> Iterator[np.ndarray]:
+    """Captioned frames [height, width, 3] of the episode, one for each `every` steps; the last step
+    is among them. Raises UserError at the end if it was not the same episode."""
+    steps, discrete = len(clip.actions), isinstance(env.action_space, spaces.Discrete)
+    env.reset(seed=clip.row["env_seed"])
+    total, ended = 0.0, False
+    for step, action in enumerate(clip.actions, 1):
+        _, reward, terminated, truncated, _ = env.step(int(action) if discrete else action)
+        total += float(reward)
+        ended = bool(terminated or truncated)
+        if (steps - step) % every == 0:
+            picture: Any = env.render()
+            yield captioned(picture, clip, step, total)
+        if ended and step < steps:
+            break
+    recorded = clip.row["episode_return"]
+    if not ended or not math.isclose(total, recorded, rel_tol=1e-6, abs_tol=1e-6):
+        raise UserError(
+            f"{clip.row['env']}: the actions of seed {clip.row['env_seed']} returned "
+            f"{recorded:.6g} and, taken again, {total:.6g} in {step} steps: the environment is not "
+            "determined by its seed and cannot be filmed; leave --video out"
+        )
+
+
+def captioned(picture: np.ndarray, clip: Clip, step: int, total: float) -> np.ndarray:
+    """`picture` [h, w, 3], enlarged if it is small, above two lines of text and a bar that is full
+    when the target is reached. Width and height are even, as encoders want them."""
+    times = math.ceil(NARROWEST / picture.shape[1])
+    picture = picture.repeat(times, axis=0).repeat(times, axis=1)
+    picture = picture[:, : picture.shape[1] // 2 * 2]
+    height, width = picture.shape[:2]
+    size = width // 22
+    strip = 3 * size + (height + 3 * size) % 2
+    image = Image.new("RGB", (width, height + strip), (24, 24, 27))
+    image.paste(Image.fromarray(picture), (0, 0))
+    draw = ImageDraw.Draw(image)
+    lines = ((0.25, clip.numbers(step, total), "#ffffff"), (1.55, clip.title, "#aaaab4"))
+    for line, text, colour in lines:
+        font = _font(size, text, width - size)
+        draw.text((size / 2, height + line * size), text, colour, font)
+    target = clip.row["target"]
+    if target is not None and target > 0:
+        reached = min(max(total / target, 0.0), 1.0) * width
+        draw.rectangle((0, height + strip - 4, reached, height + strip), (59, 130, 246))
+    return np.asarray(image)
+
+
+def _font(size: int, text: str, width: float) -> Any:
+    """Pillow's own font, so large that `text` fits into `width` pixels, `size` at most."""
+    return _sized(min(size, int(size * width / _sized(size).getlength(text))))
+
+
+_sized = cache(ImageFont.load_default)
+
+
+def _write(path: Path, frames: Iterator[np.ndarray], speed: float) -> None:
+    """Write `frames` [h, w, 3], `speed` a second, to `path` with .mp4 added, and the first seconds
+    of them to `path` with .gif."""
+    import imageio_ffmpeg
+
+    first = next(frames)
+    height, width = first.shape[:2]
+    gif_size = (GIF_WIDTH, round(GIF_WIDTH * height / width))
+    gif_every = math.ceil(speed / GIF_FASTEST)
+    small: list[Image.Image] = []
+    with (
+        atomic_file(path.with_name(path.name + ".mp4")) as movie,
+        atomic_file(path.with_name(path.name + ".gif")) as gif,
+    ):
+        encoder = imageio_ffmpeg.write_frames(
+            str(movie), (width, height), fps=speed, macro_block_size=2, quality=7
+        )
+        with contextlib.closing(encoder):
+            encoder.send(None)
+            for number, frame in enumerate(chain([first], frames)):
+                encoder.send(np.ascontiguousarray(frame))
+                if number % gif_every == 0 and number < GIF_SECONDS * speed:
+                    reduced = Image.fromarray(frame).resize(gif_size, Image.Resampling.BOX)
+                    small.append(reduced.quantize(64, dither=Image.Dither.NONE))
+        milliseconds = round(1000 * gif_every / speed)
+        small[0].save(gif, save_all=True, append_images=small[1:], duration=milliseconds, loop=0)

@@ -1,0 +1,106 @@
+"""Episode rows: the data that every reported score is made from, kept in the run folder."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from decision_seq.errors import UserError
+from decision_seq.eval.rollout.episodes import Episode
+from decision_seq.files import exclusive, read_jsonl, write_text
+
+Row = dict[str, Any]
+FIELDS = frozenset(
+    {
+        "env",
+        "checkpoint",
+        "step",
+        "context",
+        "context_length",
+        "target",
+        "env_seed",
+        "episode_return",
+        "normalized_score",
+        "length",
+        "milliseconds_per_step",
+        "train_seed",
+        "versions",
+        "run",
+    }
+)
+MEASURED = ("milliseconds_per_step", "peak_memory_mib")  # all else repeats bit for bit on a CPU
+
+# what `checkpoint` in a row says -> how it was chosen
+CHECKPOINT_RULES = {
+    "last": "last",
+    "validation": "lowest validation loss",
+    "best": "highest mean return in rollouts from environment seeds {first} to {last}",
+    "interval": "on the way",
+    "selection": "every one kept, to choose the best",
+    "candidate": "every one kept",
+}
+
+# fields that rows of older versions lack, and what is said instead
+OLDER: Row = {
+    "target_rule": "given",
+    "target_quantile": None,
+    "score_reference": None,
+    "normalized_scores": {},
+    "candidates": None,
+    "episodes": None,
+    "lanes": None,
+    "trained_steps": None,
+    "parameters": None,
+    "peak_memory_mib": None,
+    "hardware": None,
+}
+
+
+def add_rows(run: Path, episodes: list[Episode], /, **protocol: Any) -> list[Row]:
+    """Add one row an episode to `episodes.jsonl`. `protocol` says how the rows came about; a row of
+    the same environment, checkpoint, step, context, target and seed is replaced."""
+    new = [{"run": run.name} | asdict(e) | protocol for e in episodes]
+    with exclusive(run / ".rows.lock", wait=True):
+        kept = {_key(row): row for row in read_rows(run)} | {_key(row): row for row in new}
+        lines = [json.dumps(row, allow_nan=False) + "\n" for row in kept.values()]
+        write_text(run / "episodes.jsonl", "".join(lines))
+    return new
+
+
+def asked(row: Row) -> str:
+    """What an episode was asked for, in words; rows that agree in it are reported together. A
+    target that the return prior proposes is the episode's own, so those count as one."""
+    return target_name(row["target"], row["target_quantile"])
+
+
+def target_name(target: float | None, quantile: float | None = None) -> str:
+    """In words: a target return, none, or the quantile at which targets are proposed."""
+    if quantile is not None:
+        return f"auto (quantile {quantile:g})"
+    return "none" if target is None else f"{target:.10g}"
+
+
+def read_rows(run: Path) -> list[Row]:
+    """All episode rows of a run. Raises UserError if one is not such a row."""
+    path = run / "episodes.jsonl"
+    rows = read_jsonl(path)
+    for number, row in enumerate(rows, 1):
+        if missing := FIELDS - row.keys():
+            raise UserError(f"{path}: row {number} lacks `{min(missing)}`; evaluate the run again")
+    return [_completed(row) for row in rows]
+
+
+def _completed(row: Row) -> Row:
+    """A row of any version as one of this."""
+    if "checkpoint_rule" not in row:  # from when `best` was the lowest validation loss
+        checkpoint = "validation" if row["checkpoint"] == "best" else row["checkpoint"]
+        rule = CHECKPOINT_RULES.get(checkpoint, checkpoint)
+        row = row | {"checkpoint": checkpoint, "checkpoint_rule": rule}
+    return OLDER | row
+
+
+def _key(row: Row) -> tuple[Any, ...]:
+    keys = ("env", "checkpoint", "step", "context", "env_seed")
+    return (asked(row), *(row.get(key) for key in keys))

@@ -1,0 +1,1 @@
+"""The operations as C kernels for the CPU, compiled on first use."""

@@ -1,0 +1,148 @@
+"""Compile the C files here for this machine on first use and load it through ctypes.
+
+The library lands in the user's cache under a hash of everything that decides its content, so a new
+version, compiler or processor compiles anew and nothing is ever overwritten in use.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+FOLDER = Path(__file__).parent / "csrc"
+HEADERS, SOURCES = sorted(FOLDER.glob("*.h")), sorted(FOLDER.glob("*.c"))
+# Not -ffast-math: it would break the rounding inside exp2_vec.
+FLAGS = [
+    "-O3",
+    "-ffp-contract=fast",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-shared",
+    "-fPIC",
+    "-w",
+]
+LIBRARIES = ["-lm"]
+# Tried in turn: Apple's compiler has no OpenMP, some compilers do not know -march=native.
+MACHINE_FLAGS = [["-march=native", "-fopenmp"], ["-march=native"], ["-fopenmp"], []]
+
+POINTER, INT, LONG, FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_long, ctypes.c_float
+VIEW = [POINTER, LONG]  # data and row stride
+MASK = [ctypes.c_uint64, INT]  # seed and probability of dropout
+SIZES = [LONG, INT, INT]  # rows, width, threads
+SCAN = [*VIEW, *VIEW, POINTER, *VIEW, *VIEW, POINTER, *VIEW]  # u, dt, A, B, C, D, z
+SIGNATURES = {
+    "scan_forward": [*SCAN, *[POINTER] * 2, *[INT] * 7],
+    "scan_backward": [POINTER, *SCAN, *[POINTER] * 8, *[INT] * 7],
+    "scan_step": [*SCAN, *[POINTER] * 3, *[INT] * 5],
+    "conv_forward": [*VIEW, *[POINTER] * 5, *[INT] * 6],
+    "conv_backward": [POINTER, *VIEW, *[POINTER] * 5, *[INT] * 6],
+    "softplus_values": [POINTER, LONG],
+    "gelu_values": [POINTER, LONG],
+    "bias_activation": [*[POINTER] * 3, INT, INT, *SIZES],
+    "bias_activation_backward": [*[POINTER] * 5, INT, INT, *SIZES],
+    "dropout_add": [*[POINTER] * 3, *MASK, INT, *SIZES],
+    "dropout_backward": [*[POINTER] * 2, *MASK, INT, *SIZES],
+    "transpose": [POINTER, POINTER, *SIZES],
+    "norm_forward": [*[POINTER] * 3, FLOAT, POINTER, INT, *SIZES],
+    "norm_backward": [*[POINTER] * 3, FLOAT, *[POINTER] * 3, INT, *SIZES],
+    "attention_forward": [*VIEW, *VIEW, *VIEW, *[POINTER] * 2, *MASK, *[INT] * 10],
+    "attention_backward": [
+        *([POINTER] * 3 + VIEW * 3 + [POINTER] * 2 + VIEW + MASK),
+        *[INT] * 10,
+    ],
+    "embed_step": [*[POINTER] * 5, FLOAT, POINTER, *[INT] * 5],
+    "policy_step": [POINTER, FLOAT, FLOAT],
+    "stack_step": [POINTER, POINTER, INT, POINTER, FLOAT, POINTER, *[INT] * 6],
+}
+
+
+class KernelUnavailable(Exception):
+    """The kernel cannot run here; the message is one clause saying why."""
+
+
+@functools.cache
+def unusable() -> str:
+    """Why the kernel cannot run on this machine, or "" if it can. Compiles it if need be."""
+    try:
+        library()
+    except KernelUnavailable as error:
+        return str(error)
+    return ""
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """The loaded kernel. Raises KernelUnavailable."""
+    try:
+        loaded = ctypes.CDLL(str(compiled()))
+    except OSError as error:
+        raise KernelUnavailable(f"it could not be built or loaded ({error})") from error
+    for name, signature in SIGNATURES.items():
+        getattr(loaded, name).argtypes = signature
+        getattr(loaded, name).restype = ctypes.c_int
+    return loaded
+
+
+def compiled() -> Path:
+    """The path of the compiled library, built now unless the cache has it."""
+    compiler = find_compiler()
+    version = run([*compiler, "--version"])
+    code = [file.read_text() for file in (*HEADERS, *SOURCES)]
+    identity = [*code, str(FLAGS), str(MACHINE_FLAGS), version.stdout, processor()]
+    key = hashlib.sha256("\0".join(identity).encode()).hexdigest()[:16]
+    folder = cache_folder()
+    target = folder / f"scan-{key}.so"
+    if target.exists():
+        return target
+    folder.mkdir(parents=True, exist_ok=True)
+    # Built under another name and then renamed: another process sees all of it or nothing.
+    with tempfile.TemporaryDirectory(dir=folder) as build:
+        output = Path(build) / "scan.so"
+        for machine_flags in MACHINE_FLAGS:
+            files = [*map(str, SOURCES), *LIBRARIES, "-o", str(output)]
+            result = run([*compiler, *machine_flags, *FLAGS, *files])
+            if result.returncode == 0:
+                output.replace(target)
+                return target
+    lines = result.stderr.strip().splitlines() or ["no message"]
+    raise KernelUnavailable(f"{compiler[0]} failed on it: {lines[-1]}")
+
+
+def find_compiler() -> list[str]:
+    """$CC, which may carry arguments, else cc or gcc."""
+    wanted = shlex.split(os.environ.get("CC", ""))
+    if wanted:
+        if not shutil.which(wanted[0]):
+            raise KernelUnavailable(f"the C compiler CC={wanted[0]} was not found")
+        return wanted
+    for name in ("cc", "gcc"):
+        if shutil.which(name):
+            return [name]
+    raise KernelUnavailable("no C compiler (cc or gcc) was found")
+
+
+def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def cache_folder() -> Path:
+    if chosen := os.environ.get("DECISION_SEQ_CACHE"):
+        return Path(chosen) / "kernels"
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "decision-seq" / "kernels"
+
+
+def processor() -> str:
+    """What tells processors apart for -march=native: a home folder may be shared by machines."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists():
+        return f"{platform.machine()} {platform.processor()}"
+    first = cpuinfo.read_text().split("\n\n")[0].splitlines()
+    fields = ("model name", "flags", "Features", "CPU part", "uarch", "isa")
+    return "\n".join(line for line in first if line.startswith(fields))

@@ -1,0 +1,213 @@
+"""The C kernels as differentiable torch operators, and direct calls for streaming.
+
+On CPU, in float32, with inputs and outputs of the layers (u, z, x, y) in bfloat16 where mixed
+precision has them so. Inputs may be views whose rows are evenly spaced, such as halves of a
+projection; anything else is copied.
+"""
+
+import os
+
+import torch
+from torch import Tensor
+
+from decision_seq.ops import autograd
+from decision_seq.ops.autograd import checkpoint_every
+from decision_seq.ops.c import build as native
+from decision_seq.ops.c.build import unusable as unusable
+from decision_seq.ops.pytorch import reference
+
+BLOCK = 16  # channels a vector, V in scan.c
+
+# OpenMP's threads do not survive fork(): a forked child that asked for them would wait forever.
+_single_thread = False
+
+
+def _after_fork() -> None:
+    global _single_thread
+    _single_thread = True
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def accepts(dtype: torch.dtype, device: str) -> bool:
+    return dtype in (torch.float32, torch.bfloat16) and device == "cpu"
+
+
+def half(tensor: Tensor) -> bool:
+    """Whether it is bfloat16. The kernels would take any other dtype for float32."""
+    if tensor.dtype not in (torch.float32, torch.bfloat16):
+        raise TypeError(f"the C kernels take float32 and bfloat16, got {tensor.dtype}")
+    return tensor.dtype is torch.bfloat16
+
+
+def threads() -> int:
+    return 1 if _single_thread else torch.get_num_threads()
+
+
+def call(name: str, *arguments: float) -> None:
+    if getattr(native.library(), name)(*arguments):
+        raise MemoryError(f"{name}: out of memory")
+
+
+def rows(tensor: Tensor) -> Tensor:
+    """The tensor [B, L, X] itself if its rows are contiguous and evenly spaced, else a copy."""
+    if tensor.is_contiguous():
+        return tensor
+    outer, row, inner = tensor.stride()
+    batch, length, width = tensor.shape
+    even = batch == 1 or length == 1 or outer == length * row
+    return tensor if even and (inner == 1 or width == 1) else tensor.contiguous()
+
+
+def view(tensor: Tensor | None) -> tuple[int, int]:
+    """Address and row stride of what `rows` returned."""
+    if tensor is None:
+        return 0, 0
+    return tensor.data_ptr(), tensor.stride(0 if tensor.shape[1] == 1 else 1)
+
+
+# ---------------------------------------------------------------- selective scan
+
+
+def selective_scan(
+    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor | None = None
+) -> Tensor:
+    return autograd.scan(scan_cpu, (u, dt, A, B, C, D, z))
+
+
+def _scan(
+    u: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    z: Tensor | None,
+    with_grad: bool,
+) -> tuple[Tensor, Tensor]:
+    """y: [B, L, E], and the states that backward starts from (empty unless with_grad)."""
+    u, dt, B, C = rows(u), rows(dt), rows(B), rows(C)
+    z = None if z is None else rows(z)
+    A, D = A.contiguous(), D.contiguous()
+    y, checkpoints = _scan_outputs(u, A, with_grad)
+    call(
+        "scan_forward",
+        *(*view(u), *view(dt), A.data_ptr(), *view(B), *view(C), D.data_ptr(), *view(z)),
+        *(y.data_ptr(), checkpoints.data_ptr() if with_grad else 0),
+        *(half(u), *u.shape, A.shape[1], checkpoint_every(u.shape[1]), threads()),
+    )
+    return y, checkpoints
+
+
+def _scan_backward(
+    dy: Tensor,
+    u: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    z: Tensor | None,
+    checkpoints: Tensor,
+) -> list[Tensor]:
+    """Gradients of u, dt, A, B, C, D and, if it is there, z."""
+    dy = dy.contiguous()
+    u, dt, B, C = rows(u), rows(dt), rows(B), rows(C)
+    z = None if z is None else rows(z)
+    A, D = A.contiguous(), D.contiguous()
+    grads = [x.new_empty(x.shape) for x in (u, dt, A, B, C, D, z) if x is not None]
+    addresses = [grad.data_ptr() for grad in grads] + [0] * (z is None)
+    call(
+        "scan_backward",
+        *(dy.data_ptr(), *view(u), *view(dt), A.data_ptr(), *view(B), *view(C), D.data_ptr()),
+        *(*view(z), checkpoints.data_ptr(), *addresses),
+        *(half(u), *u.shape, A.shape[1], checkpoint_every(u.shape[1]), threads()),
+    )
+    return grads
+
+
+def _scan_outputs(u: Tensor, A: Tensor, with_grad: bool) -> tuple[Tensor, Tensor]:
+    batch, length, width = u.shape
+    chunks, blocks = -(-length // checkpoint_every(length)), -(-width // BLOCK)
+    checkpoints = (batch, chunks, blocks, A.shape[1], BLOCK) if with_grad else (0,)
+    return u.new_empty(u.shape), A.new_empty(checkpoints)
+
+
+scan_cpu = autograd.scan_operator("scan_cpu", _scan, _scan_backward, _scan_outputs)
+
+
+def selective_scan_step(
+    u: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    z: Tensor | None,
+    state: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Straight to the kernel: at one token a call, an operator's dispatch would cost more."""
+    if torch.compiler.is_compiling():
+        return reference.selective_scan_step(u, dt, A, B, C, D, z, state)
+    u, dt, B, C = rows(u), rows(dt), rows(B), rows(C)
+    z = None if z is None else rows(z)
+    A, D, state = A.contiguous(), D.contiguous(), state.contiguous()
+    y, new_state = torch.empty_like(u), torch.empty_like(state)
+    call(
+        "scan_step",
+        *(*view(u), *view(dt), A.data_ptr(), *view(B), *view(C), D.data_ptr(), *view(z)),
+        *(state.data_ptr(), new_state.data_ptr(), y.data_ptr(), *u.shape, A.shape[1], threads()),
+    )
+    return y, new_state
+
+
+# ---------------------------------------------------------------- causal convolution
+
+
+def causal_conv_silu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return conv_silu_cpu(x, weight, bias)
+
+
+def _conv_silu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    y, _ = _conv(x, weight, bias, None)
+    return y
+
+
+def _conv_silu_backward(
+    dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    dy, x, weight, bias = dy.contiguous(), rows(x), weight.contiguous(), bias.contiguous()
+    dx, dweight, dbias = (t.new_empty(t.shape) for t in (x, weight, bias))
+    call(
+        "conv_backward",
+        *(dy.data_ptr(), *view(x), weight.data_ptr(), bias.data_ptr()),
+        *(dx.data_ptr(), dweight.data_ptr(), dbias.data_ptr()),
+        *(half(x), *x.shape, weight.shape[-1], threads()),
+    )
+    return dx, dweight, dbias
+
+
+conv_silu_cpu = autograd.conv_operator("conv_silu_cpu", _conv_silu, _conv_silu_backward)
+
+
+def causal_conv_silu_step(
+    x: Tensor, weight: Tensor, bias: Tensor, history: Tensor
+) -> tuple[Tensor, Tensor]:
+    if torch.compiler.is_compiling():
+        return reference.causal_conv_silu_step(x, weight, bias, history)
+    return _conv(x, weight, bias, history.contiguous())
+
+
+def _conv(x: Tensor, weight: Tensor, bias: Tensor, history: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The convolution after `history` (None: a fresh start), and the history for what follows."""
+    x, weight, bias = rows(x), weight.contiguous(), bias.contiguous()
+    y = x.new_empty(x.shape)
+    new_history = torch.empty(0 if history is None else history.shape)
+    call(
+        "conv_forward",
+        *(*view(x), weight.data_ptr(), bias.data_ptr()),
+        *(0 if history is None else history.data_ptr(), y.data_ptr(), new_history.data_ptr()),
+        *(half(x), *x.shape, weight.shape[-1], threads()),
+    )
+    return y, new_history

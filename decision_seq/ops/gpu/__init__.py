@@ -1,0 +1,1 @@
+"""The operations as GPU kernels: mamba-ssm's, and our own in Triton."""
