@@ -20,7 +20,8 @@ from decision_seq.agents.return_conditioned import ReturnConditionedConfig
 from decision_seq.backbones.mamba import MambaConfig
 from decision_seq.envs.registry import make
 from decision_seq.errors import UserError
-from decision_seq.eval.rollout.episodes import rollout, video
+from decision_seq.eval.rollout import video
+from decision_seq.eval.rollout.episodes import rollout
 
 
 class Drawn(gym.Env[np.ndarray, np.ndarray]):
