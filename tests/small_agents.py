@@ -37,7 +37,8 @@ def make(
     """A small agent, with large enough weights that inputs matter."""
     torch.manual_seed(0)
     backbone = BackboneConfig.registry[kind](width=16, layers=2, dropout=0.0)
-    fields = {"context_length": K, "returns": ReturnSpec(scale=10.0), "backbone": backbone} | kw
+    fields = {"context_length": K, "returns": ReturnSpec(scale=10.0), "backbone": backbone}
+    fields |= {"timestep_init": "published"} | kw  # not zero: timesteps are to matter
     settings = config(**fields)  # type: ignore[arg-type]
     agent = settings.agent(settings, AgentSpec((S,), A, discrete, max_timestep=20)).eval()
     with torch.no_grad():

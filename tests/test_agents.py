@@ -55,6 +55,24 @@ def test_a_prediction_sees_neither_its_own_action_nor_anything_later(
     assert (predict(agent, changed)[:, t] - before).abs().max() > 1e-4
 
 
+def test_at_the_start_a_token_is_what_it_stands_for() -> None:
+    agent, batch = make("mamba", timestep_init="zero"), random_batch()
+    values = agent.values(batch.observations, batch.actions, batch.returns_to_go)
+    later = batch.timesteps + 3
+    here = agent.embedding(values, batch.timesteps)
+    assert torch.equal(agent.embedding(values, later), here)
+    published = make("mamba", timestep_init="published").embedding
+    apart = published(values, later) - published(values, batch.timesteps)
+    assert apart.abs().mean() > 0.1
+
+
+def test_without_a_timestep_embedding_nothing_depends_on_the_timestep() -> None:
+    agent, batch = make("mamba", timestep_init="none"), random_batch()
+    assert not any("timestep" in name for name, _ in agent.named_parameters())
+    later = dataclasses.replace(batch, timesteps=batch.timesteps + 3)
+    assert torch.equal(predict(agent, later), predict(agent, batch))
+
+
 @every_backbone
 def test_padding_changes_neither_predictions_nor_loss(kind: str) -> None:
     agent, batch = make(kind), random_batch(lengths=[2, K, 4])

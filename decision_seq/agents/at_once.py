@@ -33,7 +33,13 @@ class AtOnce:
         """`usual`: whether the agent does what all do between its inputs and its prediction."""
         config, self.blocks, embedding = agent.config, agent.backbone.in_one_call, agent.embedding
         plain = type(agent.backbone) is Backbone and type(embedding) is TokenEmbedding
-        self.possible = usual and plain and self.blocks.possible and agent.encoder is None
+        self.possible = (
+            usual
+            and plain
+            and embedding.timestep is not None
+            and self.blocks.possible
+            and agent.encoder is None
+        )
         self.begun = config.inputs
         self.continued = ("action", *config.inputs) if "action" in config.tokens else config.inputs
         self.embed = {kind: embedding.embed[kind]._parameters for kind in config.tokens}
@@ -43,6 +49,8 @@ class AtOnce:
             for name, weight in own.items()
             if weight is not None
         ]
+        if not self.possible:
+            return
         self.weights = Weights(agent, [*SHARED, *HEAD, *tokens])
         self.watch = Watch(embedding, agent.action_head)
         self.parts = [(name, agent._modules[name]) for name in PARTS]

@@ -27,7 +27,7 @@ from decision_seq.data.windows import Batch
 from decision_seq.envs.atari import FRAME_STACK
 from decision_seq.errors import UserError
 from decision_seq.model.encoders import FrameEncoder, ImageEncoderConfig, NatureConfig
-from decision_seq.model.tokens import TokenEmbedding
+from decision_seq.model.tokens import TimestepInit, TokenEmbedding
 from decision_seq.ops.layers import Dropout
 
 Context = Literal["window", "stream"]
@@ -46,6 +46,8 @@ class AgentConfig:
     context_length: int = 20  # K, environment steps a training window
     tokens: tuple[str, ...] = ("return_to_go", "observation", "action")  # of one step, in order
     returns: ReturnSpec = field(default_factory=ReturnSpec)
+    # of the timestep embedding: 0; N(0, 1) as in the papers' code for vectors; or no embedding
+    timestep_init: TimestepInit = "zero"
     temperature: float = 0.0  # at which discrete actions are sampled; 0 takes the likeliest
     encoder: ImageEncoderConfig | None = None  # of frames, by default nature; vectors take none
     backbone: BackboneConfig = field(default_factory=MambaConfig)
@@ -142,6 +144,7 @@ class SequenceAgent(nn.Module):
             spec.max_timestep,
             width,
             bounded=spec.frames,
+            timestep_init=config.timestep_init,
         )
         self.dropout = Dropout(config.backbone.dropout)
         self.backbone = config.backbone.build(Layout(config.context_length, len(config.tokens)))

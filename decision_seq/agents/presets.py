@@ -10,6 +10,13 @@ from decision_seq.config import to_plain
 
 PRESETS: dict[str, dict[str, Any]] = {
     "decision-transformer": {"kind": "return_conditioned", "backbone": {"kind": "attention"}},
+    # as the official code trains it: both its timestep embedding and Mamba's step sizes start
+    # where learning is hardest (docs/timestep-embedding.md, docs/memory.md)
+    "decision-mamba-published": {
+        "kind": "return_conditioned",
+        "timestep_init": "published",
+        "backbone": {"kind": "mamba", "init": "published"},
+    },
     "decision-mamba": {"kind": "return_conditioned", "backbone": {"kind": "mamba"}},
     "decision-mamba2": {"kind": "return_conditioned", "backbone": {"kind": "mamba2"}},
     "decision-mixer": {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 
 from decision_seq.backbones.stack import Watch, Weights
 from decision_seq.ops import Embedding, Token, embed_step, streams
+
+TimestepInit = Literal["zero", "published", "none"]
 
 
 class TokenEmbedding(nn.Module):
@@ -24,7 +27,10 @@ class TokenEmbedding(nn.Module):
         max_timestep: largest timestep with an embedding of its own; later ones share it.
         width: D.
         bounded: as in that paper's Atari code, tanh after each linear embedding, actions starting
-            small and timesteps at zero, so that at first a token is what it stands for.
+            small and timesteps at zero.
+        timestep_init: the timestep embedding starts at "zero", so that at first a token is what it
+            stands for; at N(0, 1) as in the "published" code, unless bounded, which is longer than
+            the embedded value beside it; or there is "none".
     """
 
     def __init__(
@@ -36,6 +42,7 @@ class TokenEmbedding(nn.Module):
         max_timestep: int,
         width: int,
         bounded: bool = False,
+        timestep_init: TimestepInit = "zero",
     ) -> None:
         super().__init__()
         self.kinds, self.bounded = tuple(kinds), bounded
@@ -48,12 +55,12 @@ class TokenEmbedding(nn.Module):
             ),
         }
         self.embed = nn.ModuleDict({kind: makers[kind]() for kind in self.kinds})
-        self.timestep = nn.Embedding(max_timestep + 1, width)
+        self.timestep = None if timestep_init == "none" else nn.Embedding(max_timestep + 1, width)
         self.norm = nn.LayerNorm(width)
-        if bounded:
+        if self.timestep is not None and (bounded or timestep_init == "zero"):
             nn.init.zeros_(self.timestep.weight)
-            if discrete and "action" in self.embed:
-                nn.init.normal_(self.embed["action"].weight, std=0.02)  # type: ignore[arg-type]
+        if bounded and discrete and "action" in self.embed:
+            nn.init.normal_(self.embed["action"].weight, std=0.02)  # type: ignore[arg-type]
         self.watch = Watch(self)
         self.weights = Weights(self, [name for name, _ in self.named_parameters()])
 
@@ -71,10 +78,12 @@ class TokenEmbedding(nn.Module):
             [B, K * len(kinds), D]
         """
         kinds = self.kinds if kinds is None else kinds
-        if timesteps.ndim == 2:
-            timesteps = timesteps.unsqueeze(2)
-        time = self.timestep(timesteps.clamp(max=self.max_timestep))  # [B, K, 1 or len(kinds), D]
-        return self.norm((self._tokens(values, kinds) + time).flatten(1, 2))
+        tokens = self._tokens(values, kinds)  # [B, K, len(kinds), D]
+        if self.timestep is not None:
+            if timesteps.ndim == 2:
+                timesteps = timesteps.unsqueeze(2)
+            tokens = tokens + self.timestep(timesteps.clamp(max=self.max_timestep))
+        return self.norm(tokens.flatten(1, 2))
 
     def step(self, values: dict[str, Tensor], timestep: Tensor, kinds: Sequence[str]) -> Tensor:
         """Embed tokens of one step: of the one at `timestep`, but its action is that of the step
@@ -92,12 +101,15 @@ class TokenEmbedding(nn.Module):
             before = torch.stack([timestep - int(kind == "action") for kind in kinds], dim=1)
             one = {kind: values[kind].unsqueeze(1) for kind in kinds}  # K = 1
             return self(one, before.clamp(min=0).unsqueeze(1), kinds)
+        assert self.timestep is not None
         norm, shared = self.norm, (self.timestep.weight, self.norm.weight, self.norm.bias)
         tokens = [self._streamed(kind, values[kind]) for kind in kinds]
         return embed_step(tokens, timestep, Embedding(*shared, norm.eps, self.bounded))
 
     def _streams(self, timestep: Tensor, kinds: Sequence[str]) -> bool:
         """Whether the kernel can embed these."""
+        if self.timestep is None:
+            return False
         possible = streams(self.timestep.weight, len(timestep), len(kinds))
         return possible and self.watch.intact() and self.weights.addresses() is not None
 
