@@ -22,7 +22,8 @@ from decision_seq.agents.return_conditioned import ReturnConditionedConfig
 from decision_seq.backbones import BackboneConfig
 from decision_seq.data.sources import minari_dataset
 from decision_seq.data.store import EpisodeStore, open_store
-from decision_seq.eval.report.figures import panels, style_of, to_svg
+from decision_seq.eval.drawing import panels, to_svg
+from decision_seq.eval.report.figures import style_of
 from decision_seq.ops.dispatch import choose_name
 from decision_seq.run_config import DataConfig, RunConfig, TrainConfig
 from decision_seq.train.loop import gradient_step, make_samplers, validation_loss

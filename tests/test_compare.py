@@ -20,8 +20,9 @@ from rich.console import Console
 
 from decision_seq.cli import main
 from decision_seq.errors import UserError
+from decision_seq.eval.compare.evaluations import finished
 from decision_seq.eval.compare.jobs import CellProcess, Ended, Work
-from decision_seq.eval.compare.ledger import Ledger, finished, read_ledger
+from decision_seq.eval.compare.ledger import Ledger, read_ledger
 from decision_seq.eval.compare.live_table import Board, progress
 from decision_seq.eval.compare.matrix import load_matrix, run_matrix
 from decision_seq.eval.compare.runners import Share, free_memory, share_out

@@ -1,10 +1,12 @@
-"""The house has one direction: lower rooms never import from upper ones."""
+"""The house has one direction: lower rooms never import from upper ones, no file one that imports
+it, and what only draws or prints does without torch."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,13 +17,14 @@ PACKAGE = Path(decision_seq.__file__).parent
 ORDER = [
     {"errors"},
     {"files", "hardware", "pickles", "progress"},
-    {"config"},
+    {"config", "settings"},
     {"envs"},
     {"behaviours"},
     {"data", "ops", "hopfield"},
     {"backbones"},
     {"model"},
     {"agents"},
+    {"policy"},
     {"run_config"},
     {"train", "eval"},
     {"cli"},
@@ -29,30 +32,92 @@ ORDER = [
 ]
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 
+# files that still import each other, as names below decision_seq
+CIRCLES = [
+    {"agents.at_once", "agents.base", "agents.context", "agents.recorded"},
+    {"backbones.base", "backbones.stack"},
+    {"envs.atari_lanes", "envs.mujoco", "envs.registry"},
+]
 
-def imported_rooms(path: Path) -> set[str]:
-    """First component below decision_seq of every import, wherever it stands in the file."""
-    rooms = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        names = []
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module]
-            if node.module == "decision_seq":
-                names = [f"decision_seq.{alias.name}" for alias in node.names]
+
+def modules() -> dict[str, Path]:
+    """Every file by its name below decision_seq; a room's __init__ is the room."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        found[".".join(parts).removesuffix(".__init__")] = path
+    return found
+
+
+FILES = modules()
+
+
+def imported(path: Path) -> set[str]:
+    """Files that the file imports, wherever in it: inside functions and for type checkers too."""
+    names = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: imports by a relative name"
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
         elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        rooms |= {n.split(".")[1] for n in names if n.startswith("decision_seq.")}
-    return rooms - {"__version__"}
+            names += [alias.name for alias in node.names]
+    own = [name.removeprefix("decision_seq.") for name in names if name.startswith("decision_seq.")]
+    return {name if name in FILES else name.rpartition(".")[0] for name in own} - {""}
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: p.name)
-def test_imports_run_one_way(path: Path) -> None:
-    room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    if room == "__init__":
+IMPORTS = {name: imported(path) for name, path in FILES.items()}
+
+
+def reached(name: str) -> set[str]:
+    """Files that importing `name` needs, one way or another."""
+    seen: set[str] = set()
+    todo = [name]
+    while todo:
+        new = IMPORTS[todo.pop()] - seen
+        seen |= new
+        todo += new
+    return seen
+
+
+def circles() -> Iterator[set[str]]:
+    """Sets of files each of which needs all others of its set."""
+    needs = {name: reached(name) for name in IMPORTS}
+    done: set[str] = set()
+    for name in IMPORTS:
+        if name in needs[name] and name not in done:
+            circle = {other for other in needs[name] if name in needs[other]}
+            done |= circle
+            yield circle
+
+
+@pytest.mark.parametrize("name", IMPORTS)
+def test_imports_run_one_way(name: str) -> None:
+    if name == "__init__":
         return
-    for imported in imported_rooms(path):
-        lower = LEVEL[imported] < LEVEL[room] or imported == room
-        assert lower, f"{room} must not import {imported}"
+    room = name.partition(".")[0]
+    for other in (other.partition(".")[0] for other in IMPORTS[name]):
+        assert LEVEL[other] < LEVEL[room] or other == room, f"{room} must not import {other}"
+
+
+def test_no_two_files_import_each_other() -> None:
+    new = [sorted(circle) for circle in circles() if not any(circle <= old for old in CIRCLES)]
+    assert new == []
+
+
+def report_files() -> list[str]:
+    """What draws and prints from rows and numbers."""
+    return [
+        *(name for name in FILES if name.startswith("eval.report")),
+        "eval.rows", "eval.drawing", "eval.inspect.figures", "eval.inspect.numbers",
+        "eval.compare.ledger", "eval.compare.live_table",
+    ]  # fmt: skip
+
+
+def test_reports_and_figures_need_no_torch() -> None:
+    lines = [f"import decision_seq.{name}" for name in report_files()]
+    code = "\n".join([*lines, "import sys", "assert 'torch' not in sys.modules"])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("room", ["agents", "envs", "eval"])

@@ -17,11 +17,11 @@ from decision_seq.errors import UserError
 from decision_seq.eval.report import page as report
 from decision_seq.eval.report import statistics as stats
 from decision_seq.eval.report.data import Data, to_csv, to_json
-from decision_seq.eval.report.runs import Run
+from decision_seq.eval.report.runs import Run, Settings
 from decision_seq.eval.report.sections import Table, sections
 from decision_seq.eval.report.tables import commands
 from decision_seq.eval.rows import OLDER, Row
-from decision_seq.run_config import run_config
+from decision_seq.settings import EvalConfig
 
 STEPS = 30
 
@@ -41,17 +41,13 @@ def row(agent: str, seed: int, episode: int, score: float, **changes: Any) -> Ro
 
 
 def make_run(folder: Path, agent: str, seed: int, rows: list[Row], dataset: str = "hopper") -> Run:
-    plain = {
-        "env": "hopper", "name": agent, "seed": seed, "data": {"sources": ["x.npz"]},
-        "agent": {"preset": "bc" if agent == "bc" else "decision-mamba"},
-        "eval": {"targets": [3600], "episodes": 2},
-    }  # fmt: skip
     summary = {"name": dataset, "hash": f"{dataset}-hash", "return_mean": 900.0,
                "returns": [500.0, 900.0, 1300.0]}  # fmt: skip
     last = [r for r in rows if r["checkpoint"] == "last" and r["step"] == STEPS]
     others = [r for r in rows if r not in last]
     (folder / "runs" / f"{agent}-{seed}").mkdir(parents=True, exist_ok=True)
-    config = run_config(plain, {}, "test")
+    plan = EvalConfig(targets=(3600.0,), episodes=2)
+    config = Settings("hopper", agent, seed, eval=plan)
     return Run(folder / "runs" / f"{agent}-{seed}", config, summary, last, agent, None, others)
 
 

@@ -16,7 +16,7 @@ from decision_seq.agents.return_prior import FILE, ReturnPrior, ensure_prior, lo
 from decision_seq.data.store import EpisodeStore, open_store
 from decision_seq.envs.toy import PointRun
 from decision_seq.errors import UserError
-from decision_seq.eval.compare.ledger import finished
+from decision_seq.eval.compare.evaluations import finished
 from decision_seq.eval.report.data import Data
 from decision_seq.eval.report.page import write_report
 from decision_seq.eval.report.runs import find_runs, load_runs

@@ -214,11 +214,12 @@ def inspect(
         context_length: steps a window, which may be more than in training; by default the same.
         out: folder for inspect.json and the figures; by default the run folder.
     """
+    from decision_seq.eval.inspect.numbers import print_tables
     from decision_seq.eval.inspect.run import (
         inspect_agent,
         load_trained,
         load_untrained,
-        print_tables,
+        to_json,
         write_inspection,
     )
     from decision_seq.train.checkpoint import agent_path, read_index
@@ -232,7 +233,7 @@ def inspect(
         subject = load_trained(run, file, step_trained, checkpoint, assignments, _device(device))
     inspection = inspect_agent(subject, episode, step, context_length)
     files = write_inspection(inspection, out or run)
-    print_tables(inspection)
+    print_tables(to_json(inspection))
     print(f"written: {', '.join(map(str, files))}")
 
 

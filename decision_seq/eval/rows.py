@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from decision_seq.errors import UserError
-from decision_seq.eval.rollout.episodes import Episode
 from decision_seq.files import exclusive, read_jsonl, write_text
 
 Row = dict[str, Any]
@@ -56,6 +55,27 @@ OLDER: Row = {
     "peak_memory_mib": None,
     "hardware": None,
 }
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One evaluated episode: what a rollout measured of it. Its fields are columns of the row."""
+
+    target: float | None  # return asked for, None for an agent that takes none
+    target_rule: Literal["given", "auto"] | None  # who chose it: a person, or the return prior
+    target_quantile: float | None  # of the return given the first observation, if auto
+    env_seed: int
+    episode_return: float
+    length: int
+    normalized_score: float | None
+    score_reference: str | None  # the published form of references behind it, e.g. human
+    normalized_scores: dict[str, float]  # by every form there is
+    milliseconds_per_step: float  # wall time of one step of all lanes that go on
+    # how far the states it acted in lie from the data, in standard deviations of the data's own
+    # (see ReturnPrior.novelty): every step, mean and largest; None without a prior
+    ood: list[float] | None
+    ood_mean: float | None
+    ood_max: float | None
 
 
 def add_rows(run: Path, episodes: list[Episode], /, **protocol: Any) -> list[Row]:

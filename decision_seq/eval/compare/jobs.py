@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from decision_seq.eval.compare.ledger import Evaluation, finished
+from decision_seq.eval.compare.evaluations import Evaluation, finished
 from decision_seq.run_config import RunConfig
 
 POLL = 0.2  # seconds between looks at what runs

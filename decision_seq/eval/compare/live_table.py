@@ -7,13 +7,14 @@ import json
 import os
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from decision_seq.run_config import RunConfig
+if TYPE_CHECKING:  # which needs torch
+    from decision_seq.run_config import RunConfig
 
 TAIL = 8192  # bytes at the end of metrics.jsonl that hold the last rows
 COLUMNS = ("step", "steps/s", "loss", "time left")

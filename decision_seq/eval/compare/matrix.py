@@ -13,8 +13,9 @@ from typing import Any
 
 from decision_seq.config import build, load_yaml, merge, parse_overrides
 from decision_seq.errors import UserError
+from decision_seq.eval.compare.evaluations import Evaluation, finished
 from decision_seq.eval.compare.jobs import POLL, Ended, Work
-from decision_seq.eval.compare.ledger import Evaluation, Ledger, finished
+from decision_seq.eval.compare.ledger import Ledger
 from decision_seq.eval.compare.live_table import Board
 from decision_seq.eval.compare.runners import RUNNERS, Runner
 from decision_seq.files import exclusive

@@ -6,22 +6,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from decision_seq.eval.report.figures import COLOURS, INK, panels, to_svg
+from decision_seq.eval.drawing import COLOURS, INK, panels, to_svg
 
 if TYPE_CHECKING:
     from decision_seq.eval.inspect.influence import Influence, LayerView
-    from decision_seq.eval.inspect.run import Inspection
 
 HEADS = 4  # maps drawn a layer; the .npz file has all
 
 
-def draw(inspection: Inspection) -> dict[str, str]:
+def draw(influence: Influence, layers: list[LayerView]) -> dict[str, str]:
     """Figures by name, as SVG; only those that the agent's mixers allow."""
-    figures = {"influence": influence_by_lag(inspection.influence)}
-    if any(view.token_map is not None for view in inspection.layers):
-        figures["maps"] = token_maps(inspection.layers)
-    if any(view.memory is not None for view in inspection.layers):
-        figures["memory"] = memory_lengths(inspection.layers)
+    figures = {"influence": influence_by_lag(influence)}
+    if any(view.token_map is not None for view in layers):
+        figures["maps"] = token_maps(layers)
+    if any(view.memory is not None for view in layers):
+        figures["memory"] = memory_lengths(layers)
     return figures
 
 

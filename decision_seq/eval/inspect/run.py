@@ -10,8 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from decision_seq import __version__
 from decision_seq.agents import SequenceAgent, load_agent
@@ -33,7 +31,6 @@ from decision_seq.run_config import RunConfig, load_run_config
 
 WINDOWS = 64  # over which the influence is averaged
 SEED = 0  # of their choice: the same windows for every agent on the same data
-LAGS = (0, 1, 2, 5, 10, 20, 30)  # of the table, in tokens
 SHARES = (0.1, 0.5, 0.9)  # quantiles of the memory length
 
 
@@ -132,7 +129,7 @@ def inspect_agent(
 def write_inspection(inspection: Inspection, out: Path) -> list[Path]:
     """Write figures, token maps and, last, inspect.json to the folder `out`, each atomically."""
     files = []
-    for name, svg in inspect_figures.draw(inspection).items():
+    for name, svg in inspect_figures.draw(inspection.influence, inspection.layers).items():
         write_text(out / f"inspect-{name}.svg", svg)
         files.append(out / f"inspect-{name}.svg")
     maps: dict[str, Any] = {
@@ -198,59 +195,6 @@ def half_life(influence: Influence) -> dict[str, int] | None:
     return None if lag is None else {"tokens": lag, "steps": int(influence.steps[lag])}
 
 
-def print_tables(inspection: Inspection) -> None:
-    """Influence at a few lags, and what each layer looks back at."""
-    numbers = to_json(inspection)
-    rows = numbers["influence"]["by_lag"]
-    title = (
-        f"{numbers['agent']}, {numbers['checkpoint']} (step {numbers['step']}), "
-        f"{numbers['influence']['windows']} windows of {numbers['context_length']} steps"
-    )
-    table = Table(title=title)
-    for column in ("lag (tokens)", "lag (steps)", "token", "influence on action", "of lag 0"):
-        table.add_column(column, justify="left" if column == "token" else "right")
-    for row in (rows[lag] for lag in LAGS if lag < len(rows)):
-        table.add_row(
-            str(row["lag"]),
-            str(row["steps"]),
-            row["token"],
-            f"{row['mean']:.3g} ± {row['std']:.2g}",
-            f"{row['mean'] / rows[0]['mean']:.2g}" if rows[0]["mean"] else "-",
-        )
-    console = Console()
-    console.print(table)
-    half = numbers["influence"]["half_life"]
-    console.print(
-        "The past has no influence."
-        if half is None
-        else f"Half of the past's influence lies within {half['tokens']} tokens "
-        f"({half['steps']} steps)."
-    )
-    for view in numbers["layers"]:
-        console.print(_layer_line(view))
-
-
-def read_inspection(path: Path) -> dict[str, Any] | None:
-    """What `write_inspection` wrote to inspect.json; None if there is no such file.
-
-    Raises UserError if it is damaged.
-    """
-    try:
-        numbers = json.loads(path.read_text(encoding="utf-8"))
-        influence = numbers["influence"]
-        [(int(r["lag"]), float(r["mean"])) for r in influence["by_lag"]]
-        [(int(r["steps"]), float(r["mean"])) for r in influence["by_step"]]
-        half = influence["half_life"]
-        if half is not None:
-            int(half["tokens"]), int(half["steps"])
-        int(numbers["step"]), str(numbers["checkpoint"]), int(numbers["context_length"])
-        return numbers
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: is damaged; run `decision-seq inspect` again") from None
-
-
 def _layer_json(view: LayerView, agent: SequenceAgent) -> dict[str, Any]:
     numbers: dict[str, Any] = {"layer": view.layer, "mixer": view.mixer}
     if view.token_map is not None:
@@ -267,17 +211,6 @@ def _layer_json(view: LayerView, agent: SequenceAgent) -> dict[str, Any]:
             f"{share:.0%}": value for share, value in zip(SHARES, quantiles.tolist(), strict=True)
         }
     return numbers
-
-
-def _layer_line(view: dict[str, Any]) -> str:
-    parts = [f"layer {view['layer'] + 1}, {view['mixer']}:"]
-    if "mean_lag" in view:
-        heads = ", ".join(f"{lag:.1f}" for lag in view["mean_lag"])
-        parts.append(f"looks {heads} tokens back on average")
-    if "memory_tokens" in view:
-        spans = ", ".join(f"{share} {n:.2g}" for share, n in view["memory_tokens"].items())
-        parts.append(f"state remembers for (tokens, quantiles) {spans}")
-    return " ".join(parts if len(parts) > 1 else [*parts, "has no token map"])
 
 
 def _as_trained(store: EpisodeStore, config: RunConfig) -> EpisodeStore:

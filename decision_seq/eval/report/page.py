@@ -11,8 +11,8 @@ from typing import Any
 from urllib.parse import quote
 
 from decision_seq.errors import UserError
+from decision_seq.eval.drawing import INK
 from decision_seq.eval.report.data import Data, to_csv, to_json
-from decision_seq.eval.report.figures import INK
 from decision_seq.eval.report.runs import load_runs
 from decision_seq.eval.report.sections import Figure, Section, sections
 from decision_seq.files import write_text

@@ -4,21 +4,33 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from decision_seq.config import build, load_yaml
 from decision_seq.data.tools.info import read_summary
 from decision_seq.errors import UserError
-from decision_seq.eval.inspect.run import read_inspection
+from decision_seq.eval.inspect.numbers import read_inspection
 from decision_seq.eval.rows import Row, read_rows
 from decision_seq.files import read_jsonl
-from decision_seq.run_config import RunConfig, load_run_config
+from decision_seq.settings import EvalConfig, TrainConfig
 
 POINTS = 300  # of a learning curve; longer ones are averaged over neighbours
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The part of a run's config that a report is about: all but its agent, which needs torch."""
+
+    env: str
+    name: str  # of the agent
+    seed: int = 0
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
 
 
 @dataclass
@@ -26,7 +38,7 @@ class Run:
     """A run folder as the report sees it."""
 
     folder: Path
-    config: RunConfig
+    config: Settings
     dataset: dict[str, Any]
     rows: list[Row]  # of the last checkpoint's final evaluation: what scores are made from
     agent: str  # what the report calls it
@@ -74,6 +86,12 @@ def find_runs(folders: Sequence[Path]) -> list[Path]:
     return list({run.resolve(): run for run in runs}.values())
 
 
+def load_settings(path: Path) -> Settings:
+    """Read the config of a run folder. Raises UserError if it is damaged."""
+    known = {part.name for part in fields(Settings)}
+    return build(Settings, {k: v for k, v in load_yaml(path).items() if k in known}, str(path))
+
+
 def load_run(folder: Path) -> Run:
     """Read what the report needs. Raises UserError if the run's last checkpoint was never
     evaluated."""
@@ -85,7 +103,7 @@ def load_run(folder: Path) -> Run:
     final = [row["checkpoint"] == "last" and row["step"] == max(steps) for row in everything]
     rows = [row for row, is_final in zip(everything, final, strict=True) if is_final]
     others = [row for row, is_final in zip(everything, final, strict=True) if not is_final]
-    config = load_run_config(folder / "config.yaml")
+    config = load_settings(folder / "config.yaml")
     inspection = read_inspection(folder / "inspect.json")
     return Run(folder, config, dataset, rows, config.name, inspection, others)
 

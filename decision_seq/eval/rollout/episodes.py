@@ -18,30 +18,10 @@ from decision_seq.agents.return_prior import ReturnPrior
 from decision_seq.envs.reference_scores import references, scaled
 from decision_seq.envs.registry import Lanes, open_lanes
 from decision_seq.errors import UserError
+from decision_seq.eval.rows import Episode
 from decision_seq.hardware import keep_freed_memory
 
 KEPT = 0.75  # finished lanes are dropped once no more than this share of those seen go on
-
-
-@dataclass(frozen=True)
-class Episode:
-    """What one lane did."""
-
-    target: float | None  # return asked for, None for an agent that takes none
-    target_rule: Literal["given", "auto"] | None  # who chose it: a person, or the return prior
-    target_quantile: float | None  # of the return given the first observation, if auto
-    env_seed: int
-    episode_return: float
-    length: int
-    normalized_score: float | None
-    score_reference: str | None  # the published form of references behind it, e.g. human
-    normalized_scores: dict[str, float]  # by every form there is
-    milliseconds_per_step: float  # wall time of one step of all lanes that go on
-    # how far the states it acted in lie from the data, in standard deviations of the data's own
-    # (see ReturnPrior.novelty): every step, mean and largest; None without a prior
-    ood: list[float] | None
-    ood_mean: float | None
-    ood_max: float | None
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from rich.table import Table
 
 from decision_seq import __version__
 from decision_seq.agents import SequenceAgent, load_agent
-from decision_seq.agents.base import Context
 from decision_seq.agents.return_prior import load_prior
 from decision_seq.data.tools.info import read_summary
 from decision_seq.envs.registry import env_id, versions
@@ -26,6 +25,7 @@ from decision_seq.eval.rows import CHECKPOINT_RULES, Row, add_rows, asked
 from decision_seq.files import read_jsonl
 from decision_seq.hardware import hardware, peak_memory_mib
 from decision_seq.run_config import RunConfig, load_run_config
+from decision_seq.settings import Context
 
 
 def evaluate_run(

@@ -1,0 +1,55 @@
+"""How a trained run is evaluated, and whether its rows say that it has been.
+
+Rows are written all at once, so no moment of a crash can leave a run that is half evaluated and
+passes for finished.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from decision_seq.envs.registry import env_id
+from decision_seq.eval.rows import Row, asked, read_rows, target_name
+from decision_seq.run_config import RunConfig
+from decision_seq.settings import Context
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One `evaluate` of a trained run."""
+
+    context: Context | None = None  # by default the run's
+    checkpoint: Literal["last", "validation", "best"] = "last"
+
+    def command(self, run: Path) -> tuple[str, ...]:
+        """Arguments of decision-seq."""
+        context = ("--context", self.context) if self.context else ()
+        checkpoint = ("--checkpoint", self.checkpoint) if self.checkpoint != "last" else ()
+        return ("evaluate", str(run), *context, *checkpoint)
+
+
+def finished(
+    run: Path, config: RunConfig, evaluations: Sequence[Evaluation] = (Evaluation(),)
+) -> bool:
+    """Whether the run folder holds every row that the `evaluations` of `config` give."""
+    rows = [r for r in read_rows(run) if r["env"] == env_id(config.env)]
+    return all(_evaluated(rows, config, evaluation) for evaluation in evaluations)
+
+
+def _evaluated(rows: list[Row], config: RunConfig, evaluation: Evaluation) -> bool:
+    context = evaluation.context or config.eval.context
+    rows = [r for r in rows if (r["context"], r["checkpoint"]) == (context, evaluation.checkpoint)]
+    if evaluation.checkpoint == "last":  # the others may be any step
+        rows = [r for r in rows if r["step"] == config.train.steps]
+    if not config.agent.follows_target:
+        wanted = [target_name(None)]
+    elif config.eval.targets == "auto":
+        wanted = [target_name(None, config.eval.target_quantile)]
+    else:
+        wanted = [target_name(target) for target in config.eval.targets]
+    seeds = range(config.eval.seed, config.eval.seed + config.eval.episodes)
+    done = {(asked(r), r["env_seed"]) for r in rows}
+    return all((target, seed) in done for target in wanted for seed in seeds)
