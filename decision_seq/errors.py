@@ -1,11 +1,12 @@
 """The one error a person can mend: it names the file, the field, the value and the fix."""
 
 
-class UserError(ValueError):
+class UserError(Exception):
     """Bad input. The command line prints the sentence without a traceback and exits with code 2.
 
-    It may quote a damaged file: what cannot be printed is escaped, so that it stays one line and
-    no terminal obeys it.
+    No ValueError or OSError: what is raised while a file is read must not be taken for a fault of
+    the file and be wrapped in another sentence. It may quote a damaged file: what cannot be
+    printed is escaped, so that it stays one line and no terminal obeys it.
     """
 
     def __init__(self, sentence: str) -> None:

@@ -119,3 +119,21 @@ def test_logs_with_blank_lines_quotes_and_a_byte_order_mark(tmp_path: Path) -> N
     path.write_text("\n".join(lines))
     with pytest.raises(UserError, match="line 8: `episode` is 'x"):
         open_store([str(path)])
+
+
+def test_our_own_sentences_are_not_wrapped_in_others(tmp_path: Path) -> None:
+    """A whole file with a column missing is not damaged, and one log is told as the other."""
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    columns = {k: v for k, v in table(random_episodes(LENGTHS)).items() if k != "reward"}
+    columns |= {f"{letter * 40}": columns["step"] for letter in "abcdef"}  # long headers
+    write_csv(tmp_path / "log.csv", columns)
+    parquet.write_table(pyarrow.table(columns), tmp_path / "log.parquet")
+    said = []
+    for name in ("log.csv", "log.parquet"):
+        with pytest.raises(UserError, match="column `reward` is missing") as error:
+            open_store([str(tmp_path / name)])
+        said.append(str(error.value).replace(name, "FILE"))
+    assert said[0] == said[1] and said[0].endswith("which it is in log.columns.yaml")
+    assert not issubclass(UserError, ValueError | OSError | RuntimeError | LookupError | TypeError)

@@ -39,8 +39,6 @@ def read(path: Path) -> Episodes:
                 )
             observations, actions, rewards, terminals = (_array(path, file, k) for k in keys)
             timeouts = _array(path, file, "timeouts") if "timeouts" in file else None
-    except UserError:
-        raise
     except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
         raise UserError(
             f"{path}: cannot be read as HDF5 ({' '.join(str(error).split())}); the file may be "

@@ -282,8 +282,6 @@ def reading(path: Path) -> Iterator[None]:
     """Turns what gzip and numpy say about a damaged file into a UserError."""
     try:
         yield
-    except UserError:
-        raise
     except (OSError, EOFError, zlib.error, ValueError, SyntaxError) as error:
         reason = " ".join(str(error).split())
         raise UserError(

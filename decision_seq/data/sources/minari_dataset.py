@@ -76,8 +76,6 @@ def read(dataset_id: str) -> Episodes:
         dataset = minari.load_dataset(dataset_id)
         episodes, frames = _episodes(dataset_id, dataset)
         metadata = dataset.storage.metadata
-    except UserError:
-        raise
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise UserError(
             f"{dataset_id}: Minari cannot read it ({' '.join(str(error).split())}); delete it with "

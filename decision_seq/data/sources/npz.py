@@ -39,8 +39,6 @@ def read(path: Path) -> Episodes:
             seeds, unended = (
                 file[key] if key in file.files else np.empty(0, int) for key in EPISODE_KEYS
             )
-    except UserError:
-        raise
     except (
         OSError,
         ValueError,

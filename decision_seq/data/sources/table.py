@@ -97,7 +97,7 @@ def read_parquet(path: Path) -> Episodes:
         table = {name: arrow[name].to_numpy() for name in arrow.column_names}
     except (ArrowException, OSError, ValueError) as error:
         raise UserError(
-            f"{path}: cannot be read as Parquet ({' '.join(str(error).split())[:200]}); the file "
+            f"{path}: cannot be read as Parquet ({' '.join(str(error).split())}); the file "
             "may be cut off"
         ) from None
     for name, column in table.items():
