@@ -77,23 +77,30 @@ def test_damage_is_noticed(tmp_path: Path) -> None:
 
 
 def test_seeds_and_missing_ends_are_imported_and_exported(tmp_path: Path) -> None:
-    recorded = {"episode_seeds": np.array([3, 4, 5, 9]), "unended_episodes": np.array([1])}
+    recorded = {"episode_seeds": np.array([3, 4, 5, 9]), "incomplete_episodes": np.array([1])}
     path = write_npz(tmp_path / "a.npz", random_episodes(LENGTHS), **recorded)
     store = import_dataset([str(path)], "mine")
     EXPORTERS["npz"](store, str(tmp_path / "out.npz"))
     EXPORTERS["minari"](open_store([str(path)]), "mine/recorded-v0")
     for source in (str(path), "mine", str(tmp_path / "out.npz"), "mine/recorded-v0"):
         episodes = resolve(source).read()
-        assert (episodes.seeds, episodes.unended) == ((3, 4, 5, 9), (1,)), source
+        assert (episodes.seeds, episodes.incomplete) == ((3, 4, 5, 9), (1,)), source
         assert open_store([source]).hash == store.hash
     check.write_npz(tmp_path / "part.npz", resolve("mine").read(), np.array([1, 3]))
     part = resolve(str(tmp_path / "part.npz")).read()
-    assert (part.seeds, part.unended) == ((4, 9), (0,))
-    meta = stored.library() / "mine" / "meta.json"  # as it was written before they were kept
+    assert (part.seeds, part.incomplete) == ((4, 9), (0,))
+    with np.load(tmp_path / "out.npz") as file:  # by the name it once had
+        old = {k.replace("incomplete_", "unended_"): array for k, array in file.items()}
+    np.savez(tmp_path / "old.npz", **old)
+    assert resolve(str(tmp_path / "old.npz")).read().incomplete == (1,)
+    meta = stored.library() / "mine" / "meta.json"
     content = json.loads(meta.read_text())
-    del content["seeds"], content["unended"]
+    meta.write_text(json.dumps(content | {"unended": content.pop("incomplete")}))
+    assert open_store(["mine"]).incomplete == (1,)
+    content["incomplete"] = [1]  # as it was written before they were kept
+    del content["seeds"], content["incomplete"]
     meta.write_text(json.dumps(content))
-    assert resolve("mine").read().seeds == () and open_store(["mine"]).unended == ()
+    assert resolve("mine").read().seeds == () and open_store(["mine"]).incomplete == ()
     meta.write_text(json.dumps(content | {"seeds": [1]}))
     with pytest.raises(UserError, match=r"meta\.json: is damaged"):
         open_store(["mine"])
@@ -104,8 +111,8 @@ def test_seeds_and_missing_ends_are_imported_and_exported(tmp_path: Path) -> Non
     [
         ("episode_seeds", np.arange(3), "has 3 numbers for 4 episodes"),
         ("episode_seeds", np.full(4, -1), "none below 0"),
-        ("unended_episodes", np.array([4]), "names episode 4 of 4"),
-        ("unended_episodes", np.array(["a"]), "must be whole numbers"),
+        ("incomplete_episodes", np.array([4]), "names episode 4 of 4"),
+        ("incomplete_episodes", np.array(["a"]), "must be whole numbers"),
     ],
 )
 def test_bad_seeds_are_one_sentence(

@@ -29,7 +29,7 @@ class Episodes:
     truncated: np.ndarray  # [N] bool, a time limit or quota ended here
     offsets: np.ndarray  # [M + 1] int64, episode m is rows offsets[m]:offsets[m + 1]
     info: dict[str, Any] = field(default_factory=dict)
-    unended: tuple[int, ...] = ()  # episodes that came with no end flag and were marked truncated
+    incomplete: tuple[int, ...] = ()  # episodes without an end flag, which were marked truncated
     seeds: tuple[int, ...] = ()  # of the environment, an episode each, where the source has them
 
     @property
@@ -85,12 +85,12 @@ def from_flat(
         truncated=truncated,
         offsets=np.concatenate([[0], ends]).astype(np.int64),
         info=info,
-        unended=(len(ends) - 1,) if cut_off else (),
+        incomplete=(len(ends) - 1,) if cut_off else (),
     )
 
 
 def concatenate(parts: list[Episodes], names: list[str]) -> Episodes:
-    """Several sources as one dataset, `unended` and `seeds` over all.
+    """Several sources as one dataset, `incomplete` and `seeds` over all.
 
     Raises UserError where widths or kinds differ, or nothing is named.
     """
@@ -116,14 +116,16 @@ def concatenate(parts: list[Episodes], names: list[str]) -> Episodes:
     lengths = np.concatenate([p.lengths for p in parts])
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     shared = {k: v for k, v in first.info.items() if all(p.info.get(k) == v for p in parts)}
-    unended: list[int] = []
+    incomplete: list[int] = []
     before = 0  # episodes of the parts before
     for part in parts:
-        unended += [before + m for m in part.unended]
+        incomplete += [before + m for m in part.incomplete]
         before += len(part.lengths)
     known = all(part.seeds for part in parts)
     seeds = [seed for part in parts for seed in part.seeds] if known else []
-    return Episodes(**arrays, offsets=offsets, info=shared, unended=(*unended,), seeds=(*seeds,))
+    return Episodes(
+        **arrays, offsets=offsets, info=shared, incomplete=(*incomplete,), seeds=(*seeds,)
+    )
 
 
 def describe(array: np.ndarray) -> str:

@@ -51,7 +51,7 @@ class EpisodeStore:
     hash: str
     name: str
     episodes_per_source: tuple[int, ...] = ()  # in the order of the sources; they sum to M
-    unended: tuple[int, ...] = ()  # episodes that came with no end flag and were marked truncated
+    incomplete: tuple[int, ...] = ()  # episodes without an end flag, which were marked truncated
     seeds: tuple[int, ...] = ()  # of the environment, an episode each, where the source has them
 
     @property
@@ -141,7 +141,7 @@ def write_store(folder: Path, episodes: Episodes, meta: dict[str, Any]) -> None:
     with atomic_folder(folder) as temporary:
         for name in ARRAYS:
             save(temporary / f"{name}.npy", arrays[name])
-        kept = {"unended": episodes.unended, "seeds": episodes.seeds}
+        kept = {"incomplete": episodes.incomplete, "seeds": episodes.seeds}
         meta = {"episodes_per_source": [len(lengths)], "info": episodes.info, **kept} | meta
         text = json.dumps({"hash": checksum(arrays), **meta})
         (temporary / "meta.json").write_text(text, encoding="utf-8")

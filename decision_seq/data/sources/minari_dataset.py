@@ -115,9 +115,11 @@ def read(dataset_id: str) -> Episodes:
         truncated,
         info,
     )
-    unended = [m for m, e in enumerate(episodes) if not (e.truncations[-1] or e.terminations[-1])]
+    incomplete = [
+        m for m, e in enumerate(episodes) if not (e.truncations[-1] or e.terminations[-1])
+    ]
     seeds = [e.get("seed") for e in dataset.storage.get_episode_metadata(dataset.episode_indices)]
-    return dataclasses.replace(flat, unended=tuple(unended), seeds=whole_numbers(seeds))
+    return dataclasses.replace(flat, incomplete=tuple(incomplete), seeds=whole_numbers(seeds))
 
 
 def _episodes(dataset_id: str, dataset: Any) -> tuple[list[Any], np.ndarray | None]:

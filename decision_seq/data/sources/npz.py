@@ -1,8 +1,9 @@
 """`.npz` files: observations, actions, rewards, terminations, truncations, one row a step.
 
 Optional: `meta`, a JSON text (of which env_id, ref_min, ref_max, action_count, rewards are used);
-`episode_seeds`, what each episode's environment was reset with; `unended_episodes`, numbers of
-those whose truncation was not recorded but assumed. Other keys are ignored.
+`episode_seeds`, what each episode's environment was reset with; `incomplete_episodes` (once called
+`unended_episodes`), numbers of those whose truncation was not recorded but assumed. Other keys are
+ignored.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from decision_seq.errors import UserError
 KEYS = ("observations", "actions", "rewards", "terminations", "truncations")
 META = {"env_id": "env_id", "ref_min": "ref_min_score", "ref_max": "ref_max_score"}
 META |= {"action_count": "action_count", "rewards": "rewards"}  # theirs: ours
-EPISODE_KEYS = ("episode_seeds", "unended_episodes")
+EPISODE_KEYS = ("episode_seeds", "incomplete_episodes")
+OLD_KEYS = {"unended_episodes": "incomplete_episodes"}  # theirs: ours
 
 
 def read(path: Path) -> Episodes:
@@ -36,8 +38,9 @@ def read(path: Path) -> Episodes:
                 )
             observations, actions, rewards, terminated, truncated = (file[key] for key in KEYS)
             meta = str(file["meta"]) if "meta" in file.files else "{}"
-            seeds, unended = (
-                file[key] if key in file.files else np.empty(0, int) for key in EPISODE_KEYS
+            theirs = {OLD_KEYS.get(key, key): key for key in file.files}
+            seeds, incomplete = (
+                file[theirs[key]] if key in theirs else np.empty(0, int) for key in EPISODE_KEYS
             )
     except (
         OSError,
@@ -60,20 +63,20 @@ def read(path: Path) -> Episodes:
         str(path), observations, actions, rewards, terminated, truncated, _info(path, meta)
     )
     episodes = len(flat.lengths)
-    seeds, unended = (
-        _numbers(path, k, a) for k, a in zip(EPISODE_KEYS, (seeds, unended), strict=True)
+    seeds, incomplete = (
+        _numbers(path, k, a) for k, a in zip(EPISODE_KEYS, (seeds, incomplete), strict=True)
     )
     if len(seeds) not in (0, episodes):
         raise UserError(
             f"{path}: `episode_seeds` has {len(seeds)} numbers for {episodes} episodes; give one "
             "each, or leave the key out"
         )
-    if max(unended, default=0) >= episodes:
+    if max(incomplete, default=0) >= episodes:
         raise UserError(
-            f"{path}: `unended_episodes` names episode {max(unended)} of {episodes}; they are "
-            "counted from 0"
+            f"{path}: `incomplete_episodes` names episode {max(incomplete)} of {episodes}; they "
+            "are counted from 0"
         )
-    return replace(flat, unended=(*sorted({*flat.unended, *unended}),), seeds=(*seeds,))
+    return replace(flat, incomplete=(*sorted({*flat.incomplete, *incomplete}),), seeds=(*seeds,))
 
 
 def _numbers(path: Path, key: str, array: np.ndarray) -> list[int]:

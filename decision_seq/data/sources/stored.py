@@ -82,16 +82,19 @@ def read(folder: Path) -> Episodes:
 
 
 def recorded(folder: Path, meta: Mapping[str, Any], episodes: int) -> dict[str, Any]:
-    """`unended` and `seeds` of so many episodes, empty in datasets from before they were kept.
+    """`incomplete` and `seeds` of so many episodes, empty in datasets from before they were kept.
 
     Raises UserError if damaged."""
     try:
-        unended, seeds = ((*map(int, meta.get(key, ())),) for key in ("unended", "seeds"))
+        incomplete = tuple(
+            map(int, meta.get("incomplete", meta.get("unended", ())))
+        )  # its old name
+        seeds = tuple(map(int, meta.get("seeds", ())))
         if len(seeds) not in (0, episodes) or min(seeds, default=0) < 0:
             raise ValueError
-        if not all(0 <= m < episodes for m in unended):
+        if not all(0 <= m < episodes for m in incomplete):
             raise ValueError
-        return {"unended": unended, "seeds": seeds}
+        return {"incomplete": incomplete, "seeds": seeds}
     except (ValueError, TypeError, OverflowError):
         raise UserError(
             f"{folder / 'meta.json'}: is damaged; delete the folder and import or run again"

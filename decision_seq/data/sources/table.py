@@ -189,7 +189,7 @@ def _episodes(
     terminated = _ends(path, columns.terminated, table, same, place)
     truncated = _ends(path, columns.truncated, table, same, place)
     last = np.append(~same, True)
-    unended = np.flatnonzero(~(terminated | truncated)[last] & (columns.truncated in table))
+    incomplete = np.flatnonzero(~(terminated | truncated)[last] & (columns.truncated in table))
     truncated |= ~terminated & last
     flat = from_flat(
         str(path),
@@ -200,7 +200,7 @@ def _episodes(
         truncated,
         _info(columns),
     )
-    return dataclasses.replace(flat, unended=tuple(int(m) for m in unended))
+    return dataclasses.replace(flat, incomplete=tuple(int(m) for m in incomplete))
 
 
 def _info(columns: Columns) -> dict[str, str]:

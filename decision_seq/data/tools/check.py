@@ -146,7 +146,7 @@ def write_npz(path: Path, episodes: Episodes, which: np.ndarray) -> None:
     info = episodes.info
     meta = {theirs: info[ours] for theirs, ours in npz.META.items() if ours in info}
     recorded: dict[str, Any] = {
-        "unended_episodes": np.flatnonzero(np.isin(which, episodes.unended)),
+        "incomplete_episodes": np.flatnonzero(np.isin(which, episodes.incomplete)),
         "episode_seeds": np.array(episodes.seeds, np.int64)[which if episodes.seeds else []],
     }
     with atomic_file(path) as temporary, temporary.open("wb") as file:
@@ -262,15 +262,15 @@ def both_ends(episodes: Episodes, _env: Env | None) -> Finding | None:
 
 def without_end(episodes: Episodes, _env: Env | None) -> Finding | None:
     """Episodes whose recording stops with neither flag."""
-    unended = getattr(episodes, "unended", ())
-    if not unended:
+    incomplete = getattr(episodes, "incomplete", ())
+    if not incomplete:
         return None
     return Finding(
         "warning",
         "without-end",
-        len(unended),
-        f"{len(unended)} episodes end with neither terminated nor truncated, first episode "
-        f"{unended[0]} after {episodes.lengths[unended[0]]} steps",
+        len(incomplete),
+        f"{len(incomplete)} episodes are incomplete: they end with neither terminated nor "
+        f"truncated, first episode {incomplete[0]} after {episodes.lengths[incomplete[0]]} steps",
         "they count as truncated; leave them out if the recording was cut off",
     )
 

@@ -28,7 +28,7 @@ def to_npz(store: EpisodeStore, out: str) -> None:
     if path.exists():
         raise UserError(f"{out}: exists already; choose another --out")
     columns = ("observations", "actions", "rewards", "terminated", "truncated", "offsets")
-    recorded = ("info", "unended", "seeds")
+    recorded = ("info", "incomplete", "seeds")
     episodes = Episodes(**{key: getattr(store, key) for key in (*columns, *recorded)})
     write_npz(path, episodes, np.arange(store.episodes))
 
@@ -45,7 +45,7 @@ def to_minari(store: EpisodeStore, out: str) -> None:
 
     check_id(out)
     truncated = np.array(store.truncated)
-    truncated[store.offsets[1:][list(store.unended)] - 1] = False
+    truncated[store.offsets[1:][list(store.incomplete)] - 1] = False
     buffers = [
         EpisodeBuffer(
             id=number,
