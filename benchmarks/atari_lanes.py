@@ -20,7 +20,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
 
-from decision_seq.envs.registry import open_lanes
+from decision_seq.envs.fastest import open_lanes
 
 LANES = (1, 4, 16)
 

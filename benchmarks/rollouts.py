@@ -14,7 +14,9 @@ from benchmarks.measure import Call, Options, Row, Table, benchmark, installed, 
 from decision_seq.agents import SequenceAgent
 from decision_seq.agents.base import Context
 from decision_seq.backbones.base import EVERY
-from decision_seq.envs.registry import MUJOCO_IDS, Lanes, open_lanes
+from decision_seq.envs.fastest import open_lanes
+from decision_seq.envs.lanes import Lanes
+from decision_seq.envs.registry import MUJOCO_IDS
 
 ENV, OBSERVATIONS, ACTIONS = "HalfCheetah-v5", 17, 6  # its episodes never end early
 PAPERS = "the papers' loop"

@@ -93,8 +93,8 @@ def frame_episodes(lengths: list[int], seed: int = 0, sides: tuple[int, int] = S
 
 def toy_episodes(count: int = 60, seed: int = 0) -> Episodes:
     """Real episodes of PointRun by its behaviour policy."""
+    from decision_seq.behaviours.toy_players import steady_runner
     from decision_seq.envs.registry import make
-    from decision_seq.envs.toy import steady_runner
 
     env = make("point-run")
     rows: list[tuple] = []

@@ -23,8 +23,9 @@ from decision_seq.data.transforms import ReturnSpec
 from decision_seq.data.windows import WindowSampler
 from decision_seq.envs import atari
 from decision_seq.envs.atari import GAMES, AtariGame
+from decision_seq.envs.fastest import open_lanes
 from decision_seq.envs.reference_scores import atari_game, normalized_score, references
-from decision_seq.envs.registry import env_id, make, open_lanes, versions
+from decision_seq.envs.registry import env_id, make, versions
 from decision_seq.errors import UserError
 from decision_seq.eval.rollout.episodes import rollout
 

@@ -12,11 +12,12 @@ from conftest import random_episodes, write_npz
 
 from decision_seq.agents import load_agent
 from decision_seq.behaviours.tiers import TOYS, behaviour_for
+from decision_seq.behaviours.toy_players import RIGHT
 from decision_seq.data.store import EpisodeStore, open_store
 from decision_seq.data.tools.collect import collect
 from decision_seq.data.transforms import ReturnSpec
 from decision_seq.data.windows import WindowSampler
-from decision_seq.envs.memory import LAGS, RIGHT, Memory
+from decision_seq.envs.memory import LAGS, Memory
 from decision_seq.envs.registry import make
 from decision_seq.errors import UserError
 from decision_seq.eval.rollout.episodes import rollout

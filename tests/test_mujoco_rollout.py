@@ -6,8 +6,10 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
+from decision_seq.envs.fastest import open_lanes
+from decision_seq.envs.lanes import Lanes
 from decision_seq.envs.mujoco import MujocoLanes, robot
-from decision_seq.envs.registry import MUJOCO_IDS, Lanes, env_id, make, open_lanes
+from decision_seq.envs.registry import MUJOCO_IDS, env_id, make
 
 STEPS = {"HalfCheetah": 40, "Ant": 60}  # the others run to the end of their short episodes
 

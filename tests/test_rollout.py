@@ -13,8 +13,9 @@ from decision_seq.agents.behaviour_cloning import BehaviourCloningConfig
 from decision_seq.agents.return_conditioned import ReturnConditionedConfig
 from decision_seq.backbones.mamba import MambaConfig
 from decision_seq.data.transforms import ReturnSpec
+from decision_seq.envs.lanes import Lanes
 from decision_seq.envs.reference_scores import normalized_score
-from decision_seq.envs.registry import MUJOCO_IDS, Lanes, env_id, make
+from decision_seq.envs.registry import MUJOCO_IDS, env_id, make
 from decision_seq.errors import UserError
 from decision_seq.eval.rollout.episodes import KEPT, rollout
 

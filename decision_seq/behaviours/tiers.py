@@ -14,10 +14,9 @@ from decision_seq.behaviours.actors import MLPPolicy, embedded_policy, embedded_
 from decision_seq.behaviours.atari_players import NOISE, PLAYERS, scripted
 from decision_seq.behaviours.sb3_library import library_behaviour
 from decision_seq.behaviours.sb3_policy import ForeignLayout, load_sb3
+from decision_seq.behaviours.toy_players import often_right, steady_runner
 from decision_seq.envs.atari import game_id
-from decision_seq.envs.memory import often_right
 from decision_seq.envs.registry import MEMORY_IDS, NAMES, env_id, make
-from decision_seq.envs.toy import steady_runner
 from decision_seq.errors import UserError
 
 Act = Callable[[np.ndarray], Any]  # observation -> action [A] or index

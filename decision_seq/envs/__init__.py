@@ -1,1 +1,1 @@
-"""Environments by name, reference scores, and the behaviour policies of the embedded default."""
+"""Environments: by name, as many lanes stepped side by side, and with the references of scores."""

@@ -9,7 +9,7 @@ import gymnasium as gym
 import numpy as np
 
 from decision_seq.envs.atari import FRAME_STACK, SIDE, AtariGame
-from decision_seq.envs.registry import Lanes
+from decision_seq.envs.lanes import Lanes
 
 
 class AtariLanes(Lanes):

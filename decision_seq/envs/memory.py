@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
@@ -12,7 +11,6 @@ from gymnasium import spaces
 from decision_seq.errors import UserError
 
 LAGS = (8, 16, 32, 64, 128)  # those with a name, memory-8 and so on
-RIGHT = 0.75  # share of the behaviour policy's answers
 
 
 class Memory(gym.Env[np.ndarray, np.ndarray]):
@@ -56,21 +54,3 @@ class Memory(gym.Env[np.ndarray, np.ndarray]):
         cue = self._cue if self._time == 0 else 0.0
         question = float(self._time == self.lag)
         return np.array([cue, self.np_random.uniform(-1, 1), question], np.float32)
-
-
-def often_right(rng: np.random.Generator) -> Callable[[np.ndarray], np.ndarray]:
-    """Behaviour policy of Memory: 0 until the question, then right three times of four.
-
-    Neither its returns nor its actions before the answer tell the cue. (Were it right half of the
-    time, the answer would be independent of cue and of return alone: an exclusive or, which takes
-    gradient descent several times as long to find, and has nothing to do with memory.)
-    """
-    cue = 0.0
-
-    def act(observation: np.ndarray) -> np.ndarray:
-        nonlocal cue
-        cue = float(observation[0]) or cue
-        answer = cue if rng.random() < RIGHT else -cue
-        return np.array([answer if observation[2] > 0 else 0.0], np.float32)  # [A]
-
-    return act

@@ -19,7 +19,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import wrappers
 
-from decision_seq.envs.registry import Lanes
+from decision_seq.envs.lanes import Lanes
 
 MIN_LANES = 2  # for one, computing with arrays costs more than it saves
 LANES_A_THREAD = 4  # fewer are stepped sooner than another thread wakes up

@@ -1,15 +1,13 @@
-"""Environments by name, and lanes: many copies of one stepped side by side for evaluation."""
+"""Environments by name."""
 
 from __future__ import annotations
 
 import difflib
 import importlib.util
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
 from gymnasium import spaces
 
 from decision_seq.envs.atari import IDS as ATARI_IDS
@@ -99,64 +97,6 @@ def make(name: str, **options: Any) -> gym.Env[Any, Any]:
             "and Box or Discrete actions are supported, and the games of `list envs`"
         )
     return env
-
-
-class Lanes:
-    """`count` copies of an environment. A finished lane is frozen: there is no autoreset, so no
-    step of a next episode can be counted by mistake.
-
-    Args:
-        name: environment name or gymnasium id.
-        count: number of lanes.
-    """
-
-    def __init__(self, name: str, count: int) -> None:
-        self.id = env_id(name)
-        self.envs = [make(name) for _ in range(count)]
-        self.action_space = self.envs[0].action_space
-        shape = self.envs[0].observation_space.shape or ()
-        self._observations = np.zeros((count, *shape), np.float32)
-
-    def reset(self, seeds: Sequence[int]) -> np.ndarray:
-        """Start an episode in every lane, lane i from `seeds[i]`. Returns [lanes, S] float32."""
-        for lane, seed in enumerate(seeds):
-            self._observations[lane] = self.envs[lane].reset(seed=int(seed))[0]
-        return self._observations.copy()
-
-    def step(
-        self, actions: np.ndarray, active: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Step the lanes where `active` [lanes] is True with `actions` [lanes, ...].
-
-        Returns observations [lanes, S], rewards [lanes], terminated [lanes], truncated [lanes];
-        a frozen lane repeats its last observation with reward 0.
-        """
-        rewards = np.zeros(len(self.envs), np.float64)
-        terminated, truncated = np.zeros((2, len(self.envs)), bool)
-        discrete = isinstance(self.action_space, spaces.Discrete)
-        for lane in np.flatnonzero(active):
-            action = int(actions[lane]) if discrete else actions[lane]
-            observation, reward, terminated[lane], truncated[lane], _ = self.envs[lane].step(action)
-            self._observations[lane], rewards[lane] = observation, reward
-        return self._observations.copy(), rewards, terminated, truncated
-
-    def close(self) -> None:
-        """Free the simulators."""
-        for env in self.envs:
-            env.close()
-
-
-def open_lanes(name: str, count: int) -> Lanes:
-    """The fastest lanes that there are for this environment."""
-    from decision_seq.envs.atari_lanes import AtariLanes
-    from decision_seq.envs.mujoco import MujocoLanes
-
-    env = make(name)
-    for kind in (AtariLanes, MujocoLanes):
-        if kind.serves(env, count):
-            return kind(env_id(name), env, count)
-    env.close()
-    return Lanes(name, count)
 
 
 def versions() -> dict[str, str]:

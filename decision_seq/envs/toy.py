@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
@@ -35,14 +34,3 @@ class PointRun(gym.Env[np.ndarray, np.ndarray]):
 
     def _observe(self) -> np.ndarray:
         return np.array([self._position / 10, self.np_random.uniform(-1, 1)], np.float32)
-
-
-def steady_runner(rng: np.random.Generator) -> Callable[[np.ndarray], np.ndarray]:
-    """Behaviour policy of PointRun: one speed for the episode, and a little noise every step."""
-    speed = rng.uniform(0.0, 1.0)
-
-    def act(_observation: np.ndarray) -> np.ndarray:
-        noisy = speed + 0.05 * rng.standard_normal(1)
-        return np.clip(noisy, -1.0, 1.0).astype(np.float32)  # [A]
-
-    return act

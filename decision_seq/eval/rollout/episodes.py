@@ -15,8 +15,9 @@ from decision_seq.agents import SequenceAgent
 from decision_seq.agents.base import Context
 from decision_seq.agents.fit import check_fit
 from decision_seq.agents.return_prior import ReturnPrior
+from decision_seq.envs.fastest import open_lanes
+from decision_seq.envs.lanes import Lanes
 from decision_seq.envs.reference_scores import references, scaled
-from decision_seq.envs.registry import Lanes, open_lanes
 from decision_seq.errors import UserError
 from decision_seq.eval.rows import Episode
 from decision_seq.hardware import keep_freed_memory

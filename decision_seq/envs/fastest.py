@@ -1,0 +1,18 @@
+"""The fastest lanes that there are for an environment."""
+
+from __future__ import annotations
+
+from decision_seq.envs.atari_lanes import AtariLanes
+from decision_seq.envs.lanes import Lanes
+from decision_seq.envs.mujoco import MujocoLanes
+from decision_seq.envs.registry import env_id, make
+
+
+def open_lanes(name: str, count: int) -> Lanes:
+    """`count` lanes of the environment `name`, of the fastest kind that serves it."""
+    env = make(name)
+    for kind in (AtariLanes, MujocoLanes):
+        if kind.serves(env, count):
+            return kind(env_id(name), env, count)
+    env.close()
+    return Lanes(name, count)
