@@ -49,7 +49,8 @@ def keep_freed_memory() -> None:
 
     By default it gives the top of its heap back to the kernel and takes it again page by page, up
     to 3,800 pages and 3 % of the time of every training step; of a step of 32 lanes of attention
-    half of the time. Does nothing where the C library is another.
+    half of the time. The commands ask for this once, as they start; whoever calls `train` or
+    `rollout` from Python may do so too. Does nothing where the C library is another.
     """
     trim_threshold, mmap_threshold = -1, -3  # mallopt's names for them
     with suppress(OSError, AttributeError, TypeError):

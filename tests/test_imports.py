@@ -4,7 +4,6 @@ it, and what only draws or prints does without torch."""
 from __future__ import annotations
 
 import ast
-import graphlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ import decision_seq
 PACKAGE = Path(decision_seq.__file__).parent
 ORDER = [
     {"errors"},
-    {"files", "hardware", "pickles", "progress"},
+    {"files", "hardware", "pickles", "progress", "variables"},
     {"config", "settings"},
     {"envs"},
     {"behaviours"},
@@ -31,14 +30,12 @@ ORDER = [
     {"cli"},
     {"__main__"},
 ]
-CIRCLES = {"agents", "backbones", "eval"}  # rooms in which files still import each other
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 
 # files that still import each other, as names below decision_seq
 CIRCLES = [
     {"agents.at_once", "agents.base", "agents.context", "agents.recorded"},
     {"backbones.base", "backbones.stack"},
-    {"envs.atari_lanes", "envs.mujoco", "envs.registry"},
 ]
 
 
@@ -120,34 +117,6 @@ def test_reports_and_figures_need_no_torch() -> None:
     code = "\n".join([*lines, "import sys", "assert 'torch' not in sys.modules"])
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-
-
-def imported_files(path: Path, files: dict[str, Path]) -> set[str]:
-    """Modules of this package that a file imports, wherever it does so."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            for alias in node.names:
-                inner = f"{node.module}.{alias.name}"
-                found.add(inner if inner in files else node.module)
-    return found & files.keys()
-
-
-@pytest.mark.parametrize("room", sorted({*LEVEL} - CIRCLES))
-def test_no_two_files_import_each_other(room: str) -> None:
-    files = {
-        ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path
-        for path in PACKAGE.rglob("*.py")
-        if path.relative_to(PACKAGE).parts[0].removesuffix(".py") == room
-    }
-    files = {name.removesuffix(".__init__"): path for name, path in files.items()}
-    graph = {name: imported_files(path, files) - {name} for name, path in files.items()}
-    try:
-        graphlib.TopologicalSorter(graph).prepare()
-    except graphlib.CycleError as error:
-        pytest.fail(" -> ".join(error.args[1]))
 
 
 @pytest.mark.parametrize("room", ["agents", "envs", "eval"])

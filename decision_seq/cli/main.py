@@ -15,6 +15,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 import decision_seq
 from decision_seq.cli import data as cli_data
 from decision_seq.errors import UserError
+from decision_seq.hardware import keep_freed_memory
 
 if TYPE_CHECKING:  # imported where used: `--help` must not wait for torch
     import torch
@@ -162,7 +163,7 @@ def evaluate(
     if video is not None:
         from decision_seq.eval.rollout.video import PICKS, check_video, write_videos
 
-        check_video(config.env)
+        os.environ |= check_video(config.env)
         actions = []
     with progress_bar() as bar:
         task = bar.add_task("evaluating", total=None, note="finished episodes")
@@ -312,6 +313,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 
 def main() -> None:
     """Entry point. Bad input: one sentence on stderr and exit code 2."""
+    keep_freed_memory()
     try:
         try:
             _run_command()

@@ -6,7 +6,6 @@ It only strings the other commands together; everything it does can be typed by 
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from decision_seq.eval.report.data import Data
 from decision_seq.eval.report.page import write_report
 from decision_seq.eval.report.runs import load_runs
 from decision_seq.files import write_text
+from decision_seq.variables import variables
 
 DATASET = "decision-seq/hopper/medium-v0"
 STEPS = 20_000
@@ -52,7 +52,22 @@ AGENTS = ("decision-mamba", "decision-transformer")
 def run(out: Path, seed: int) -> None:
     """Collect, train both agents, evaluate and report into `out`; finished parts are kept."""
     start = time.monotonic()
-    os.environ["MINARI_DATASETS_PATH"] = str((out / "datasets").resolve())
+    with variables(MINARI_DATASETS_PATH=str((out / "datasets").resolve())):
+        folders = _collect_and_compare(out, seed)
+    write_report(folders, out / "report.html")
+    data = Data(load_runs(folders), {})
+    print()
+    for sentence in data.summary:
+        print(sentence)
+    data_mean = json.loads((folders[0] / "dataset.json").read_text())["return_mean"]
+    for one in data.runs:
+        mean = sum(row["episode_return"] for row in one.rows) / len(one.rows)
+        print(f"{one.agent}: mean return {mean:.0f} over both targets; its data {data_mean:.0f}")
+    print(f"report: {out / 'report.html'}   ({time.monotonic() - start:.0f} s in all)")
+
+
+def _collect_and_compare(out: Path, seed: int) -> list[Path]:
+    """The run folders of both agents, evaluated."""
     if not minari_dataset.folder(DATASET).exists():
         command = ["collect", "hopper", "medium", "--steps", str(STEPS), "--seed", str(seed)]
         print(f"$ decision-seq {shlex.join(command)}")
@@ -71,13 +86,4 @@ def run(out: Path, seed: int) -> None:
     if failed:
         reasons = ", ".join(f"{name} ({reason})" for name, reason in failed.items())
         raise UserError(f"{out}: these runs failed: {reasons}")
-    write_report(folders, out / "report.html")
-    data = Data(load_runs(folders), {})
-    print()
-    for sentence in data.summary:
-        print(sentence)
-    data_mean = json.loads((folders[0] / "dataset.json").read_text())["return_mean"]
-    for one in data.runs:
-        mean = sum(row["episode_return"] for row in one.rows) / len(one.rows)
-        print(f"{one.agent}: mean return {mean:.0f} over both targets; its data {data_mean:.0f}")
-    print(f"report: {out / 'report.html'}   ({time.monotonic() - start:.0f} s in all)")
+    return folders

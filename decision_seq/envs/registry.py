@@ -13,6 +13,7 @@ from gymnasium import spaces
 from decision_seq.envs.atari import IDS as ATARI_IDS
 from decision_seq.envs.atari import OLD_IDS as ATARI_OLD_IDS
 from decision_seq.envs.memory import LAGS
+from decision_seq.envs.quiet import quiet_mujoco
 from decision_seq.errors import UserError
 
 gym.register("decision-seq/PointRun-v0", "decision_seq.envs.toy:PointRun", max_episode_steps=20)
@@ -80,9 +81,9 @@ def make(name: str, **options: Any) -> gym.Env[Any, Any]:
     """One environment; `options` go to gymnasium. Raises UserError for one that is unknown, gone,
     or not of vector form."""
     identifier = env_id(name)
-    _silence_mujoco()
     try:
-        env = gym.make(identifier, disable_env_checker=True, **options)
+        with quiet_mujoco():
+            env = gym.make(identifier, disable_env_checker=True, **options)
     except (gym.error.Error, ImportError, AttributeError) as error:
         raise UserError(
             f"environment {identifier} cannot be made ({' '.join(str(error).split())}); "
@@ -109,11 +110,3 @@ def versions() -> dict[str, str]:
 
 def _installed(package: str) -> bool:
     return importlib.util.find_spec(package.replace("-", "_")) is not None
-
-
-def _silence_mujoco() -> None:
-    """MuJoCo 4 warns about HalfCheetah's own model file and writes a log into the user's folder."""
-    import mujoco
-
-    if hasattr(mujoco, "set_mju_user_warning"):
-        mujoco.set_mju_user_warning(lambda _message: None)

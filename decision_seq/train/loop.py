@@ -24,7 +24,7 @@ from decision_seq.data.windows import Batch, WindowSampler
 from decision_seq.envs.registry import make
 from decision_seq.errors import UserError
 from decision_seq.files import exclusive, remove_leftovers
-from decision_seq.hardware import keep_freed_memory, peak_memory_mib
+from decision_seq.hardware import peak_memory_mib
 from decision_seq.progress import progress_bar
 from decision_seq.run_config import RunConfig, check_same_run, write_run_config
 from decision_seq.train.checkpoint import has_checkpoint, load_state, save_checkpoint
@@ -115,7 +115,6 @@ def _train(
     on_interval: Callable[[SequenceAgent, int], dict[str, float]] | None,
     world: World,
 ) -> bool:
-    keep_freed_memory()
     check_run_folder(config, out, resume)
     world.check(config.train.batch_size)
     torch.manual_seed(config.seed)

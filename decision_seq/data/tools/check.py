@@ -22,6 +22,7 @@ from decision_seq.data.sources import npz, resolve
 from decision_seq.data.store import open_folder
 from decision_seq.data.tools.library import verify
 from decision_seq.data.tools.replay import replay_from_seeds, replay_single_steps
+from decision_seq.envs.quiet import quiet_mujoco
 from decision_seq.envs.registry import make, named_by_data
 from decision_seq.errors import UserError
 from decision_seq.files import atomic_file, write_text
@@ -70,6 +71,7 @@ class Examined:
     findings: list[Finding]
 
 
+@quiet_mujoco()
 def examine(sources: Sequence[str], env: str | None = None) -> Examined:
     """Read and check one dataset made of `sources`. `env` is for those that do not name theirs."""
     episodes = read(sources)

@@ -15,13 +15,16 @@ import numpy as np
 
 from decision_seq.data.sources import minari_dataset
 from decision_seq.envs import registry
+from decision_seq.envs.quiet import quiet_mujoco
 from decision_seq.envs.reference_scores import reference_returns
 from decision_seq.errors import UserError
 from decision_seq.files import check_space, workspace
+from decision_seq.variables import variables
 
 Act = Callable[[np.ndarray], Any]  # observation -> action [A] or index
 
 
+@quiet_mujoco()
 def collect(
     env: str,
     behaviour: Callable[[np.random.Generator, gym.Env[Any, Any]], Act],
@@ -153,18 +156,14 @@ def _store(
 def temporary_storage(target: Path) -> Iterator[Path]:
     """Yields a storage root of Minari's, beside the one that `target` is to be renamed into."""
     root = minari_dataset.folder("").resolve()
-    before = os.environ.get("MINARI_DATASETS_PATH")
     try:
-        with workspace(root / "collect") as temporary:
-            os.environ["MINARI_DATASETS_PATH"] = str(temporary)
+        with (
+            workspace(root / "collect") as temporary,
+            variables(MINARI_DATASETS_PATH=str(temporary)),
+        ):
             yield temporary
     except OSError as error:
         raise UserError(
             f"{target}: cannot be written ({error.strerror or error}); set MINARI_DATASETS_PATH to "
             "a folder you can write"
         ) from None
-    finally:
-        if before is None:
-            os.environ.pop("MINARI_DATASETS_PATH", None)
-        else:
-            os.environ["MINARI_DATASETS_PATH"] = before

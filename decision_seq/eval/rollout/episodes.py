@@ -17,10 +17,10 @@ from decision_seq.agents.fit import check_fit
 from decision_seq.agents.return_prior import ReturnPrior
 from decision_seq.envs.fastest import open_lanes
 from decision_seq.envs.lanes import Lanes
+from decision_seq.envs.quiet import quiet_mujoco
 from decision_seq.envs.reference_scores import references, scaled
 from decision_seq.errors import UserError
 from decision_seq.eval.rows import Episode
-from decision_seq.hardware import keep_freed_memory
 
 KEPT = 0.75  # finished lanes are dropped once no more than this share of those seen go on
 
@@ -36,6 +36,7 @@ class _Records:
     novelty: list[np.ndarray]  # of every step, with a prior
 
 
+@quiet_mujoco()
 def rollout(
     agent: SequenceAgent,
     env: str,
@@ -70,7 +71,6 @@ def rollout(
         UserError: the agent does not fit the environment, or has no target to follow, or an
             episode's return is not finite.
     """
-    keep_freed_memory()
     rule = _target_rule(agent, targets, prior)
     wanted = [float(t) for t in targets] if rule == "given" else [None]
     lane_targets = [t for t in wanted for _ in range(episodes)]

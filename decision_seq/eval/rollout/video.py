@@ -25,10 +25,12 @@ import numpy as np
 from gymnasium import spaces
 from PIL import Image, ImageDraw, ImageFont
 
+from decision_seq.envs.quiet import quiet_mujoco
 from decision_seq.envs.registry import make
 from decision_seq.errors import UserError
 from decision_seq.eval.rows import Row, asked
 from decision_seq.files import atomic_file
+from decision_seq.variables import variables
 
 Pick = Literal["median", "best", "worst"]
 PICKS: tuple[Pick, ...] = get_args(Pick)
@@ -65,9 +67,16 @@ class Clip:
         return f"{goal}   return {total:.1f}   step {step}"
 
 
-def check_video(env: str) -> None:
-    """See to it that videos of `env` can be made, or raise UserError: to be asked before a rollout.
-    For MuJoCo this sets MUJOCO_GL to what can draw here, unless the user has set it."""
+@quiet_mujoco()
+def check_video(env: str) -> dict[str, str]:
+    """Whether videos of `env` can be made here, to be asked before a rollout.
+
+    Returns:
+        Environment variables that must be set for it: MuJoCo's MUJOCO_GL, or none.
+
+    Raises:
+        UserError: they cannot be made.
+    """
     try:
         import imageio_ffmpeg  # noqa: F401
     except ImportError:
@@ -82,27 +91,29 @@ def check_video(env: str) -> None:
             f"environment {env} has no pictures of itself (no render mode rgb_array), so there is "
             "nothing to film; leave --video out"
         )
-    if simulator:
-        _choose_backend()
+    needed = {"MUJOCO_GL": _drawing_backend()} if simulator else {}
     try:
-        with contextlib.closing(make(env, render_mode="rgb_array")) as drawn:
+        with (
+            variables(**needed),
+            contextlib.closing(make(env, render_mode="rgb_array")) as drawn,
+        ):
             drawn.reset(seed=0)
             drawn.render()
     except (gym.error.Error, ImportError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"environment {env} cannot draw itself here ({reason})") from None
+    return needed
 
 
-def _choose_backend() -> None:
-    """Set MUJOCO_GL to the first backend with which another process can draw: one that fails may
-    take its process with it. Raises UserError if there is none."""
+def _drawing_backend() -> str:
+    """The first value of MUJOCO_GL with which another process can draw: one that fails may take its
+    process with it. What the user has set is the only one tried. Raises UserError if none draws."""
     given = os.environ.get("MUJOCO_GL")
     for backend in [given] if given else BACKENDS:
         environment = os.environ | {"MUJOCO_GL": backend}
         command = [sys.executable, "-c", _DRAW_NOTHING]
         if subprocess.run(command, env=environment, capture_output=True).returncode == 0:
-            os.environ["MUJOCO_GL"] = backend
-            return
+            return backend
     if given:
         raise UserError(f"MUJOCO_GL={given} cannot draw here; unset it, and --video looks for one")
     raise UserError(
@@ -127,6 +138,7 @@ def chosen(rows: Sequence[Row], picks: Sequence[Pick]) -> list[tuple[int, Pick, 
     return found
 
 
+@quiet_mujoco()
 def write_videos(
     run: Path,
     rows: Sequence[Row],
@@ -135,6 +147,7 @@ def write_videos(
     on_frame: Callable[[int, int], None] = lambda done, frames: None,
 ) -> list[Path]:
     """Write chosen episodes of each target to `run`/videos, as .mp4 and small .gif; returns them.
+    The environment variables that `check_video` names must be set.
 
     Args:
         run: run folder.
