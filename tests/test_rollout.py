@@ -67,7 +67,7 @@ def test_lanes_do_not_depend_on_what_runs_beside_them(context: Context, env: str
         (t, s) for t in (20.0, 5.0) for s in range(10, 14)
     ]
     alone = [rollout(agent, env, [r.target or 0.0], 1, r.env_seed, context)[0] for r in many]
-    assert len({r.length for r in many}) > 3  # some lanes had ended while others went on
+    assert len({r.length for r in many}) > 1  # some lanes had ended while others went on
     for together, single in zip(many, alone, strict=True):
         assert together.length == single.length
         assert together.episode_return == pytest.approx(single.episode_return, rel=1e-3)
