@@ -1,9 +1,8 @@
-"""Training curves by the best path, by PyTorch alone and in bfloat16, which should be the same.
+"""Training curves by the best scan, by PyTorch's and in bfloat16, which should be the same.
 
     python -m benchmarks --only curves [--data FILE]
 
-The runs of a backbone share seed, initial weights and batches. Dropout is off: its masks differ
-from path to path, and with them the functions.
+The runs of a backbone share seed, initial weights and batches. Dropout is off.
 """
 
 from __future__ import annotations
@@ -74,7 +73,7 @@ def train(backbone: str, precision: str, store: EpisodeStore, options: Options) 
     return curve
 
 
-@benchmark("curves", "training curves on hopper medium by each path and in bfloat16, no times")
+@benchmark("curves", "training curves on hopper medium by each scan and in bfloat16, no times")
 def curves(options: Options) -> Iterator[Listing]:
     if options.data == Options.data and options.data not in minari_dataset.local_ids():
         print("curves is skipped: `decision-seq collect hopper medium` makes its data.")
@@ -90,7 +89,7 @@ def curves(options: Options) -> Iterator[Listing]:
     rows, series = [], {}
     for backbone, own in runs.items():
         for name, (path, precision) in paths.items():
-            with models.scan_path(path):
+            with models.scan_backend(path):
                 curve = own[name] = train(backbone, precision, store, options)
             apart = distance(curve, own[f"{best} float32"])
             ends = (f"{curve.validation[i][1]:.4f}" for i in (0, -1))
@@ -102,7 +101,7 @@ def curves(options: Options) -> Iterator[Listing]:
         rows,
         note=f"Distance: of the training loss, as a mean over {SMOOTHED} steps, from that by "
         f"`{best}` in float32 at the same step, relative to it. Seed, initial weights and batches "
-        "are the same; dropout is 0, as its masks differ from path to path. Learning rate 1e-3 "
+        "are the same; dropout is 0. Learning rate 1e-3 "
         f"after {WARMUP} steps.",
         series=series,
         figures={"curves.svg": figure(runs)},

@@ -85,8 +85,8 @@ def sampler(data: EpisodeStore, device: str) -> WindowSampler:
 
 
 @contextmanager
-def scan_path(name: str | None) -> Iterator[None]:
-    """Scans by this path only; None: by the best."""
+def scan_backend(name: str | None) -> Iterator[None]:
+    """Scans by this backend only; None: by the best."""
     import os
 
     before = os.environ.pop("DECISION_SEQ_SCAN", None)

@@ -63,7 +63,7 @@ class Rollout:
         """`number` steps, by the scan of that name."""
 
         def run() -> None:
-            with models.scan_path(path):
+            with models.scan_backend(path):
                 for _ in range(number):
                     self.step()
 

@@ -1,4 +1,4 @@
-"""Selective scan, convolution and streamed tokens by every path, mambapy's scan among them."""
+"""Selective scan, convolution and streamed tokens by every backend, mambapy's scan among them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from benchmarks.measure import (
     peak_memory,
 )
 from decision_seq import ops
-from decision_seq.ops.dispatch import PATHS, Path
+from decision_seq.ops.dispatch import BACKENDS, Backend
 
 BATCH, WIDTH, STATES, TAPS = 64, 256, 16, 4  # of a Decision Mamba layer
 LENGTHS = (60, 150, 3000)
@@ -52,10 +52,12 @@ def forward_backward(function: Callable[..., Tensor], inputs: list[Tensor]) -> C
     return lambda: torch.autograd.grad(function(*inputs), inputs, dy)
 
 
-def usable(options: Options) -> list[Path]:
-    """The paths that run here, best first."""
-    takes = [path for path in PATHS.values() if path.accepts(torch.float32, options.device)]
-    return [path for path in takes if not path.unusable()]
+def usable(options: Options) -> list[Backend]:
+    """The backends that run here, best first."""
+    takes = [
+        backend for backend in BACKENDS.values() if backend.accepts(torch.float32, options.device)
+    ]
+    return [backend for backend in takes if not backend.unusable()]
 
 
 def mambapy_scan(
@@ -76,13 +78,15 @@ def conv1d_silu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.silu(y[..., : x.shape[1]]).mT
 
 
-@benchmark("scan", "selective scan forward + backward by every path, L = 60, 150, 3000", tables=4)
+@benchmark(
+    "scan", "selective scan forward + backward by every backend, L = 60, 150, 3000", tables=4
+)
 def scan(options: Options) -> Iterator[Table]:
     for length in LENGTHS[: 2 if options.quick else 3]:
         batch = BATCH if length < 1000 else 4
         inputs = scan_inputs((batch, length, WIDTH, STATES), options.device)
-        paths = [p for p in usable(options) if length < 1000 or p.name in EVERY_LENGTH]
-        contenders = {path.name: forward_backward(path.scan, inputs) for path in paths}
+        backends = [p for p in usable(options) if length < 1000 or p.name in EVERY_LENGTH]
+        contenders = {backend.name: forward_backward(backend.scan, inputs) for backend in backends}
         if installed("mambapy"):
             contenders["mambapy"] = forward_backward(mambapy_scan, inputs)
         # read u, dt, z, write y; read those and dy, write du, ddt, dz and half as B, C
@@ -91,16 +95,16 @@ def scan(options: Options) -> Iterator[Table]:
         yield Table(
             f"Scan, forward + backward, B {batch} L {length} E {WIDTH} N {STATES}",
             interleaved(contenders, options),
-            base=paths[0].name,
+            base=backends[0].name,
             note=f"Reading and writing its matrices alone takes {1e3 * seconds:.2f} ms.",
         )
-    if options.device == "cpu" and not PATHS["c"].unusable() and (os.cpu_count() or 1) > 1:
+    if options.device == "cpu" and not BACKENDS["c"].unusable() and (os.cpu_count() or 1) > 1:
         yield by_threads(options)
 
 
 def by_threads(options: Options) -> Table:
-    """The C path on one thread and on two, by the clock."""
-    run = forward_backward(PATHS["c"].scan, scan_inputs((BATCH, LENGTHS[0], WIDTH, STATES)))
+    """The C backend on one thread and on two, by the clock."""
+    run = forward_backward(BACKENDS["c"].scan, scan_inputs((BATCH, LENGTHS[0], WIDTH, STATES)))
 
     def on(threads: int) -> Call:
         def call() -> None:
@@ -121,7 +125,7 @@ def by_threads(options: Options) -> Table:
     )
 
 
-@benchmark("conv", "causal convolution + SiLU forward + backward by every path")
+@benchmark("conv", "causal convolution + SiLU forward + backward by every backend")
 def conv(options: Options) -> Iterator[Table]:
     inputs = [
         torch.randn(BATCH, LENGTHS[0], WIDTH),
@@ -129,13 +133,15 @@ def conv(options: Options) -> Iterator[Table]:
         torch.randn(WIDTH),
     ]
     inputs = [tensor.to(options.device).requires_grad_() for tensor in inputs]
-    paths = [path for path in usable(options) if path.name not in ("reference", "mamba_ssm")]
-    contenders = {path.name: forward_backward(path.conv, inputs) for path in paths}
+    backends = [
+        backend for backend in usable(options) if backend.name not in ("reference", "mamba_ssm")
+    ]
+    contenders = {backend.name: forward_backward(backend.conv, inputs) for backend in backends}
     contenders["conv1d"] = forward_backward(conv1d_silu, inputs)
     yield Table(
         f"Convolution + SiLU, forward + backward, B {BATCH} L {LENGTHS[0]} E {WIDTH}, {TAPS} taps",
         interleaved(contenders, options),
-        base=paths[0].name,
+        base=backends[0].name,
         note=f"Reading and writing its matrices alone takes "
         f"{1e3 * 5 * inputs[0].numel() * 4 / floor(options).copy:.2f} ms.",
     )
@@ -149,17 +155,19 @@ def scan_step(options: Options) -> Iterator[Table]:
     def repeat(step: Callable[..., object]) -> Call:
         return lambda: [step(u, dt, A, B, C, D, z, state) for _ in range(100)]
 
-    paths = [path for path in usable(options) if path.name not in ("torch", "mamba_ssm")]
+    backends = [
+        backend for backend in usable(options) if backend.name not in ("torch", "mamba_ssm")
+    ]
     yield Table(
         f"100 streamed tokens, one lane, scan step, E {WIDTH} N {STATES}",
-        interleaved({path.name: repeat(path.scan_step) for path in paths}, options),
-        base=paths[0].name,
+        interleaved({backend.name: repeat(backend.scan_step) for backend in backends}, options),
+        base=backends[0].name,
     )
 
 
 def long_scan(name: str) -> Call:
     """For `peak_memory`."""
-    return forward_backward(PATHS[name].scan, scan_inputs(LONG_SHAPE))
+    return forward_backward(BACKENDS[name].scan, scan_inputs(LONG_SHAPE))
 
 
 @benchmark("scan-memory", "peak memory of a scan over 3000 tokens, B 64, E 512 (given time)")
@@ -167,7 +175,7 @@ def scan_memory(options: Options) -> Iterator[Table]:
     if options.brief or options.device != "cpu":
         return
     rows = []
-    for name in [status.name for status in ops.scan_paths() if status.usable]:
+    for name in [status.name for status in ops.scan_backends() if status.usable]:
         if name in EVERY_LENGTH:
             start = time.perf_counter()
             used = peak_memory(long_scan, name)

@@ -29,11 +29,12 @@ from benchmarks.peers import d3rlpy
 from benchmarks.scan import conv1d_silu, mambapy_scan
 from decision_seq.backbones import BackboneConfig
 from decision_seq.data.windows import Batch, WindowSampler
-from decision_seq.ops.dispatch import PATHS
+from decision_seq.ops.dispatch import BACKENDS, Backend, choose_name
 from decision_seq.run_config import DataConfig, RunConfig, TrainConfig
 from decision_seq.train.loop import gradient_step
 
 MAIN, PRECISIONS = ("attention", "mamba"), ("float32", "bfloat16")
+KERNELS: dict[str, tuple[str, ...]] = {"attention": (), "mamba": ("scan", "conv")}
 
 
 def step(
@@ -92,9 +93,8 @@ def transformers_step(batch: Batch, precision: str, options: Options) -> Call:
 
 
 def flops(call: Call) -> int:
-    """Floating-point operations of the matrix products in a call, by PyTorch's own, as the counter
-    knows no others."""
-    with models.scan_path("torch"), FlopCounterMode(display=False) as counter:
+    """Floating-point operations of the matrix products in a call."""
+    with FlopCounterMode(display=False) as counter:
         call()
     return counter.get_total_flops()
 
@@ -174,9 +174,12 @@ def mamba(options: Options) -> Iterator[Table]:
     windows = models.sampler(models.store(), options.device)
     contenders = {"ours": step("mamba", "float32", windows, options)}
     contenders["torch (no compiler)"] = forced("torch", step("mamba", "float32", windows, options))
-    with mambapy_path() as found:
-        for name in found:
-            contenders["mambapy's scan"] = forced(name, step("mamba", "float32", windows, options))
+    mambapy = dataclasses.replace(
+        BACKENDS["torch"], name="mambapy", scan=mambapy_scan, conv=conv1d_silu
+    )
+    if installed("mambapy"):
+        contenders["mambapy's scan"] = forced("mambapy", step("mamba", "float32", windows, options))
+    with known(mambapy):
         yield Table(
             "Mamba training step, float32, in the same model",
             interleaved(contenders, options),
@@ -190,24 +193,47 @@ def mamba(options: Options) -> Iterator[Table]:
         )
 
 
+@benchmark("ablation", "a training step with one kernel at a time by PyTorch instead", tables=4)
+def ablation(options: Options) -> Iterator[Table]:
+    windows = models.sampler(models.store(), options.device)
+    best = BACKENDS[choose_name(torch.float32, options.device)]
+    for backbone, precision in itertools.product(MAIN, PRECISIONS):
+        run = step(backbone, precision, windows, options)
+        without = [replaced(best, kernel) for kernel in KERNELS[backbone]]
+        contenders = {backend.name: forced(backend.name, run) for backend in (best, *without)}
+        contenders["none by a kernel"] = forced("torch", run)
+        with known(*without):
+            yield Table(
+                f"Training step of {backbone}, {precision}, batch 64, K 20, 3 layers, width 128",
+                interleaved(contenders, options),
+                base=best.name,
+            )
+
+
+def replaced(backend: Backend, kernel: str) -> Backend:
+    """The backend with this operation by PyTorch, in float32 as it runs where there is no other."""
+    own = getattr(BACKENDS["torch"], kernel)
+
+    def widened(*tensors: Tensor | None) -> Tensor:
+        return own(*(None if t is None else t.float() for t in tensors))
+
+    return dataclasses.replace(backend, name=f"{kernel} by PyTorch", **{kernel: widened})
+
+
 @contextmanager
-def mambapy_path() -> Iterator[list[str]]:
-    """The name of a path by PyTorch and mambapy's scan, while it is known; none without mambapy."""
-    if not installed("mambapy"):
-        yield []
-        return
-    PATHS["mambapy"] = dataclasses.replace(
-        PATHS["torch"], name="mambapy", scan=mambapy_scan, conv=conv1d_silu
-    )
+def known(*backends: Backend) -> Iterator[None]:
+    """These can be forced by their names."""
+    BACKENDS.update({backend.name: backend for backend in backends})
     try:
-        yield ["mambapy"]
+        yield
     finally:
-        del PATHS["mambapy"]
+        for backend in backends:
+            del BACKENDS[backend.name]
 
 
-def forced(path: str, call: Call) -> Call:
+def forced(backend: str, call: Call) -> Call:
     def run() -> None:
-        with models.scan_path(path):
+        with models.scan_backend(backend):
             call()
 
     return run

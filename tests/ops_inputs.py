@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from decision_seq.ops.dispatch import PATHS
+from decision_seq.ops.dispatch import BACKENDS
 
 needs_c = pytest.mark.skipif(
-    bool(PATHS["c"].unusable()), reason=f"no C kernel: {PATHS['c'].unusable()}"
+    bool(BACKENDS["c"].unusable()), reason=f"no C kernel: {BACKENDS['c'].unusable()}"
 )
 
 

@@ -31,7 +31,7 @@ from decision_seq.backbones import BackboneConfig
 from decision_seq.backbones.mamba import DT_MAX, DT_MIN, Mamba
 from decision_seq.data.store import open_store
 from decision_seq.errors import UserError
-from decision_seq.ops.dispatch import PATHS
+from decision_seq.ops.dispatch import BACKENDS
 
 
 @every_pair
@@ -157,7 +157,7 @@ def test_statistics_come_from_the_data(tmp_path: Path) -> None:
 def test_a_training_loss_compiles_as_one_graph(
     kind: str, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if reason := PATHS[path].unusable():
+    if reason := BACKENDS[path].unusable():
         pytest.skip(reason)
     monkeypatch.setenv("DECISION_SEQ_SCAN", path)
     backbone = BackboneConfig.registry[kind](width=16, layers=2, dropout=0.3)

@@ -20,7 +20,7 @@ from decision_seq.agents.base import Context
 from decision_seq.data.store import EpisodeStore, open_store
 from decision_seq.data.transforms import ReturnSpec
 from decision_seq.data.windows import Batch, WindowSampler
-from decision_seq.ops.dispatch import PATHS, choose
+from decision_seq.ops.dispatch import BACKENDS, choose
 from decision_seq.ops.pytorch import reference
 from decision_seq.run_config import DataConfig, RunConfig, TrainConfig
 from decision_seq.train.faults import FiniteGuard
@@ -29,7 +29,7 @@ from decision_seq.train.optim import make_optimizer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no GPU")
 GPU = torch.device("cuda", 0)
-PATHS_HERE = [name for name in ("triton", "mamba_ssm", "torch") if not PATHS[name].unusable()]
+AVAILABLE = [name for name in ("triton", "mamba_ssm", "torch") if not BACKENDS[name].unusable()]
 SHAPES = [(1, 1, 1, 1), (2, 17, 5, 3), (1, 33, 40, 16), (64, 60, 256, 16), (2, 3000, 64, 16)]
 
 
@@ -42,8 +42,8 @@ def exact() -> Iterator[None]:
     torch.backends.cudnn.allow_tf32 = before
 
 
-@pytest.fixture(params=PATHS_HERE)
-def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+@pytest.fixture(params=AVAILABLE)
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("DECISION_SEQ_SCAN", request.param)
     return request.param
 
@@ -73,15 +73,15 @@ def check(function, oracle, inputs: list[Tensor | None]) -> None:
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("gated", [True, False])
-def test_scans_agree_with_float64(path: str, shape: tuple[int, ...], gated: bool) -> None:
-    if path == "mamba_ssm" and shape[3] > 256:
+def test_scans_agree_with_float64(backend: str, shape: tuple[int, ...], gated: bool) -> None:
+    if backend == "mamba_ssm" and shape[3] > 256:
         pytest.skip("mamba-ssm's kernels take up to 256 states")
     check(ops.selective_scan, reference.selective_scan, scan_inputs(shape, gated))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("taps", [1, 4])
-def test_convolutions_agree_with_float64(path: str, shape: tuple[int, ...], taps: int) -> None:
+def test_convolutions_agree_with_float64(backend: str, shape: tuple[int, ...], taps: int) -> None:
     check(ops.causal_conv_silu, reference.causal_conv_silu, conv_inputs(shape, taps))
 
 

@@ -1,4 +1,4 @@
-"""Every scan path against the float64 reference: values, gradients, streaming, determinism."""
+"""Every backend against the float64 reference: values, gradients, streaming, determinism."""
 
 import functools
 import itertools
@@ -13,7 +13,7 @@ from ops_inputs import assert_close, conv_inputs, needs_c, scan_inputs, single, 
 from torch import Tensor
 
 from decision_seq import ops
-from decision_seq.ops.dispatch import PATHS
+from decision_seq.ops.dispatch import BACKENDS
 from decision_seq.ops.pytorch import reference
 
 NAMES = ("u", "dt", "A", "B", "C", "D", "z")
@@ -46,9 +46,9 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(params=list(PATHS))
-def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if reason := PATHS[request.param].unusable():
+@pytest.fixture(params=list(BACKENDS))
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if reason := BACKENDS[request.param].unusable():
         pytest.skip(f"{request.param}: {reason}")
     monkeypatch.setenv("DECISION_SEQ_SCAN", request.param)
     return request.param
@@ -61,7 +61,7 @@ def expected_scan(shape: tuple[int, ...], gated: bool) -> tuple[Tensor, list[Ten
 
 @pytest.mark.parametrize("gated", [True, False])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_scan_agrees_with_the_float64_reference(path: str, shape: tuple, gated: bool) -> None:
+def test_scan_agrees_with_the_float64_reference(backend: str, shape: tuple, gated: bool) -> None:
     inputs = scan_inputs(shape, gated)
     expected, expected_grads = expected_scan(shape, gated)
     y, grads = with_grads(ops.selective_scan, single(inputs))
@@ -73,7 +73,7 @@ def test_scan_agrees_with_the_float64_reference(path: str, shape: tuple, gated: 
 
 @pytest.mark.parametrize("taps", TAPS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_conv_agrees_with_conv1d(path: str, shape: tuple, taps: int) -> None:
+def test_conv_agrees_with_conv1d(backend: str, shape: tuple, taps: int) -> None:
     def conv1d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         past = torch.nn.functional.pad(x.mT, (taps - 1, 0))
         y = torch.nn.functional.conv1d(past, weight, bias, groups=x.shape[2])
@@ -88,7 +88,7 @@ def test_conv_agrees_with_conv1d(path: str, shape: tuple, taps: int) -> None:
         assert_close(grad, expected_grad, 1e-5, f"gradient of {name}")
 
 
-def test_strided_views_of_the_projections(path: str) -> None:
+def test_strided_views_of_the_projections(backend: str) -> None:
     """u and z are halves of in_proj's output, B and C slices of x_proj's."""
     batch, length, width, states = 3, 37, 40, 16
     torch.manual_seed(1)
@@ -124,7 +124,7 @@ def test_gradcheck(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("chunks", [[1] * 9, [3, 3, 3], [2, 1, 5, 1], [9]], ids=str)
 @pytest.mark.parametrize("states", [1, 5, 16, 20])
-def test_scan_step_equals_forward(path: str, states: int, chunks: list[int]) -> None:
+def test_scan_step_equals_forward(backend: str, states: int, chunks: list[int]) -> None:
     u, dt, A, B, C, D, z = single(scan_inputs((2, 9, 17, states)))
     state = torch.zeros(2, 17, states)
     outputs, start = [], 0
@@ -142,7 +142,7 @@ def test_scan_step_equals_forward(path: str, states: int, chunks: list[int]) -> 
 
 @pytest.mark.parametrize("chunks", [[1] * 9, [3, 3, 3], [2, 1, 5, 1], [9]], ids=str)
 @pytest.mark.parametrize("taps", TAPS)
-def test_conv_step_equals_forward(path: str, taps: int, chunks: list[int]) -> None:
+def test_conv_step_equals_forward(backend: str, taps: int, chunks: list[int]) -> None:
     x, weight, bias = single(conv_inputs((2, 9, 17, 0), taps))
     history = torch.zeros(2, taps - 1, 17)
     outputs, start = [], 0
@@ -154,7 +154,7 @@ def test_conv_step_equals_forward(path: str, taps: int, chunks: list[int]) -> No
     assert_close(torch.cat(outputs, 1), ops.causal_conv_silu(x, weight, bias).double(), 1e-6)
 
 
-def test_step_of_many_lanes_and_no_gate(path: str) -> None:
+def test_step_of_many_lanes_and_no_gate(backend: str) -> None:
     inputs = scan_inputs((33, 2, 40, 16), gated=False)
     state = torch.randn(33, 40, 16, dtype=torch.float64)
     expected_y, expected_state = reference.selective_scan_step(*inputs, state)
@@ -163,11 +163,11 @@ def test_step_of_many_lanes_and_no_gate(path: str) -> None:
     assert_close(new_state, expected_state, 1e-6)
 
 
-def test_two_runs_are_bit_equal(path: str) -> None:
+def test_two_runs_are_bit_equal(backend: str) -> None:
     """Resuming a run bit for bit needs this; the C kernel holds it for any number of threads."""
     inputs = single(scan_inputs((9, 40, 300, 16)))
     results = []
-    for threads in (1, 2, 2, 3) if path == "c" else (1, 1):
+    for threads in (1, 2, 2, 3) if backend == "c" else (1, 1):
         torch.set_num_threads(threads)
         y, grads = with_grads(ops.selective_scan, inputs)
         conv_y, conv_grads = with_grads(
@@ -178,7 +178,7 @@ def test_two_runs_are_bit_equal(path: str) -> None:
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-def test_empty_inputs(path: str) -> None:
+def test_empty_inputs(backend: str) -> None:
     for shape in [(0, 5, 17, 16), (2, 0, 17, 16)]:
         y, grads = with_grads(ops.selective_scan, single(scan_inputs(shape)))
         assert y.shape == shape[:3]
@@ -188,7 +188,7 @@ def test_empty_inputs(path: str) -> None:
         assert all(not grad.any() for grad in grads)
 
 
-def test_autocast_and_half_precision_compute_in_float32(path: str) -> None:
+def test_autocast_and_half_precision_compute_in_float32(backend: str) -> None:
     inputs = scan_inputs((2, 33, 17, 16))
     expected, expected_grads = with_grads(reference.selective_scan, inputs)
     with torch.autocast("cpu", torch.bfloat16):
@@ -198,7 +198,7 @@ def test_autocast_and_half_precision_compute_in_float32(path: str) -> None:
         assert_close(grad, expected_grad, 1e-5)
 
 
-def test_half_precision_is_rounded_once(path: str) -> None:
+def test_half_precision_is_rounded_once(backend: str) -> None:
     """bfloat16 comes in and goes out; what is between them is float32."""
     scan = [t.bfloat16() for t in scan_inputs((2, 33, 17, 16))]
     conv = [t.bfloat16() for t in conv_inputs((2, 33, 17, 16), 4)]
@@ -215,7 +215,7 @@ def test_half_precision_is_rounded_once(path: str) -> None:
             assert ((own.double() - exact).abs() <= allowed).all()
 
 
-def test_compiled_code_sees_the_operators(path: str) -> None:
+def test_compiled_code_sees_the_operators(backend: str) -> None:
     inputs = single(scan_inputs((2, 5, 17, 4)))
     weight, bias = torch.randn(17, 1, 4), torch.randn(17)
 
@@ -236,7 +236,7 @@ def test_the_operators_are_registered_soundly() -> None:
     inputs = single(scan_inputs((2, 18, 17, 5)))
     u, dt, A, B, C, D, z = (t.requires_grad_() for t in inputs)
     torch.library.opcheck(torch.ops.decision_seq.scan_blocked.default, (u, dt, A, B, C))
-    if not PATHS["c"].unusable():
+    if not BACKENDS["c"].unusable():
         operators = torch.ops.decision_seq
         torch.library.opcheck(operators.scan_cpu.default, (u, dt, A, B, C, D, z, True))
         torch.library.opcheck(operators.scan_cpu.default, (u, dt, A, B, C, D, None, True))
@@ -253,7 +253,7 @@ def test_exponential_of_the_c_kernel() -> None:
     rates = -torch.cat([torch.linspace(0, 80, 20_001), torch.logspace(-8, 0, 10_000)])  # [E]
     width = len(rates)
     zero, one = torch.zeros(1, 1, width), torch.ones(1, 1, 1)
-    y, _ = PATHS["c"].scan_step(
+    y, _ = BACKENDS["c"].scan_step(
         zero, zero + 1, rates[:, None], one, one, zero[0, 0], None, torch.ones(1, width, 1)
     )
     expected = rates.double().exp()
@@ -271,7 +271,7 @@ def test_forked_child_does_not_wait_for_threads() -> None:
     child = os.fork()
     if child == 0:
         # Compared by numpy: torch.equal would itself ask for the threads that are gone.
-        y = PATHS["c"].scan(*inputs).numpy()
+        y = BACKENDS["c"].scan(*inputs).numpy()
         os._exit(0 if (y == expected.numpy()).all() else 1)
     for _ in range(200):
         done, status = os.waitpid(child, os.WNOHANG)

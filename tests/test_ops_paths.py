@@ -16,7 +16,7 @@ from ops_inputs import needs_c, scan_inputs, single
 from decision_seq import ops
 from decision_seq.errors import UserError
 from decision_seq.ops.c import build as native
-from decision_seq.ops.dispatch import PATHS
+from decision_seq.ops.dispatch import BACKENDS
 
 
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -38,7 +38,7 @@ one = torch.ones(2, 3, 4)
 y = ops.selective_scan(one, one, -one[0, 0, :, None], one[..., :1], one[..., :1], one[0, 0], one)
 y = ops.causal_conv_silu(y, torch.ones(4, 1, 2), one[0, 0])
 assert y.isfinite().all()
-print([path.name for path in ops.scan_paths() if path.chosen])
+print([b.name for b in ops.scan_backends() if b.chosen])
 """
 
 
@@ -65,9 +65,9 @@ def test_an_unwritable_cache_is_reported(tmp_path: Path, monkeypatch: pytest.Mon
         native.library.__wrapped__()
 
 
-def test_forcing_a_path_that_cannot_run_is_a_user_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    broken = dataclasses.replace(PATHS["c"], unusable=lambda: "it is broken")
-    monkeypatch.setitem(PATHS, "c", broken)
+def test_forcing_a_backend_that_cannot_run_is_a_user_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = dataclasses.replace(BACKENDS["c"], unusable=lambda: "it is broken")
+    monkeypatch.setitem(BACKENDS, "c", broken)
     monkeypatch.setenv("DECISION_SEQ_SCAN", "c")
     with pytest.raises(UserError, match="cannot run here: it is broken"):
         ops.selective_scan(*single(scan_inputs((1, 1, 1, 1))))
@@ -94,15 +94,15 @@ def test_wrong_shapes_are_refused() -> None:
         ops.causal_conv_silu_step(u, torch.zeros(17, 1, 4), torch.zeros(17), u)
 
 
-def test_unknown_path_is_a_user_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_backend_is_a_user_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DECISION_SEQ_SCAN", "fortran")
-    with pytest.raises(UserError, match="fortran is not a scan path"):
+    with pytest.raises(UserError, match="DECISION_SEQ_SCAN=fortran is unknown; use c or"):
         ops.selective_scan(*single(scan_inputs((1, 1, 1, 1))))
 
 
-def test_exactly_one_path_is_chosen() -> None:
-    paths = ops.scan_paths()
-    assert [p.name for p in paths] == list(PATHS)
-    assert sum(p.chosen for p in paths) == 1
-    assert all(p.usable for p in paths if p.chosen)
-    assert all(p.reason for p in paths)
+def test_exactly_one_backend_is_chosen() -> None:
+    backends = ops.scan_backends()
+    assert [b.name for b in backends] == list(BACKENDS)
+    assert sum(b.chosen for b in backends) == 1
+    assert all(b.usable for b in backends if b.chosen)
+    assert all(b.reason for b in backends)

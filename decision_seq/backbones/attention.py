@@ -13,9 +13,7 @@ from decision_seq.backbones.base import EVERY, BackboneConfig, LayerState, Layou
 from decision_seq.backbones.stack import Kernel, KernelCall
 from decision_seq.config import register
 from decision_seq.errors import UserError
-from decision_seq.ops import attention, linear
-from decision_seq.ops.layers import Linear
-from decision_seq.ops.pytorch.plain import attention_weights, band, split_heads
+from decision_seq.ops.layers import attention, attention_weights, band, split_heads
 
 
 @register("attention", "causal attention over the last K steps; cost L^2; streams by a KV cache")
@@ -51,8 +49,8 @@ class Attention(Mixer):
         super().__init__()
         self.heads, self.window = config.heads, window
         self.dropout = config.dropout
-        self.qkv = Linear(config.width, 3 * config.width)
-        self.out = Linear(config.width, config.width)
+        self.qkv = nn.Linear(config.width, 3 * config.width)
+        self.out = nn.Linear(config.width, config.width)
         nn.init.normal_(self.qkv.weight, std=0.02)
         nn.init.normal_(self.out.weight, std=0.02 / math.sqrt(2 * config.layers))
         nn.init.zeros_(self.qkv.bias)
@@ -63,8 +61,8 @@ class Attention(Mixer):
         width = x.shape[2]
         ask, tell = self.qkv.weight.split([width, 2 * width])
         ask_bias, tell_bias = self.qkv.bias.split([width, 2 * width])
-        q = linear(x[:, read], ask, ask_bias)  # [B, l, D]
-        kv = linear(x, tell, tell_bias)  # [B, L, 2 D]
+        q = F.linear(x[:, read], ask, ask_bias)  # [B, l, D]
+        kv = F.linear(x, tell, tell_bias)  # [B, L, 2 D]
         positions = range(*read.indices(x.shape[1]))
         dropout = self.dropout if self.training else 0.0
         return self.out(attention(q, kv, self.heads, self.window, positions, dropout))

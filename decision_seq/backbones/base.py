@@ -18,8 +18,7 @@ from torch import Tensor, nn
 
 from decision_seq.backbones.stack import InOneCall, Kernel, KernelCall
 from decision_seq.errors import UserError
-from decision_seq.ops import linear_gelu
-from decision_seq.ops.layers import Dropout, LayerNorm, Linear
+from decision_seq.ops.layers import Dropout
 
 LayerState = dict[str, Tensor]  # dimension 0 of every tensor is the lane; all zeros = new
 State = list[LayerState]  # one entry a layer
@@ -119,10 +118,12 @@ class Block(nn.Module):
     def __init__(self, mixer: Mixer, config: BackboneConfig) -> None:
         super().__init__()
         width = config.width
-        self.norm_mixer = LayerNorm(width)
+        self.norm_mixer = nn.LayerNorm(width)
         self.mixer = mixer
-        self.norm_mlp = LayerNorm(width)
-        self.mlp = MLP(Linear(width, 4 * width), nn.GELU(), Linear(4 * width, width))
+        self.norm_mlp = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        )
         self.dropout = Dropout(config.dropout)
         for layer, shrink in ((self.mlp[0], 1.0), (self.mlp[2], math.sqrt(2 * config.layers))):
             assert isinstance(layer, nn.Linear)
@@ -152,16 +153,6 @@ class Block(nn.Module):
         return self.mixer.penalty()
 
 
-class MLP(nn.Sequential):
-    """Linear, GELU, linear; the first one's bias and GELU in one pass over memory."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, L, D] -> [B, L, D]"""
-        up, down = self[0], self[2]
-        assert isinstance(up, nn.Linear)
-        return down(linear_gelu(x, up.weight, up.bias))
-
-
 class Backbone(nn.Module):
     """A stack of blocks and a final LayerNorm."""
 
@@ -170,7 +161,7 @@ class Backbone(nn.Module):
         self.blocks = nn.ModuleList(
             config.make_block(layout, layer) for layer in range(config.layers)
         )
-        self.norm = LayerNorm(config.width)
+        self.norm = nn.LayerNorm(config.width)
         self.in_one_call = InOneCall(self.blocks, self.norm)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, read: slice = EVERY) -> Tensor:

@@ -28,12 +28,9 @@ from decision_seq.errors import UserError
 from decision_seq.ops import (
     causal_conv_silu,
     causal_conv_silu_step,
-    linear,
-    linear_softplus,
     selective_scan,
     selective_scan_step,
 )
-from decision_seq.ops.layers import Linear
 
 DT_MIN, DT_MAX = 1e-3, 1e-1  # range of softplus(dt_proj.bias) at initialisation
 
@@ -78,15 +75,15 @@ class Mamba(Mixer):
         width, self.d_state, self.taps = config.width, config.d_state, config.d_conv
         self.channels = channels = config.expand * width  # E
         self.dt_rank = math.ceil(width / 16)
-        self.in_proj = Linear(width, 2 * channels, bias=False)
+        self.in_proj = nn.Linear(width, 2 * channels, bias=False)
         self.conv1d = nn.Conv1d(
             channels, channels, config.d_conv, groups=channels, padding=config.d_conv - 1
         )
-        self.x_proj = Linear(channels, self.dt_rank + 2 * self.d_state, bias=False)
-        self.dt_proj = Linear(self.dt_rank, channels)
+        self.x_proj = nn.Linear(channels, self.dt_rank + 2 * self.d_state, bias=False)
+        self.dt_proj = nn.Linear(self.dt_rank, channels)
         self.A_log = nn.Parameter(torch.arange(1.0, self.d_state + 1).log().repeat(channels, 1))
         self.D = nn.Parameter(torch.ones(channels))
-        self.out_proj = Linear(channels, width, bias=False)
+        self.out_proj = nn.Linear(channels, width, bias=False)
         self._init_dt()
         if config.init == "published":
             self._init_published()
@@ -94,7 +91,7 @@ class Mamba(Mixer):
     def forward(self, x: Tensor, read: slice = EVERY) -> Tensor:
         """[B, L, D] -> [B, l, D], the outputs at the l tokens of `read`"""
         _, gate = self._projections()
-        z = linear(x[:, read], gate, None)  # [B, l, E]
+        z = F.linear(x[:, read], gate)  # [B, l, E]
         u, dt, B, C = self._scan_inputs(x)
         if read == EVERY:
             return self.out_proj(selective_scan(u, dt, self._A(), B, C, self.D, z))
@@ -151,14 +148,14 @@ class Mamba(Mixer):
 
     def _scan_inputs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """[B, L, D] -> u [B, L, E], and what `_select` makes of it."""
-        u = linear(x, self._projections()[0], None)
+        u = F.linear(x, self._projections()[0])
         u = causal_conv_silu(u, self.conv1d.weight, self._conv_bias)
         return u, *self._select(u)
 
     def _select(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What the input chooses: step size dt [B, L, E] > 0, B [B, L, N], C [B, L, N]."""
         dt, B, C = self.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
-        return linear_softplus(dt, self.dt_proj.weight, self.dt_proj.bias), B, C
+        return F.softplus(self.dt_proj(dt).float()), B, C
 
     @property
     def _conv_bias(self) -> Tensor:

@@ -17,7 +17,6 @@ from decision_seq.backbones.base import BackboneConfig, LayerState, Layout, Mixe
 from decision_seq.config import register
 from decision_seq.errors import UserError
 from decision_seq.ops import causal_conv_silu, causal_conv_silu_step
-from decision_seq.ops.layers import Linear
 
 DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4  # of softplus(dt_bias) at initialisation
 A_MIN, A_MAX = 1.0, 16.0  # of -A at initialisation
@@ -60,7 +59,7 @@ class Mamba2(Mixer):
         self.heads, self.d_state = config.heads, config.d_state
         self.channels = config.expand * config.width  # E
         mixed = self.channels + 2 * config.d_state  # u, B and C pass through the convolution
-        self.in_proj = Linear(config.width, self.channels + mixed + config.heads, bias=False)
+        self.in_proj = nn.Linear(config.width, self.channels + mixed + config.heads, bias=False)
         self.conv1d = nn.Conv1d(
             mixed, mixed, config.d_conv, groups=mixed, padding=config.d_conv - 1
         )
@@ -70,7 +69,7 @@ class Mamba2(Mixer):
         self.A_log = nn.Parameter(torch.empty(config.heads).uniform_(A_MIN, A_MAX).log())
         self.D = nn.Parameter(torch.ones(config.heads))
         self.norm = GatedRMSNorm(self.channels, eps=1e-5)
-        self.out_proj = Linear(self.channels, config.width, bias=False)
+        self.out_proj = nn.Linear(self.channels, config.width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, L, D] -> [B, L, D]"""

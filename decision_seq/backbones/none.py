@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from decision_seq.backbones.base import BackboneConfig, LayerState, Layout, Mixer
 from decision_seq.backbones.stack import Kernel
 from decision_seq.config import register
-from decision_seq.ops.layers import Linear
 
 
 @register("none", "no mixing along time, each token alone; cost L; nothing to carry")
@@ -29,7 +28,7 @@ class Pointwise(Mixer):
 
     def __init__(self, config: NoneConfig) -> None:
         super().__init__()
-        self.linear = Linear(config.width, config.width)
+        self.linear = nn.Linear(config.width, config.width)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, L, D] -> [B, L, D]"""

@@ -77,11 +77,11 @@ def tiers() -> Iterator[str]:
 
 def kernels() -> Iterator[str]:
     """Which selective scan will run, and why not the others."""
-    from decision_seq.ops import scan_paths
+    from decision_seq.ops import scan_backends
 
-    for path in scan_paths():
-        mark = "*" if path.chosen else " "
-        yield f"{mark} {path.name:12} {path.reason}"
+    for backend in scan_backends():
+        mark = "*" if backend.chosen else " "
+        yield f"{mark} {backend.name:12} {backend.reason}"
 
 
 LISTINGS: dict[str, Callable[[], Iterator[str]]] = {

@@ -1,8 +1,8 @@
-"""What a block is made of: selective scan and causal convolution of Mamba (Gu & Dao,
-arXiv:2312.00752), attention, linear maps, LayerNorm, GELU and dropout.
+"""Selective scan and causal convolution of Mamba (Gu & Dao, arXiv:2312.00752).
 
-Scan and convolution compute in float32 (float64 stays float64), also under autocast, and return
-the dtype of their input. Which implementation runs is decided in dispatch.py.
+Both compute in float32 (float64 stays float64), also under autocast, and return the dtype of their
+input. Which implementation runs is decided in dispatch.py. What blocks share beside them is in
+layers.py.
 """
 
 import torch
@@ -19,26 +19,20 @@ from decision_seq.ops.c.cpu_stream import (
     policy_step,
     stack_step,
 )
-from decision_seq.ops.dispatch import PATHS, Path, PathStatus, choose, scan_paths
+from decision_seq.ops.dispatch import Backend, BackendStatus, choose, scan_backends
 
 __all__ = [
     "Addresses",
+    "BackendStatus",
     "Embedding",
     "Layer",
-    "PathStatus",
     "Stack",
     "Token",
-    "attention",
     "causal_conv_silu",
     "causal_conv_silu_step",
-    "dropout_add",
     "embed_step",
-    "layer_norm",
-    "linear",
-    "linear_gelu",
-    "linear_softplus",
     "policy_step",
-    "scan_paths",
+    "scan_backends",
     "selective_scan",
     "selective_scan_step",
     "stack_step",
@@ -46,7 +40,6 @@ __all__ = [
 ]
 
 MAX_STREAMED_TOKENS = 96  # of a lane at once; for more, threads can do better than a lane each
-CHEAP_TO_CALL = 2**16  # numbers up to which PyTorch's own takes no longer, without gradients
 
 
 def selective_scan(
@@ -72,9 +65,9 @@ def selective_scan(
         ValueError: if the shapes do not fit together.
     """
     _check_scan(u, dt, A, B, C, D, z)
-    path, layer, dtype = _prepare(u)
+    backend, layer, dtype = _prepare(u)
     (own, gate), rest = _cast(layer, u, z), _cast(dtype, dt, A, B, C, D)
-    return _like(u, path.scan(own, *rest, gate))
+    return _like(u, backend.scan(own, *rest, gate))
 
 
 def selective_scan_step(
@@ -103,8 +96,8 @@ def selective_scan_step(
     if state.shape != (u.shape[0], *A.shape):
         raise ValueError(f"state must be [B, E, N] = {[u.shape[0], *A.shape]}, got {_s(state)}")
     _check_device(state, u)
-    path, _, dtype = _prepare(u)
-    y, state = path.scan_step(*_cast(dtype, u, dt, A, B, C, D, z, state))
+    backend, _, dtype = _prepare(u)
+    y, state = backend.scan_step(*_cast(dtype, u, dt, A, B, C, D, z, state))
     return _like(u, y), state
 
 
@@ -123,8 +116,8 @@ def causal_conv_silu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ValueError: if the shapes do not fit together.
     """
     _check_conv(x, weight, bias)
-    path, layer, dtype = _prepare(x)
-    return _like(x, path.conv(*_cast(layer, x), *_cast(dtype, weight, bias)))
+    backend, layer, dtype = _prepare(x)
+    return _like(x, backend.conv(*_cast(layer, x), *_cast(dtype, weight, bias)))
 
 
 def causal_conv_silu_step(
@@ -147,8 +140,8 @@ def causal_conv_silu_step(
     if history.shape != expected:
         raise ValueError(f"history must be [B, k-1, E] = {list(expected)}, got {_s(history)}")
     _check_device(history, x)
-    path, _, dtype = _prepare(x)
-    y, history = path.conv_step(*_cast(dtype, x, weight, bias, history))
+    backend, _, dtype = _prepare(x)
+    y, history = backend.conv_step(*_cast(dtype, x, weight, bias, history))
     return _like(x, y), history
 
 
@@ -161,88 +154,6 @@ def streams(like: Tensor, lanes: int, tokens: int) -> bool:
     if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
         return False
     return not torch.compiler.is_compiling() and choose(torch.float32, "cpu").streams
-
-
-def attention(
-    q: Tensor, kv: Tensor, heads: int, window: int, positions: range, p: float = 0.0
-) -> Tensor:
-    """Causal attention over a sliding window, with dropout on its weights.
-
-        y_i = sum over j in (i - window, i] of m_ij softmax_j(q_i . k_j / sqrt(d)) v_j
-
-    Args:
-        q: queries, [B, l, D].
-        kv: keys and values side by side, [B, L, 2 D].
-        heads: H, of d = D / H features.
-        window: tokens that a query sees, its own included.
-        positions: of the queries among the L tokens, ascending; l of them.
-        p: probability with which a weight is dropped.
-
-    Returns:
-        y, [B, l, D], differentiable in q and kv.
-    """
-    batch, length, width = kv.shape
-    if q.shape != (batch, len(positions), width // 2) or q.shape[2] % heads:
-        raise ValueError(
-            f"expected q [B, l, D] with l = {len(positions)} and D a multiple of {heads}, and "
-            f"kv [B, L, 2 D]; got {_s(q)} and {_s(kv)}"
-        )
-    if q.dtype is not kv.dtype:
-        raise ValueError(f"expected q and kv of one dtype, got {q.dtype} and {kv.dtype}")
-    if positions.step < 0 or (len(positions) and not 0 <= positions[0] <= positions[-1] < length):
-        raise ValueError(f"positions {positions} descend, or lie beyond the {length} tokens")
-    return _training_path(q).attention(q, kv, heads, window, positions, p)
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x weight^T + bias: x [..., D], weight [H, D], bias [H] or None -> [..., H]"""
-    return _training_path(x, weight, bias).linear(x, weight, bias)
-
-
-def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """GELU of x weight^T + bias: x [..., D], weight [H, D], bias [H] -> [..., H]"""
-    _check_linear(weight, bias)
-    return _training_path(x, weight, bias).linear_gelu(x, weight, bias)
-
-
-def linear_softplus(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """log(1 + exp(x weight^T + bias)), float32: x [..., R], weight [E, R], bias [E] -> [..., E]"""
-    _check_linear(weight, bias)
-    return _training_path(x, weight, bias).linear_softplus(x, weight, bias)
-
-
-def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """LayerNorm over the last dimension: x [..., D], weight [D], bias [D] -> [..., D]"""
-    if not weight.shape == bias.shape == x.shape[-1:]:
-        raise ValueError(
-            f"expected weight and bias [D] of x's D = {x.shape[-1]}, got {_s(weight)}, {_s(bias)}"
-        )
-    return _training_path(x, x, weight, bias).layer_norm(x, weight, bias, eps)
-
-
-def dropout_add(x: Tensor, residual: Tensor | None, p: float) -> Tensor:
-    """residual + dropout(x), of one shape; elements of x are dropped with probability p."""
-    if p == 0:
-        return x if residual is None else residual + x
-    if residual is not None and residual.shape != x.shape:
-        raise ValueError(f"expected a residual of x's shape {_s(x)}, got {_s(residual)}")
-    path = _training_path(x, x if residual is None else residual)
-    return path.dropout_add(x, residual, p)
-
-
-def _training_path(x: Tensor, *floats: Tensor | None) -> Path:
-    """PyTorch's own for few numbers without gradients, where it is as fast and cheaper to call, and
-    where tensors are not as mixed precision in bfloat16 has them: `floats` in float32 and beside
-    x."""
-    device = x.device
-    if not torch.is_grad_enabled() and (x.numel() < CHEAP_TO_CALL or watched()):
-        return PATHS["torch"]
-    mixed = torch.is_autocast_enabled(device.type)
-    if mixed and torch.get_autocast_dtype(device.type) is not torch.bfloat16:
-        return PATHS["torch"]
-    if any(t is not None and (t.dtype is not torch.float32 or t.device != device) for t in floats):
-        return PATHS["torch"]
-    return choose(x.dtype, device.type)
 
 
 def watched() -> bool:
@@ -258,16 +169,11 @@ def watched() -> bool:
     )
 
 
-def _check_linear(weight: Tensor, bias: Tensor) -> None:
-    if bias.shape != weight.shape[:1]:
-        raise ValueError(f"expected weight [H, D] and bias [H], got {_s(weight)} and {_s(bias)}")
-
-
-def _prepare(x: Tensor) -> tuple[Path, torch.dtype, torch.dtype]:
-    """The path for a layer's input x, the dtype in which it takes that, and that of the rest."""
+def _prepare(x: Tensor) -> tuple[Backend, torch.dtype, torch.dtype]:
+    """The backend for a layer's input x, the dtype in which it takes that, and that of the rest."""
     dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
-    path = choose(dtype, "cpu" if x.is_cpu else x.device.type)
-    return path, x.dtype if path.half and x.dtype is torch.bfloat16 else dtype, dtype
+    backend = choose(dtype, "cpu" if x.is_cpu else x.device.type)
+    return backend, x.dtype if backend.half and x.dtype is torch.bfloat16 else dtype, dtype
 
 
 def _cast(dtype: torch.dtype, *tensors: Tensor | None) -> list[Tensor | None]:

@@ -1,6 +1,7 @@
-"""Which implementation runs: one table of paths in order of preference.
+"""Which implementation of selective scan and causal convolution runs: one table of backends in
+order of preference.
 
-A new path is one entry in PATHS. The first usable path that accepts the tensor runs;
+A new backend is one entry in BACKENDS. The first usable one that accepts the tensor runs;
 DECISION_SEQ_SCAN=<name> forces one.
 """
 
@@ -14,14 +15,14 @@ import torch
 from torch import Tensor
 
 from decision_seq.errors import UserError
-from decision_seq.ops.c import cpu, cpu_attention, cpu_block, cpu_linear
+from decision_seq.ops.c import cpu
 from decision_seq.ops.gpu import mamba_ssm_scan, triton_scan
-from decision_seq.ops.pytorch import blocked, plain, reference
+from decision_seq.ops.pytorch import blocked, reference
 
 
 @dataclass(frozen=True)
-class Path:
-    """One implementation of a block's operations; those of PyTorch alone where it has none."""
+class Backend:
+    """One implementation; where it names no function, the reference's is taken."""
 
     name: str
     what: str
@@ -34,17 +35,11 @@ class Path:
     conv: Callable[..., Tensor] = reference.causal_conv_silu
     conv_step: Callable[..., tuple[Tensor, Tensor]] = reference.causal_conv_silu_step
     streams: bool = False  # whether the calls of cpu_stream.py are for it
-    linear: Callable[..., Tensor] = plain.linear
-    linear_gelu: Callable[..., Tensor] = plain.linear_gelu
-    linear_softplus: Callable[..., Tensor] = plain.linear_softplus
-    layer_norm: Callable[..., Tensor] = plain.layer_norm
-    attention: Callable[..., Tensor] = plain.attention
-    dropout_add: Callable[..., Tensor] = plain.dropout_add
 
 
 @dataclass(frozen=True)
-class PathStatus:
-    """What `decision-seq list kernels` shows of one path."""
+class BackendStatus:
+    """What `decision-seq list kernels` shows of one backend."""
 
     name: str
     usable: bool
@@ -52,10 +47,10 @@ class PathStatus:
     reason: str
 
 
-PATHS = {
-    path.name: path
-    for path in (
-        Path(
+BACKENDS = {
+    backend.name: backend
+    for backend in (
+        Backend(
             name="c",
             what="C kernels for float32 on CPU",
             fused=True,
@@ -67,14 +62,8 @@ PATHS = {
             conv_step=cpu.causal_conv_silu_step,
             streams=True,
             half=True,
-            linear=cpu_linear.linear,
-            linear_gelu=cpu_block.linear_gelu,
-            linear_softplus=cpu_block.linear_softplus,
-            layer_norm=cpu_block.layer_norm,
-            attention=cpu_attention.attention,
-            dropout_add=cpu_block.dropout_add,
         ),
-        Path(
+        Backend(
             name="mamba_ssm",
             what="mamba-ssm's kernels for float32 on NVIDIA GPUs",
             fused=True,
@@ -84,7 +73,7 @@ PATHS = {
             scan_step=triton_scan.selective_scan_step,
             conv=triton_scan.causal_conv_silu,
         ),
-        Path(
+        Backend(
             name="triton",
             what="Triton kernels for float32 on GPUs",
             fused=True,
@@ -94,7 +83,7 @@ PATHS = {
             scan_step=triton_scan.selective_scan_step,
             conv=triton_scan.causal_conv_silu,
         ),
-        Path(
+        Backend(
             name="torch",
             what="cache-blocked PyTorch",
             fused=False,
@@ -102,7 +91,7 @@ PATHS = {
             accepts=lambda dtype, device: True,
             scan=blocked.selective_scan,
         ),
-        Path(
+        Backend(
             name="reference",
             what="plain sequential PyTorch, for checking the others",
             fused=False,
@@ -113,38 +102,38 @@ PATHS = {
 }
 
 
-def forced_path() -> Path | None:
-    """The path named by DECISION_SEQ_SCAN. Raises UserError for an unknown or unusable one."""
+def forced_backend() -> Backend | None:
+    """The backend named by DECISION_SEQ_SCAN. Raises UserError for an unknown or unusable one."""
     name = os.environ.get("DECISION_SEQ_SCAN")
     if not name:
         return None
-    if name not in PATHS:
-        raise UserError(f"DECISION_SEQ_SCAN={name} is not a scan path; use {' or '.join(PATHS)}.")
-    if reason := PATHS[name].unusable():
+    if name not in BACKENDS:
+        raise UserError(f"DECISION_SEQ_SCAN={name} is unknown; use {' or '.join(BACKENDS)}.")
+    if reason := BACKENDS[name].unusable():
         raise UserError(f"DECISION_SEQ_SCAN={name} cannot run here: {reason}.")
-    return PATHS[name]
+    return BACKENDS[name]
 
 
-def choose(dtype: torch.dtype, device: str) -> Path:
-    """The path for data of this dtype on this type of device."""
-    return PATHS[choose_name(dtype, device)]
+def choose(dtype: torch.dtype, device: str) -> Backend:
+    """The backend for data of this dtype on this type of device."""
+    return BACKENDS[choose_name(dtype, device)]
 
 
 def choose_name(dtype: torch.dtype, device: str) -> str:
-    forced = forced_path()
+    forced = forced_backend()
     if forced and forced.accepts(dtype, device):
         return forced.name
     better: dict[str, str] = {}  # why not
-    for path in PATHS.values():
-        if path.accepts(dtype, device):
-            reason = path.unusable()
+    for backend in BACKENDS.values():
+        if backend.accepts(dtype, device):
+            reason = backend.unusable()
             if not reason:
-                if not path.fused:
+                if not backend.fused:
                     for name, why in better.items():
                         say_once(f"decision-seq: the {name} kernels are not used: {why}.")
-                return path.name
-            better[path.name] = reason
-    raise AssertionError("the reference path accepts everything")
+                return backend.name
+            better[backend.name] = reason
+    raise AssertionError("the reference accepts everything")
 
 
 # What torch.compiler.assume_constant_result does, which would import the compiler: 1.4 s a command.
@@ -156,16 +145,16 @@ def say_once(line: str) -> None:
     print(line, file=sys.stderr)
 
 
-def scan_paths() -> list[PathStatus]:
-    """Every path: whether it can run here, whether it does, and why or why not."""
+def scan_backends() -> list[BackendStatus]:
+    """Every backend: whether it can run here, whether it does, and why or why not."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     chosen = choose(torch.float32, device)
     return [
-        PathStatus(
-            name=path.name,
-            usable=not path.unusable(),
-            chosen=path is chosen,
-            reason=path.unusable() or path.what,
+        BackendStatus(
+            name=backend.name,
+            usable=not backend.unusable(),
+            chosen=backend is chosen,
+            reason=backend.unusable() or backend.what,
         )
-        for path in PATHS.values()
+        for backend in BACKENDS.values()
     ]

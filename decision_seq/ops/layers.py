@@ -1,26 +1,15 @@
-"""Layers whose arithmetic is that of `decision_seq.ops`; parameters are torch.nn's."""
+"""What blocks share beside scan and convolution: a cheap dropout, and attention over a sliding
+window. Both by PyTorch, for any dtype and device."""
 
 from __future__ import annotations
 
+import math
+
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from decision_seq import ops
-
-
-class Linear(nn.Linear):
-    """x W^T + bias."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., inputs] -> [..., outputs]"""
-        return ops.linear(x, self.weight, self.bias)
-
-
-class LayerNorm(nn.LayerNorm):
-    """Over the last dimension, computed in float32."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., D] -> [..., D]; under autocast in the dtype of the matrix products that follow."""
-        return ops.layer_norm(x, self.weight, self.bias, self.eps)
+LEVELS = 1 << 16  # on a CPU dropout's probability is rounded to a multiple of 1 / LEVELS
 
 
 class Dropout(nn.Module):
@@ -35,5 +24,73 @@ class Dropout(nn.Module):
         self.p = p
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """residual + dropout(x); any shape and dtype."""
-        return ops.dropout_add(x, residual, self.p if self.training else 0.0)
+        """residual + dropout(x); one shape, any dtypes."""
+        x = dropout(x, self.p) if self.training else x
+        return x if residual is None else residual + x
+
+
+def dropout(x: Tensor, p: float) -> Tensor:
+    """x with each element zeroed with probability p, the others divided by 1 - p."""
+    if p == 0:
+        return x
+    return x * _mask(x, p) if x.is_cpu else F.dropout(x, p)
+
+
+def _mask(x: Tensor, p: float) -> Tensor:
+    """0 or 1 / (1 - p), of x's shape and dtype: its product costs less than one with a bool.
+
+    From 16 random bits an element: PyTorch draws a number each, on one thread.
+    """
+    count, dropped = x.numel(), round(p * LEVELS)
+    bits = torch.randint(-(2**63), 2**63 - 1, ((count + 3) // 4,))
+    levels = bits.view(torch.int16)[:count].view(x.shape)  # uniform in [-LEVELS / 2, LEVELS / 2)
+    kept = torch.ge(levels, dropped - LEVELS // 2, out=torch.empty_like(levels, dtype=x.dtype))
+    return kept.mul_(LEVELS / (LEVELS - dropped))
+
+
+def attention(
+    q: Tensor, kv: Tensor, heads: int, window: int, positions: range, p: float = 0.0
+) -> Tensor:
+    """Causal attention over a sliding window, with dropout on its weights.
+
+        y_i = sum over j in (i - window, i] of m_ij softmax_j(q_i . k_j / sqrt(d)) v_j
+
+    Args:
+        q: queries, [B, l, D].
+        kv: keys and values side by side, [B, L, 2 D].
+        heads: H, of d = D / H features.
+        window: tokens that a query sees, its own included.
+        positions: of the queries among the L tokens, ascending; l of them.
+        p: probability with which a weight is dropped.
+
+    Returns:
+        y, [B, l, D].
+    """
+    length = kv.shape[1]
+    q, k, v = (split_heads(t, heads) for t in (q, *kv.chunk(2, dim=-1)))  # [B, H, ., d]
+    if p and q.is_cpu:  # PyTorch has no fused kernel for it, slow masks
+        y = dropout(attention_weights(q, k, window, positions), p) @ v
+    elif length <= window and positions == range(length):
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True)
+    else:
+        seen = band(positions, length, window, q.device)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=p)
+    return y.transpose(1, 2).flatten(2)  # [B, l, D]
+
+
+def attention_weights(q: Tensor, k: Tensor, window: int, positions: range) -> Tensor:
+    """Queries [B, H, l, d] and keys [B, H, L, d] -> softmax over the tokens seen [B, H, l, L]"""
+    seen = band(positions, k.shape[2], window, q.device)
+    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    return scores.masked_fill(~seen, -math.inf).softmax(-1)
+
+
+def band(positions: range, length: int, window: int, device: torch.device) -> Tensor:
+    """[l, L] bool: tokens at `positions` see themselves and window - 1 back."""
+    asked = torch.arange(positions.start, positions.stop, positions.step, device=device)
+    distance = asked[:, None] - torch.arange(length, device=device)
+    return (distance >= 0) & (distance < window)
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)  # [B, L, D] -> [B, H, L, d]

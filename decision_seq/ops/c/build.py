@@ -33,8 +33,6 @@ MACHINE_FLAGS = [["-march=native", "-fopenmp"], ["-march=native"], ["-fopenmp"],
 
 POINTER, INT, LONG, FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_long, ctypes.c_float
 VIEW = [POINTER, LONG]  # data and row stride
-MASK = [ctypes.c_uint64, INT]  # seed and probability of dropout
-SIZES = [LONG, INT, INT]  # rows, width, threads
 SCAN = [*VIEW, *VIEW, POINTER, *VIEW, *VIEW, POINTER, *VIEW]  # u, dt, A, B, C, D, z
 SIGNATURES = {
     "scan_forward": [*SCAN, *[POINTER] * 2, *[INT] * 7],
@@ -44,18 +42,6 @@ SIGNATURES = {
     "conv_backward": [POINTER, *VIEW, *[POINTER] * 5, *[INT] * 6],
     "softplus_values": [POINTER, LONG],
     "gelu_values": [POINTER, LONG],
-    "bias_activation": [*[POINTER] * 3, INT, INT, *SIZES],
-    "bias_activation_backward": [*[POINTER] * 5, INT, INT, *SIZES],
-    "dropout_add": [*[POINTER] * 3, *MASK, INT, *SIZES],
-    "dropout_backward": [*[POINTER] * 2, *MASK, INT, *SIZES],
-    "transpose": [POINTER, POINTER, *SIZES],
-    "norm_forward": [*[POINTER] * 3, FLOAT, POINTER, INT, *SIZES],
-    "norm_backward": [*[POINTER] * 3, FLOAT, *[POINTER] * 3, INT, *SIZES],
-    "attention_forward": [*VIEW, *VIEW, *VIEW, *[POINTER] * 2, *MASK, *[INT] * 10],
-    "attention_backward": [
-        *([POINTER] * 3 + VIEW * 3 + [POINTER] * 2 + VIEW + MASK),
-        *[INT] * 10,
-    ],
     "embed_step": [*[POINTER] * 5, FLOAT, POINTER, *[INT] * 5],
     "policy_step": [POINTER, FLOAT, FLOAT],
     "stack_step": [POINTER, POINTER, INT, POINTER, FLOAT, POINTER, *[INT] * 6],

@@ -241,17 +241,6 @@ INLINE vec normal_cdf(vec x) {
 
 INLINE vec gelu(vec x) { return x * normal_cdf(x); }
 
-/* d gelu(x) / dx = Phi(x) + x e^(-x x / 2) / sqrt(2 pi), absolute error below 5e-7. */
-INLINE vec gelu_slope(vec x) {
-    const float p[] = {
-        -6.769041949e-03f, 1.623526256e-02f, -6.904695919e-03f, 1.844685003e-03f,
-        -3.216133309e-02f, 5.753124180e-02f, -5.588277148e-02f, 6.003803189e-02f,
-        -7.216580654e-02f, 7.320133348e-02f, -6.518480569e-02f, 5.650106873e-02f,
-        -5.094723227e-02f, 5.181611064e-02f, -6.428290442e-02f, 1.264165830e-01f,
-    };
-    return half_and_odd(x, 5.6f, p, 16);
-}
-
 /* log(1 + e^x) = max(x, 0) + log1p(w), w = e^-|x|, log1p(w) = 2 atanh(w / (2 + w)). */
 INLINE vec softplus(vec x) {
     const vec w = exp_vec(-(vec)((ivec)x & 0x7fffffff));
@@ -264,19 +253,6 @@ INLINE vec softplus(vec x) {
     p = p * q + 1.f / 3;
     p = p * q + 1.f;
     return at_least(x, 0.f) + 2.f * s * p;
-}
-
-/* Random bits that are a function of a 64-bit seed and an index: masks can be drawn in any order, by
- * any number of threads, and again instead of being kept. Two rounds of 32-bit multiply-and-shift
- * hashing (constants by C. Wellons' search for little bias), half of the seed before each. */
-INLINE uvec random_bits(uvec index, uint64_t seed) {
-    uvec x = index + (unsigned)seed;
-    x = (x ^ x >> 16) * 0x7feb352du;
-    x = (x ^ x >> 15) * 0x846ca68bu;
-    x = (x ^ x >> 16) + (unsigned)(seed >> 32);
-    x = (x ^ x >> 16) * 0x21f0aaadu;
-    x = (x ^ x >> 15) * 0x735a2d97u;
-    return x ^ x >> 15;
 }
 
 INLINE uvec count_from(unsigned first) {
@@ -307,12 +283,6 @@ INLINE void transpose_block(const float *from, long from_row, float *to, long to
     }
     for (int r = 0; r < V; r++) store(to + r * to_row, v[r], V);
 #endif
-}
-
-/* What dropout multiplies with: 0 with probability dropped / 2^16, else what makes up for it. */
-INLINE vec dropout_vec(unsigned index, uint64_t seed, int dropped) {
-    const ivec kept = (ivec)(random_bits(count_from(index), seed) >> 16) >= dropped;
-    return (vec)(kept & (ivec)splat(65536.f / (65536 - dropped)));
 }
 
 #endif
