@@ -1,4 +1,4 @@
-"""compare: killed at any moment it completes, a failing cell fails alone, machines are shared."""
+"""compare: killed at any moment it completes, a failing job fails alone, machines are shared."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,11 @@ from rich.console import Console
 from decision_seq.cli import main
 from decision_seq.errors import UserError
 from decision_seq.eval.compare.evaluations import finished
-from decision_seq.eval.compare.jobs import CellProcess, Ended, Work
+from decision_seq.eval.compare.jobs import JobProcess, Result
 from decision_seq.eval.compare.ledger import Ledger, read_ledger
-from decision_seq.eval.compare.live_table import Board, progress
+from decision_seq.eval.compare.live_table import LiveTable, progress
 from decision_seq.eval.compare.matrix import load_matrix, run_matrix
-from decision_seq.eval.compare.runners import Share, free_memory, share_out
+from decision_seq.eval.compare.runners import Allocation, allocate, free_memory
 from decision_seq.eval.rollout.protocol import evaluate_run
 from decision_seq.eval.rows import MEASURED, read_rows
 from decision_seq.files import exclusive, read_jsonl
@@ -57,13 +56,13 @@ def matrix(toy_file: Path, folder: Path, **changes: Any) -> Path:
 
 
 def by_hand(path: Path, out: Path) -> Path:
-    """Every cell of the comparison in `path` that has data, trained and evaluated in one go."""
-    for cell in load_matrix(path, []):
-        if "missing" not in cell.name:
-            run = out / "runs" / cell.name
-            train(cell.config, run, torch.device("cpu"))
+    """Every job of the comparison in `path` that has data, trained and evaluated in one go."""
+    for job in load_matrix(path, out):
+        if "missing" not in job.name:
+            run = job.run
+            train(job.config, run, torch.device("cpu"))
             evaluate_run(
-                run, agent_path(run), cell.config.train.steps, "last", torch.device("cpu"),
+                run, agent_path(run), job.config.train.steps, "last", torch.device("cpu"),
                 None, None, None, None, None, lambda done, lanes: None,
             )  # fmt: skip
     return out
@@ -153,7 +152,7 @@ def test_killed_at_random_moments_it_completes(seed: int, toy_file: Path, tmp_pa
 
 
 @pytest.mark.slow
-def test_ctrl_c_saves_the_running_cell(toy_file: Path, tmp_path: Path) -> None:
+def test_ctrl_c_saves_the_running_job(toy_file: Path, tmp_path: Path) -> None:
     path = matrix(toy_file, tmp_path, datasets={"toy": [str(toy_file)]})
     out, run = tmp_path / "out", tmp_path / "out" / "runs" / "dt_toy_seed0"
     long = ["--set", "train.steps=1000000", "--set", "train.checkpoint_interval=1000000"]
@@ -166,36 +165,34 @@ def test_ctrl_c_saves_the_running_cell(toy_file: Path, tmp_path: Path) -> None:
     assert events(out, "stopped") == ["dt_toy_seed0"]
 
 
-def test_a_cell_waits_for_what_a_killed_comparison_left(toy_file: Path, tmp_path: Path) -> None:
+def test_a_job_waits_for_what_a_killed_comparison_left(toy_file: Path, tmp_path: Path) -> None:
     """The command inherits the lock, so it holds although the process that took it is gone."""
-    (cell,) = load_matrix(matrix(toy_file, tmp_path, datasets={"toy": [str(toy_file)]}), [])
-    config = tmp_path / "cell.yaml"
-    write_run_config(cell.config, config)
-    steps = ("--set", "train.steps=10000000")
-    command = ("train", str(config), "--out", str(tmp_path / "run"), *steps)
-    lock, log = tmp_path / "cell.lock", tmp_path / "cell.log"
-    work = Work("cell", tmp_path / "run", cell.config, (command,), lock, log)
-    earlier = CellProcess(work, {})
+    path = matrix(toy_file, tmp_path, datasets={"toy": [str(toy_file)]})
+    (job,) = load_matrix(path, tmp_path / "out", ["train.steps=10000000"])
+    write_run_config(job.config, job.config_file)
+    earlier = JobProcess(job, {})
     assert earlier.poll() is None
     orphan = earlier.process
     assert orphan is not None and earlier.lock is not None
     earlier.lock.close()  # as when its process dies
-    later = CellProcess(replace(work, commands=(("list", "nothing"),)), {})
+    later = JobProcess(job, {})
     for _ in range(3):
         assert later.poll() is None and later.process is None
+    until(lambda: (job.run / "config.yaml").exists())  # by then it has read its own
+    job.config_file.write_text("nothing")
     orphan.kill()
     orphan.wait()
     until(lambda: (later.poll() or later.process) is not None)
-    ended: list[Ended] = []
-    until(lambda: bool(ended.append(e) or True if (e := later.poll()) else False))
-    assert ended[0].reason is not None and ended[0].reason.startswith("exit code 2")
+    results: list[Result] = []
+    until(lambda: bool(results.append(r) or True if (r := later.poll()) else False))
+    assert results[0].reason is not None and results[0].reason.startswith("exit code 2")
 
 
 def test_one_comparison_a_folder(toy_file: Path, tmp_path: Path) -> None:
-    cells = load_matrix(matrix(toy_file, tmp_path), [])
+    jobs = load_matrix(matrix(toy_file, tmp_path), tmp_path / "out")
     lock = exclusive(tmp_path / "out" / ".compare.lock", wait=False)
     with lock, pytest.raises(UserError, match="another process is writing there"):
-        run_matrix(cells, tmp_path / "out", print)
+        run_matrix(jobs, print)
 
 
 def test_a_cut_off_line_is_dropped_from_the_ledger(tmp_path: Path) -> None:
@@ -215,11 +212,11 @@ def test_a_cut_off_line_is_dropped_from_the_ledger(tmp_path: Path) -> None:
 
 
 def test_ray_gives_the_same_rows(toy_file: Path, tmp_path: Path) -> None:
-    """Two cells at once on a Ray of this machine; one fails, which is said."""
+    """Two jobs at once on a Ray of this machine; one fails, which is said."""
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'decision-seq[ray]'")
     path, out = matrix(toy_file, tmp_path), tmp_path / "out"
     output, _ = start(path, out, "--runner", "ray", "--jobs", "2").communicate(timeout=250)
-    assert "2 of 2 cells to run, 2 at once (ray)" in output, output
+    assert "2 of 2 jobs to run, 2 at once (ray)" in output, output
     assert "1 of 2 runs failed: dt_missing_seed0" in output, output
     assert measured(out) == measured(by_hand(path, tmp_path / "hand"))
     (failure,) = [e for e in read_ledger(out) if e["event"] == "failed"]
@@ -231,57 +228,57 @@ def test_without_ray_it_says_how_to_get_it(
     toy_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    cells = load_matrix(matrix(toy_file, tmp_path), [])
+    jobs = load_matrix(matrix(toy_file, tmp_path), tmp_path / "out")
     with pytest.raises(UserError, match=r"pip install 'decision-seq\[ray\]'"):
-        run_matrix(cells, tmp_path / "out", print, "ray")
+        run_matrix(jobs, print, "ray")
 
 
 # ---- sharing out ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("cells", "jobs", "each", "machine", "wanted"),
+    ("count", "jobs", "each", "machine", "wanted"),
     [
-        (20, None, None, (2, 20.0, 0), Share(2, 1)),  # as many as cores
-        (1, None, None, (8, 20.0, 0), Share(1, 8)),  # no more than cells
-        (20, 3, None, (8, 20.0, 0), Share(3, 2)),
-        (20, 8, None, (8, 5.0, 0), Share(8, 1)),  # who says so gets it
-        (20, None, None, (16, 99.0, 2), Share(2, 8, 1.0)),  # one a GPU
-        (20, 8, None, (16, 99.0, 2), Share(8, 2, 0.25)),
-        (20, None, 0.25, (16, 99.0, 1), Share(4, 4, 0.25)),
-        (20, 8, 0.5, (16, 99.0, 1), Share(2, 8, 0.5)),  # more would not fit
+        (20, None, None, (2, 20.0, 0), Allocation(2, 1)),  # as many as cores
+        (1, None, None, (8, 20.0, 0), Allocation(1, 8)),  # no more than jobs
+        (20, 3, None, (8, 20.0, 0), Allocation(3, 2)),
+        (20, 8, None, (8, 5.0, 0), Allocation(8, 1)),  # who says so gets it
+        (20, None, None, (16, 99.0, 2), Allocation(2, 8, 1.0)),  # one a GPU
+        (20, 8, None, (16, 99.0, 2), Allocation(8, 2, 0.25)),
+        (20, None, 0.25, (16, 99.0, 1), Allocation(4, 4, 0.25)),
+        (20, 8, 0.5, (16, 99.0, 1), Allocation(2, 8, 0.5)),  # more would not fit
     ],
 )
 def test_cores_and_gpus_are_divided(
-    cells: int,
+    count: int,
     jobs: int | None,
     each: float | None,
     machine: tuple[int, float, float],
-    wanted: Share,
+    wanted: Allocation,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS")
-    assert share_out(cells, jobs, each, *machine) == wanted
+    assert allocate(count, jobs, each, *machine) == wanted
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert share_out(cells, jobs, each, *machine).threads == 3
+    assert allocate(count, jobs, each, *machine).threads == 3
 
 
-def test_little_memory_means_fewer_cells_and_a_sentence() -> None:
-    share = share_out(20, None, None, 8, 5.0, 0)
-    assert share.jobs == 2
-    assert share.remark.startswith("2 cells at once instead of 8: 5.0 GiB of memory are free")
-    assert share_out(20, None, None, 8, 0.3, 0).jobs == 1
+def test_little_memory_means_fewer_jobs_and_a_sentence() -> None:
+    allocation = allocate(20, None, None, 8, 5.0, 0)
+    assert allocation.jobs == 2
+    assert allocation.remark.startswith("2 jobs at once instead of 8: 5.0 GiB of memory are free")
+    assert allocate(20, None, None, 8, 0.3, 0).jobs == 1
     assert 0 < free_memory() < 1e6
 
 
 def test_what_cannot_be_shared_out_is_refused(toy_file: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--jobs is 0"):
-        share_out(2, 0, None, 2, 5.0, 0)
+        allocate(2, 0, None, 2, 5.0, 0)
     with pytest.raises(UserError, match=r"--gpus-per-cell is 3\.0; there are 2 GPUs"):
-        share_out(2, None, 3.0, 2, 5.0, 2)
-    cells = load_matrix(matrix(toy_file, tmp_path), [])
+        allocate(2, None, 3.0, 2, 5.0, 2)
+    jobs = load_matrix(matrix(toy_file, tmp_path), tmp_path / "out")
     with pytest.raises(UserError, match="--runner slurm: does not exist; choose local or ray"):
-        run_matrix(cells, tmp_path / "out", print, "slurm")
+        run_matrix(jobs, print, "slurm")
 
 
 # ---- the matrix ----------------------------------------------------------------------------------
@@ -289,11 +286,11 @@ def test_what_cannot_be_shared_out_is_refused(toy_file: Path, tmp_path: Path) ->
 
 def test_options_are_an_axis(toy_file: Path, tmp_path: Path) -> None:
     options = {"short": {"agent": {"context_length": 3}}, "long": {"agent": {"context_length": 9}}}
-    cells = load_matrix(matrix(toy_file, tmp_path, options=options, seeds=[0, 1]), [])
-    assert len(cells) == 8 and len({cell.name for cell in cells}) == 8
-    found = {(c.config.name, c.config.agent.context_length) for c in cells}
+    jobs = load_matrix(matrix(toy_file, tmp_path, options=options, seeds=[0, 1]), tmp_path)
+    assert len(jobs) == 8 and len({job.name for job in jobs}) == 8
+    found = {(j.config.name, j.config.agent.context_length) for j in jobs}
     assert found == {("dt short", 3), ("dt long", 9)}
-    assert cells[0].name == "dt_short_missing_seed0"
+    assert jobs[0].name == "dt_short_missing_seed0"
 
 
 @pytest.mark.parametrize(
@@ -309,56 +306,54 @@ def test_bad_options_are_refused(
     changes: dict[str, Any], words: str, toy_file: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=words):
-        load_matrix(matrix(toy_file, tmp_path, **changes), [])
+        load_matrix(matrix(toy_file, tmp_path, **changes), tmp_path)
 
 
-def test_set_reaches_the_matrix_and_its_cells(toy_file: Path, tmp_path: Path) -> None:
+def test_set_reaches_the_matrix_and_its_jobs(toy_file: Path, tmp_path: Path) -> None:
     path = matrix(toy_file, tmp_path)
-    (cell,) = load_matrix(
-        path, ["datasets={toy: [b.npz]}", "seeds=[7]", "train.steps=5", "datasets.missing=[a.npz]"]
-    )[:1]
-    assert [Path(s).name for s in cell.config.data.sources] == ["a.npz"]
-    assert cell.config.seed == 7 and cell.config.train.steps == 5
+    sets = ["datasets={toy: [b.npz]}", "seeds=[7]", "train.steps=5", "datasets.missing=[a.npz]"]
+    (job,) = load_matrix(path, tmp_path, sets)[:1]
+    assert [Path(s).name for s in job.config.data.sources] == ["a.npz"]
+    assert job.config.seed == 7 and job.config.train.steps == 5
 
 
 def test_every_evaluation_has_its_command_and_its_rows(toy_file: Path, tmp_path: Path) -> None:
     wanted = [{}, {"context": "stream"}, {"context": "window", "checkpoint": "best"}]
     path = matrix(toy_file, tmp_path, evaluations=wanted, datasets={"toy": [str(toy_file)]})
     sets = ["train.steps=4", "train.checkpoint_interval=2", "train.keep_interval=2"]
-    (cell,) = load_matrix(path, sets)
+    (job,) = load_matrix(path, tmp_path, sets)
     run = tmp_path / "run"
-    commands = [evaluation.command(run) for evaluation in cell.evaluations]
+    commands = [evaluation.command(run) for evaluation in job.evaluations]
     assert [" ".join(command[2:]) for command in commands] == [
         "",
         "--context stream",
         "--context window --checkpoint best",
     ]
-    train(cell.config, run, torch.device("cpu"))
+    train(job.config, run, torch.device("cpu"))
     for number, command in enumerate(commands, 1):
-        assert not finished(run, cell.config, cell.evaluations)
+        assert not finished(run, job.config, job.evaluations)
         typed(command)
-        assert finished(run, cell.config, cell.evaluations[:number])
+        assert finished(run, job.config, job.evaluations[:number])
     with pytest.raises(UserError, match="evaluations must each name"):
-        load_matrix(path, ["evaluations=[]"])
+        load_matrix(path, tmp_path, ["evaluations=[]"])
 
 
 # ---- what is seen --------------------------------------------------------------------------------
 
 
 def test_the_table_shows_progress(toy_file: Path, tmp_path: Path) -> None:
-    cells = load_matrix(matrix(toy_file, tmp_path), ["train.steps=1000"])
-    run = tmp_path / "run"
-    running = {cells[1].name: (run, cells[1].config)}
-    board = Board([cell.name for cell in cells])
-    board.states |= {cells[0].name: "failed", cells[1].name: "running"}
+    jobs = load_matrix(matrix(toy_file, tmp_path), tmp_path, ["train.steps=1000"])
+    run = jobs[1].run
+    table = LiveTable([job.name for job in jobs])
+    table.states |= {jobs[0].name: "failed", jobs[1].name: "running"}
 
     def shown() -> str:
         console = Console(width=100, record=True, file=io.StringIO())
-        console.print(board.table(running))
+        console.print(table.table({jobs[1].name: jobs[1]}))
         return console.export_text()
 
     assert "starting" in shown() and "0/1000" in shown()
-    run.mkdir()
+    run.mkdir(parents=True)
     with MetricsLog(run, 0) as log:
         log.write(200, loss=0.51234, steps_per_second=10.0)
         log.write(200, validation_loss=0.6)
@@ -374,8 +369,8 @@ def test_tensorboard_has_hyperparameters_beside_scores(toy_file: Path, tmp_path:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-    (_, cell) = load_matrix(matrix(toy_file, tmp_path), [])
-    log_result(tmp_path, cell.config, 60, {"score/5": 71.5})
+    (_, job) = load_matrix(matrix(toy_file, tmp_path), tmp_path)
+    log_result(tmp_path, job.config, 60, {"score/5": 71.5})
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [(e.step, e.value) for e in events.Scalars("score/5")] == [(60, 71.5)]
     content = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content

@@ -21,7 +21,7 @@ from decision_seq.eval.report.data import Data
 from decision_seq.eval.report.page import write_report
 from decision_seq.eval.report.runs import find_runs, load_runs
 from decision_seq.eval.rollout.protocol import evaluate_run
-from decision_seq.eval.rows import Row, asked, read_rows
+from decision_seq.eval.rows import Row, read_rows, target_label
 from decision_seq.run_config import RunConfig, load_run_config
 from decision_seq.run_config import run_config as resolve
 from decision_seq.train.checkpoint import agent_path, read_index
@@ -200,7 +200,7 @@ def test_compare_knows_when_an_auto_evaluation_is_finished(toy_file: Path, tmp_p
     run, config = tmp_path / "run", toy_run(toy_file, train={"steps": 2})
     train(config, run, torch.device("cpu"))
     assert not finished(run, config)
-    assert {asked(row) for row in evaluated(run)} == {"auto (quantile 0.9)"}
+    assert {target_label(row) for row in evaluated(run)} == {"auto (quantile 0.9)"}
     assert finished(run, config)
     other = replace(config, eval=replace(config.eval, target_quantile=0.8))
     assert not finished(run, other)
@@ -231,7 +231,7 @@ def test_an_agent_without_return_tokens_is_scored_as_well(toy_file: Path, tmp_pa
     for row in rows:
         assert (row["target"], row["target_rule"], row["target_quantile"]) == (None, None, None)
         assert np.isfinite(row["ood_mean"])
-    assert asked(rows[0]) == "none"
+    assert target_label(rows[0]) == "none"
 
 
 def test_the_prior_is_kept_on_resuming_and_fitted_anew_for_other_data(

@@ -103,14 +103,14 @@ def train(
         resume: continue the run in `out`, if there is one.
     """
     from decision_seq.run_config import load_run_config
-    from decision_seq.train.distributed import is_first
+    from decision_seq.train.distributed import is_rank_zero
     from decision_seq.train.loop import train
 
     run = load_run_config(config, assignments)
     finished = train(run, out, _device(device), resume, _rollouts_on_the_way(run, out))
-    if is_first() and finished:
+    if is_rank_zero() and finished:
         print(f"{out}: trained; next: decision-seq evaluate {out}")
-    elif is_first():
+    elif is_rank_zero():
         print(f"{out}: stopped and saved; the same command with --resume goes on")
     if not finished:
         sys.exit(130)
@@ -261,13 +261,13 @@ def compare(
     from decision_seq.eval.compare.matrix import load_matrix, run_matrix
     from decision_seq.eval.report.page import write_report
 
-    cells = load_matrix(config, list(assignments))
-    runs, failed = run_matrix(cells, out, print, runner, jobs, gpus_per_cell)
+    matrix = load_matrix(config, out, assignments)
+    runs, failed = run_matrix(matrix, print, runner, jobs, gpus_per_cell)
     if runs:
         write_report(runs, out / "report.html", failed)
         print(f"report: {out / 'report.html'}")
     if failed:
-        raise UserError(f"{len(failed)} of {len(cells)} runs failed: {', '.join(failed)}")
+        raise UserError(f"{len(failed)} of {len(matrix)} runs failed: {', '.join(failed)}")
 
 
 def report(runs: Positional[tuple[Path, ...]], out: Path = Path("report.html")) -> None:

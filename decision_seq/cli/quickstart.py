@@ -81,8 +81,8 @@ def _collect_and_compare(out: Path, seed: int) -> list[Path]:
         "seeds": [seed],
     }
     write_text(out / "compare.yaml", yaml.safe_dump(matrix, sort_keys=False))
-    cells = load_matrix(out / "compare.yaml", [])
-    folders, failed = run_matrix(cells, out, print)
+    jobs = load_matrix(out / "compare.yaml", out)
+    folders, failed = run_matrix(jobs, print)
     if failed:
         reasons = ", ".join(f"{name} ({reason})" for name, reason in failed.items())
         raise UserError(f"{out}: these runs failed: {reasons}")

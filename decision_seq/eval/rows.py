@@ -89,7 +89,7 @@ def add_rows(run: Path, episodes: list[Episode], /, **protocol: Any) -> list[Row
     return new
 
 
-def asked(row: Row) -> str:
+def target_label(row: Row) -> str:
     """What an episode was asked for, in words; rows that agree in it are reported together. A
     target that the return prior proposes is the episode's own, so those count as one."""
     return target_name(row["target"], row["target_quantile"])
@@ -123,4 +123,4 @@ def _completed(row: Row) -> Row:
 
 def _key(row: Row) -> tuple[Any, ...]:
     keys = ("env", "checkpoint", "step", "context", "env_seed")
-    return (asked(row), *(row.get(key) for key in keys))
+    return (target_label(row), *(row.get(key) for key in keys))

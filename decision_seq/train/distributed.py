@@ -3,8 +3,9 @@
 Every process draws the same batch and takes its own rows of it. The loss is the sum over valid
 steps of the whole batch over their number, as in one process: DistributedDataParallel averages the
 gradients of W processes, so each takes its own sum times W over the number of all. Process 0 alone
-writes files and draws progress; what the others wait for goes through `World.on_first`, so that an
-error there ends all of them. One process is a world of size 1, in which nothing is exchanged.
+writes files and draws progress; what the others wait for goes through `World.rank_zero_only`, so
+that an error there ends all of them. One process is a world of size 1, in which nothing is
+exchanged.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class World:
     size: int = 1
 
     @property
-    def first(self) -> bool:
+    def is_rank_zero(self) -> bool:
         """Whether this process writes."""
         return self.rank == 0
 
@@ -78,13 +79,13 @@ class World:
         distributed.all_reduce(flags)
         return bool(flags)
 
-    def on_first(self, work: Callable[[], T]) -> T | None:
+    def rank_zero_only(self, work: Callable[[], T]) -> T | None:
         """`work()` in process 0 while the others wait. If it raises there, they leave as well."""
         if self.size == 1:
             return work()
         failed = True
         try:
-            result = work() if self.first else None
+            result = work() if self.is_rank_zero else None
             failed = False
         finally:
             failed_anywhere = self.any(failed)
@@ -94,7 +95,7 @@ class World:
 
     def separate_random(self, seed: int, step: int) -> None:
         """Give every process but the first a stream of its own (dropout), from `step` on."""
-        if not self.first:
+        if not self.is_rank_zero:
             (own,) = np.random.SeedSequence([seed, self.rank, step]).generate_state(1, np.uint64)
             torch.manual_seed(int(own))
 
@@ -110,7 +111,7 @@ class _Loss(nn.Module):
         return self.agent.loss(batch, valid)
 
 
-def is_first() -> bool:
+def is_rank_zero() -> bool:
     """Whether this process is the one that prints: the only one, or the first of `torchrun`'s."""
     return os.environ.get("RANK", "0") == "0"
 

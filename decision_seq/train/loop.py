@@ -141,12 +141,12 @@ def _train(
             write_summary(out / "dataset.json", store, config.env)
             ensure_prior(out, store, config.data.top_fraction, config.seed)
 
-        world.on_first(take)
+        world.rank_zero_only(take)
         if has_checkpoint(out):
             restore_run(config, out, store, learner)
         world.separate_random(config.seed, learner.step)
-        world.on_first(describe)
-        log = MetricsLog(out, learner.step) if world.first else NoLog()
+        world.rank_zero_only(describe)
+        log = MetricsLog(out, learner.step) if world.is_rank_zero else NoLog()
         held.enter_context(log)
         _loop(config, out, learner, samplers, log, on_interval)
     return learner.step >= config.train.steps
@@ -173,11 +173,11 @@ def _loop(
         save_checkpoint(out, learner.step, learner.averaged, state, error, keep)
 
     def save() -> int:
-        world.on_first(write_checkpoint)
+        world.rank_zero_only(write_checkpoint)
         clock.rate(learner.step)  # leave the pause out of the rate
         return learner.step
 
-    with stop_on_signal(patient=world.size > 1) as stop, progress_bar(world.first) as bar:
+    with stop_on_signal(patient=world.size > 1) as stop, progress_bar(world.is_rank_zero) as bar:
         task = bar.add_task("training", total=settings.steps, completed=learner.step, note="")
         while learner.step < settings.steps and not world.any(stop.requested):
             norm = gradient_step(learner, training, config)
@@ -201,7 +201,7 @@ def _loop(
                 saved = save()
             if on_interval and config.eval.interval and step % config.eval.interval == 0:
                 roll = partial(_with_rng_kept, on_interval, learner.averaged, step)
-                log.write(step, **(world.on_first(roll) or {}))
+                log.write(step, **(world.rank_zero_only(roll) or {}))
                 clock.rate(step)
             bar.update(task, completed=step)
         if learner.step > saved:
@@ -258,7 +258,7 @@ def check_finite(learner: Learner, sampler: WindowSampler, config: RunConfig, ou
     if fatal is not None:
         allowed = config.train.skip_nonfinite
         fault = partial(stop_for_fault, fatal, learner.agent, sampler, config, out, allowed)
-        learner.world.on_first(fault)
+        learner.world.rank_zero_only(fault)
 
 
 def make_samplers(

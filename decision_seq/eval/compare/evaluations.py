@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from decision_seq.envs.registry import env_id
-from decision_seq.eval.rows import Row, asked, read_rows, target_name
+from decision_seq.eval.rows import Row, read_rows, target_label, target_name
 from decision_seq.run_config import RunConfig
 from decision_seq.settings import Context
 
@@ -51,5 +51,5 @@ def _evaluated(rows: list[Row], config: RunConfig, evaluation: Evaluation) -> bo
     else:
         wanted = [target_name(target) for target in config.eval.targets]
     seeds = range(config.eval.seed, config.eval.seed + config.eval.episodes)
-    done = {(asked(r), r["env_seed"]) for r in rows}
+    done = {(target_label(r), r["env_seed"]) for r in rows}
     return all((target, seed) in done for target in wanted for seed in seeds)

@@ -1,8 +1,9 @@
-"""A cell of a comparison at work: its commands, run one after the other with its lock held.
+"""The jobs of a comparison: each one run, trained and evaluated by commands that people could type.
 
-The commands inherit the descriptor of the lock file, so the lock lasts as long as any of them, even
-where the comparison itself was killed: a restart waits for what still runs and does not run it
-twice. On Linux they are also told to save and stop when their parent dies, so the wait is short.
+The commands run one after the other with the job's lock held. They inherit the descriptor of the
+lock file, so the lock lasts as long as any of them, even where the comparison itself was killed: a
+restart waits for what still runs and does not run it twice. On Linux they are also told to save and
+stop when their parent dies, so the wait is short.
 """
 
 from __future__ import annotations
@@ -27,45 +28,76 @@ PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
-class Work:
-    """A cell to run, in a form that can be sent to another machine with the same folders."""
+class Job:
+    """One run of the matrix, in a form that can be sent to another machine with the same
+    folders."""
 
     name: str
-    run: Path
     config: RunConfig
-    commands: tuple[tuple[str, ...], ...]  # arguments of decision-seq
-    lock: Path
-    log: Path  # what the commands say
-    evaluations: tuple[Evaluation, ...] = (Evaluation(),)  # whose rows make it finished
-    folder: Path = field(default_factory=Path.cwd)  # where they are typed
+    evaluations: tuple[Evaluation, ...]  # whose rows make it finished
+    out: Path  # folder of the comparison
+    folder: Path = field(default_factory=Path.cwd)  # where its commands are typed
+
+    @property
+    def run(self) -> Path:
+        """Its run folder."""
+        return self.out / "runs" / self.name
+
+    @property
+    def config_file(self) -> Path:
+        """The config that its commands read."""
+        return self._file("yaml")
+
+    @property
+    def lock(self) -> Path:
+        """Held while its commands run."""
+        return self._file("lock")
+
+    @property
+    def log(self) -> Path:
+        """All that its commands say."""
+        return self._file("log")
+
+    @property
+    def commands(self) -> tuple[tuple[str, ...], ...]:
+        """Arguments of decision-seq, command by command."""
+        train = ("train", str(self.config_file), "--out", str(self.run), "--resume")
+        return (train, *(evaluation.command(self.run) for evaluation in self.evaluations))
+
+    @property
+    def finished(self) -> bool:
+        """Whether its rows are all there."""
+        return finished(self.folder / self.run, self.config, self.evaluations)
+
+    def _file(self, suffix: str) -> Path:
+        return self.out / "cells" / f"{self.name}.{suffix}"
 
 
 @dataclass(frozen=True)
-class Ended:
-    """How a cell ended: `reason` is why it failed, or None."""
+class Result:
+    """How a job ended: `reason` is why it failed, or None."""
 
     name: str
     reason: str | None
 
 
-class CellProcess:
-    """A cell's commands, one after another, with its lock held."""
+class JobProcess:
+    """A job's commands, one after another, with its lock held."""
 
-    def __init__(self, work: Work, environment: Mapping[str, str]) -> None:
-        self.work, self.environment = work, dict(os.environ) | dict(environment)
-        self.commands = list(work.commands)
+    def __init__(self, job: Job, environment: Mapping[str, str]) -> None:
+        self.job, self.environment = job, dict(os.environ) | dict(environment)
+        self.commands = list(job.commands)
         self.process: subprocess.Popen[bytes] | None = None
         self.lock: IO[str] | None = None
-        (work.folder / work.log).parent.mkdir(parents=True, exist_ok=True)
+        (job.folder / job.log).parent.mkdir(parents=True, exist_ok=True)
 
-    def poll(self) -> Ended | None:
-        """Go on if there is something to go on with. None while the cell is running."""
+    def poll(self) -> Result | None:
+        """Go on if there is something to go on with. None while the job is running."""
         if self.lock is None:
-            self.lock = _try_lock(self.work.folder / self.work.lock)
+            self.lock = _try_lock(self.job.folder / self.job.lock)
             if self.lock is None:  # commands that a killed comparison left are still running
                 return None
-            run = self.work.folder / self.work.run
-            if finished(run, self.work.config, self.work.evaluations):
+            if self.job.finished:
                 return self._end(None)
         if self.process is not None:
             code = self.process.poll()
@@ -73,7 +105,7 @@ class CellProcess:
                 return None
             self.process = None
             if code:
-                return self._end(_reason(code, self.work.folder / self.work.log))
+                return self._end(_reason(code, self.job.folder / self.job.log))
         if not self.commands:
             return self._end(None)
         self._start(self.commands.pop(0))
@@ -88,10 +120,10 @@ class CellProcess:
 
     def _start(self, arguments: tuple[str, ...]) -> None:
         assert self.lock is not None
-        with (self.work.folder / self.work.log).open("ab") as log:
+        with (self.job.folder / self.job.log).open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "decision_seq", *arguments],
-                cwd=self.work.folder,
+                cwd=self.job.folder,
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -101,16 +133,16 @@ class CellProcess:
                 preexec_fn=_stop_with_parent,
             )
 
-    def _end(self, reason: str | None) -> Ended:
+    def _end(self, reason: str | None) -> Result:
         if self.lock is not None:
             self.lock.close()
             self.lock = None
-        return Ended(self.work.name, reason)
+        return Result(self.job.name, reason)
 
 
-def run_to_end(work: Work, environment: Mapping[str, str]) -> Ended:
-    """A whole cell, as a task of a cluster."""
-    process = CellProcess(work, environment)
+def run_to_end(job: Job, environment: Mapping[str, str]) -> Result:
+    """A whole job, as a task of a cluster."""
+    process = JobProcess(job, environment)
     try:
         while (end := process.poll()) is None:
             time.sleep(POLL)

@@ -1,7 +1,7 @@
 """The ledger of a comparison: what was started and how it ended, one line an event.
 
 OUT/ledger.jsonl is only appended to, and each line is on disk before the work that it announces
-begins. It is the history and holds the commands; whether a cell is finished is for its rows to say
+begins. It is the history and holds the commands; whether a job is finished is for its rows to say
 (see evaluations.py).
 """
 
@@ -27,23 +27,23 @@ class Ledger:
         self.events = read_ledger(out)
         write_text(self.path, "".join(json.dumps(event) + "\n" for event in self.events))
 
-    def add(self, cell: str, event: Event, **more: Any) -> None:
-        """Append an event of `cell`, with the time and what else is to be said of it."""
+    def add(self, job: str, event: Event, **more: Any) -> None:
+        """Append an event of `job`, with the time and what else is to be said of it."""
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        row = {"cell": cell, "event": event, "time": now, **more}
+        row = {"cell": job, "event": event, "time": now, **more}
         with writing(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
             file.flush()
             os.fsync(file.fileno())
         self.events.append(row)
 
-    def last(self, cell: str) -> Event | None:
-        """The cell's last event, or None if it has none."""
-        return next((e["event"] for e in reversed(self.events) if e["cell"] == cell), None)
+    def last(self, job: str) -> Event | None:
+        """The job's last event, or None if it has none."""
+        return next((e["event"] for e in reversed(self.events) if e["cell"] == job), None)
 
-    def count(self, cell: str, event: Event) -> int:
-        """How often that happened to the cell."""
-        return sum(e["cell"] == cell and e["event"] == event for e in self.events)
+    def count(self, job: str, event: Event) -> int:
+        """How often that happened to the job."""
+        return sum(e["cell"] == job and e["event"] == event for e in self.events)
 
 
 def read_ledger(out: Path) -> list[dict[str, Any]]:

@@ -14,26 +14,26 @@ from rich.live import Live
 from rich.table import Table
 
 if TYPE_CHECKING:  # which needs torch
-    from decision_seq.run_config import RunConfig
+    from decision_seq.eval.compare.jobs import Job
 
 TAIL = 8192  # bytes at the end of metrics.jsonl that hold the last rows
 COLUMNS = ("step", "steps/s", "loss", "time left")
 
 
-class Board:
+class LiveTable:
     """A table on stderr that is drawn again whenever asked; nothing where that is no terminal.
 
     Args:
-        cells: names in order.
+        jobs: names in order.
     """
 
-    def __init__(self, cells: list[str]) -> None:
-        self.states = dict.fromkeys(cells, "waiting")
+    def __init__(self, jobs: list[str]) -> None:
+        self.states = dict.fromkeys(jobs, "waiting")
         console = Console(stderr=True)
         self.shown = console.is_terminal
         self._live = Live(console=console, auto_refresh=False)
 
-    def __enter__(self) -> Board:
+    def __enter__(self) -> LiveTable:
         if self.shown:
             self._live.start()
         return self
@@ -42,23 +42,23 @@ class Board:
         if self.shown:
             self._live.stop()
 
-    def draw(self, running: dict[str, tuple[Path, RunConfig]]) -> None:
-        """Draw the table; `running` has run folder and config by name."""
+    def draw(self, running: dict[str, Job]) -> None:
+        """Draw the table; `running` has the jobs by name."""
         if self.shown:
             self._live.update(self.table(running), refresh=True)
 
-    def table(self, running: dict[str, tuple[Path, RunConfig]]) -> Table:
-        """Cells that run or have failed, and how many are in each state."""
+    def table(self, running: dict[str, Job]) -> Table:
+        """Jobs that run or have failed, and how many are in each state."""
         counts = Counter(self.states.values())
         summary = ", ".join(f"{number} {state}" for state, number in counts.items())
-        table = Table(title=f"{len(self.states)} cells: {summary}", title_justify="left")
-        table.add_column("cell")
+        table = Table(title=f"{len(self.states)} jobs: {summary}", title_justify="left")
+        table.add_column("job")
         table.add_column("state")
         for column in COLUMNS:
             table.add_column(column, justify="right")
         for name, state in self.states.items():
             if name in running:
-                table.add_row(name, *_cells(*running[name]))
+                table.add_row(name, *_columns(running[name]))
             elif state == "failed":
                 table.add_row(name, state, style="red")
         return table
@@ -78,9 +78,9 @@ def progress(run: Path) -> dict[str, Any]:
     return {}
 
 
-def _cells(run: Path, config: RunConfig) -> tuple[str, ...]:
-    """State and the four columns of a running cell."""
-    row, steps = progress(run), config.train.steps
+def _columns(job: Job) -> tuple[str, ...]:
+    """State and the four columns of a running job."""
+    row, steps = progress(job.run), job.config.train.steps
     if not row:
         return ("starting", f"0/{steps}", "", "", "")
     step, rate = row["step"], row["steps_per_second"]

@@ -1,58 +1,49 @@
-"""`compare`: a matrix of agents x options x datasets x seeds, each cell commands that people could
-type."""
+"""`compare`: a matrix of agents x options x datasets x seeds, a job for each."""
 
 from __future__ import annotations
 
 import re
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from decision_seq.config import build, load_yaml, merge, parse_overrides
 from decision_seq.errors import UserError
-from decision_seq.eval.compare.evaluations import Evaluation, finished
-from decision_seq.eval.compare.jobs import POLL, Ended, Work
+from decision_seq.eval.compare.evaluations import Evaluation
+from decision_seq.eval.compare.jobs import POLL, Job
 from decision_seq.eval.compare.ledger import Ledger
-from decision_seq.eval.compare.live_table import Board
+from decision_seq.eval.compare.live_table import LiveTable
 from decision_seq.eval.compare.runners import RUNNERS, Runner
 from decision_seq.files import exclusive
-from decision_seq.run_config import RunConfig, check_same_run, run_config, write_run_config
+from decision_seq.run_config import check_same_run, run_config, write_run_config
 
-SET_BY_MATRIX = ("seed", "name")  # of every cell; an option would make two cells one
+SET_BY_MATRIX = ("seed", "name")  # of every job; an option would make two jobs one
 
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """The matrix. Every cell is the `base` run with its agent, dataset, option and seed laid over
+    """The matrix. Every job is the `base` run with its agent, dataset, option and seed laid over
     it."""
 
     base: str  # run config, relative to this file
     agents: dict[str, dict[str, Any]]  # label -> what to lay over the base's `agent`
     datasets: dict[str, tuple[str, ...]]  # label -> data.sources
     seeds: tuple[int, ...]
-    # label -> what to lay over a cell, e.g. {long: {agent: {context_length: 60}}}
+    # label -> what to lay over a job, e.g. {long: {agent: {context_length: 60}}}
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
     # how each trained run is evaluated, e.g. [{context: window}, {context: stream}]
     evaluations: tuple[Evaluation, ...] = (Evaluation(),)
-    # laid over every cell, e.g. {train: {steps: 2000}}
+    # laid over every job, e.g. {train: {steps: 2000}}
     overrides: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One run of the matrix."""
-
-    name: str
-    config: RunConfig
-    evaluations: tuple[Evaluation, ...]
-
-
-def load_matrix(path: Path, assignments: list[str]) -> list[Cell]:
-    """Every cell of the matrix in `path`; `assignments` are `--set`s laid over all of them, or over
-    the matrix itself where they begin with one of its keys (`datasets.medium=[a.npz]`)."""
+def load_matrix(path: Path, out: Path, assignments: Sequence[str] = ()) -> list[Job]:
+    """Every job of the matrix in `path`, to run in folder `out`; `assignments` are `--set`s over all
+    of them, or over the matrix itself where they begin with one of its keys, such as
+    `datasets.medium=[a.npz]`."""
     given = parse_overrides(assignments)
     keys = given.keys() & CompareConfig.__dataclass_fields__.keys()
     data = merge(load_yaml(path), {key: given.pop(key) for key in keys})
@@ -61,7 +52,7 @@ def load_matrix(path: Path, assignments: list[str]) -> list[Cell]:
     base = load_yaml(base_path)
     everywhere = merge(matrix.overrides, given)
     _check_labels(path, matrix)
-    cells = []
+    jobs = []
     for agent, agent_fields in matrix.agents.items():
         for option, option_fields in (matrix.options or {"": {}}).items():
             for dataset, sources in matrix.datasets.items():
@@ -76,117 +67,114 @@ def load_matrix(path: Path, assignments: list[str]) -> list[Cell]:
                     config = run_config(base, fields, f"{path} ({base_path.name})")
                     parts = [agent, option, dataset, f"seed{seed}"]
                     name = "_".join(filter(None, parts))
-                    cells.append(Cell(name, config, matrix.evaluations))
-    if not cells or not matrix.evaluations:
+                    jobs.append(Job(name, config, matrix.evaluations, out))
+    if not jobs or not matrix.evaluations:
         raise UserError(
             f"{path}: agents, datasets, seeds and evaluations must each name at least one"
         )
-    names = [cell.name for cell in cells]
+    names = [job.name for job in jobs]
     for name in names:
         if names.count(name) > 1:
-            raise UserError(f"{path}: two cells would be called {name}; choose other labels")
-    return cells
+            raise UserError(f"{path}: two jobs would be called {name}; choose other labels")
+    return jobs
 
 
 def run_matrix(
-    cells: list[Cell],
-    out: Path,
+    matrix: Sequence[Job],
     say: Callable[[str], None],
     runner: str = "local",
     jobs: int | None = None,
-    gpus_per_cell: float | None = None,
+    gpus_per_job: float | None = None,
 ) -> tuple[list[Path], dict[str, str]]:
-    """Train and evaluate every cell that is not finished yet.
+    """Train and evaluate every job that is not finished yet.
 
-    A failing cell does not stop the others. Returns the run folders of finished cells, and by name
+    A failing job does not stop the others. Returns the run folders of finished jobs, and by name
     the reason for each that failed.
 
     Args:
-        cells: of `load_matrix`.
-        out: folder of the comparison.
+        matrix: of `load_matrix`.
         say: where lines for people go.
         runner: a key of RUNNERS.
-        jobs: cells at once; worked out if None.
-        gpus_per_cell: share of a GPU for each; worked out if None.
+        jobs: how many at once; worked out if None.
+        gpus_per_job: share of a GPU for each; worked out if None.
     """
     if runner not in RUNNERS:
         raise UserError(f"--runner {runner}: does not exist; choose {' or '.join(RUNNERS)}")
-    for cell in cells:  # results of another config must not pass for this one's
-        if (out / "runs" / cell.name / "config.yaml").exists():
-            check_same_run(out / "runs" / cell.name, cell.config)
+    for job in matrix:  # results of another config must not pass for this one's
+        if (job.run / "config.yaml").exists():
+            check_same_run(job.run, job.config)
+    out = matrix[0].out
     with exclusive(out / ".compare.lock", wait=False):
         ledger = Ledger(out)
         todo = []
-        for cell in cells:
-            if not finished(out / "runs" / cell.name, cell.config, cell.evaluations):
-                todo.append(cell)
-            elif ledger.last(cell.name) != "finished":  # killed before it could be written down
-                ledger.add(cell.name, "finished")
+        for job in matrix:
+            if not job.finished:
+                todo.append(job)
+            elif ledger.last(job.name) != "finished":  # killed before it could be written down
+                ledger.add(job.name, "finished")
         failed = {}
         if todo:
-            workers = RUNNERS[runner](len(todo), jobs, gpus_per_cell)
-            failed = _run(todo, [c.name for c in cells], out, ledger, workers, runner, say)
-    return [out / "runs" / c.name for c in cells if c.name not in failed], failed
+            workers = RUNNERS[runner](len(todo), jobs, gpus_per_job)
+            failed = _run(todo, [job.name for job in matrix], ledger, workers, runner, say)
+    return [job.run for job in matrix if job.name not in failed], failed
 
 
 def _run(
-    todo: list[Cell],
+    todo: list[Job],
     names: list[str],
-    out: Path,
     ledger: Ledger,
     runner: Runner,
     label: str,
     say: Callable[[str], None],
 ) -> dict[str, str]:
-    """Keep `runner` busy until every cell has ended. Returns why cells failed, by name."""
-    share, failed = runner.share, {}
+    """Keep `runner` busy until every job has ended. Returns why jobs failed, by name."""
+    allocation, failed = runner.allocation, {}
+    gpus = f", GPUs: {allocation.gpus:g}" if allocation.gpus else ""
     say(
-        f"{len(todo)} of {len(names)} cells to run, {share.jobs} at once ({label}), with threads: "
-        f"{share.threads}" + (f", GPUs: {share.gpus:g}" if share.gpus else "")
+        f"{len(todo)} of {len(names)} jobs to run, {allocation.jobs} at once ({label}), with "
+        f"threads: {allocation.threads}{gpus}"
     )
-    if share.remark:
-        say(share.remark)
+    if allocation.remark:
+        say(allocation.remark)
     waiting, running, began = todo[::-1], {}, {}
-    with Board(names) as board:
-        board.states |= {name: "finished" for name in names if name not in {c.name for c in todo}}
+    with LiveTable(names) as table:
+        table.states |= {name: "finished" for name in names if name not in {j.name for j in todo}}
 
-        def begin(cell: Cell) -> None:
-            work = _work(cell, out)
-            write_run_config(cell.config, out / "cells" / f"{cell.name}.yaml")
-            commands = [shlex.join(("decision-seq", *command)) for command in work.commands]
-            attempt = ledger.count(cell.name, "started") + 1
+        def begin(job: Job) -> None:
+            write_run_config(job.config, job.config_file)
+            commands = [shlex.join(("decision-seq", *command)) for command in job.commands]
+            attempt = ledger.count(job.name, "started") + 1
             ledger.add(
-                cell.name, "started", attempt=attempt, commands=commands, runner=label,
-                jobs=share.jobs, threads=share.threads, gpus=share.gpus,
+                job.name, "started", attempt=attempt, commands=commands, runner=label,
+                jobs=allocation.jobs, threads=allocation.threads, gpus=allocation.gpus,
             )  # fmt: skip
-            say("\n".join([f"{cell.name}:", *(f"$ {command}" for command in commands)]))
-            runner.start(work)
-            running[cell.name], began[cell.name] = (work.run, cell.config), time.monotonic()
-            board.states[cell.name] = "running"
+            say("\n".join([f"{job.name}:", *(f"$ {command}" for command in commands)]))
+            runner.start(job)
+            running[job.name], began[job.name] = job, time.monotonic()
+            table.states[job.name] = "running"
 
-        def end(ended: Ended) -> None:
-            del running[ended.name]
-            state, seconds = "finished", round(time.monotonic() - began[ended.name], 1)
-            if ended.reason is None:
-                ledger.add(ended.name, "finished", seconds=seconds)
-                say(f"{ended.name}: finished in {seconds:.0f} s")
+        def end(name: str, reason: str | None) -> None:
+            log = str(running.pop(name).log)
+            state, seconds = "finished", round(time.monotonic() - began[name], 1)
+            if reason is None:
+                ledger.add(name, "finished", seconds=seconds)
+                say(f"{name}: finished in {seconds:.0f} s")
             else:
-                state, failed[ended.name] = "failed", ended.reason
-                log = str(_log(out, ended.name))
-                ledger.add(ended.name, "failed", seconds=seconds, reason=ended.reason, log=log)
-                say(f"{ended.name}: failed ({ended.reason}); all it said is in {log}")
-            board.states[ended.name] = state
+                state, failed[name] = "failed", reason
+                ledger.add(name, "failed", seconds=seconds, reason=reason, log=log)
+                say(f"{name}: failed ({reason}); all it said is in {log}")
+            table.states[name] = state
 
         try:
             while waiting or running:
-                while waiting and len(running) < share.jobs:
+                while waiting and len(running) < allocation.jobs:
                     begin(waiting.pop())
-                for ended in runner.ended():
-                    end(ended)
-                board.draw(running)
+                for result in runner.results():
+                    end(result.name, result.reason)
+                table.draw(running)
                 time.sleep(POLL)
         except KeyboardInterrupt:
-            say("stopping; running cells save first, and the same command goes on")
+            say("stopping; running jobs save first, and the same command goes on")
             for name in running:
                 ledger.add(name, "stopped")
             raise
@@ -195,22 +183,8 @@ def _run(
     return failed
 
 
-def _work(cell: Cell, out: Path) -> Work:
-    """The cell as commands."""
-    run, config = out / "runs" / cell.name, out / "cells" / f"{cell.name}.yaml"
-    train = ("train", str(config), "--out", str(run), "--resume")
-    commands = (train, *(evaluation.command(run) for evaluation in cell.evaluations))
-    lock = out / "cells" / f"{cell.name}.lock"
-    log = _log(out, cell.name)
-    return Work(cell.name, run, cell.config, commands, lock, log, cell.evaluations)
-
-
-def _log(out: Path, name: str) -> Path:
-    return out / "cells" / f"{name}.log"
-
-
 def _check_labels(path: Path, matrix: CompareConfig) -> None:
-    """Labels become folder names; the same cell twice would be one run counted twice."""
+    """Labels become folder names; the same job twice would be one run counted twice."""
     for label in [*matrix.agents, *matrix.datasets, *matrix.options]:
         if not re.fullmatch(r"[\w.-]*\w[\w.-]*", label):
             raise UserError(f"{path}: label {label!r} must be letters, digits, '-', '_' and '.'")

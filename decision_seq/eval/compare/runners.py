@@ -1,4 +1,4 @@
-"""Where the cells of a comparison run: processes of this machine, or tasks of a Ray cluster."""
+"""Where the jobs of a comparison run: processes of this machine, or tasks of a Ray cluster."""
 
 from __future__ import annotations
 
@@ -11,96 +11,96 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from decision_seq.errors import UserError
-from decision_seq.eval.compare.jobs import CellProcess, Ended, Work, run_to_end
+from decision_seq.eval.compare.jobs import Job, JobProcess, Result, run_to_end
 
-MEMORY_A_CELL = 2.0  # GiB: Python with torch and MuJoCo, and room for data and activations
+MEMORY_A_JOB = 2.0  # GiB: Python with torch and MuJoCo, and room for data and activations
 PASSED_ON = ("DECISION_SEQ_", "MINARI_", "MUJOCO_")  # variables a cluster's workers need as well
 
 
 @dataclass(frozen=True)
-class Share:
-    """What is running at once, and what each cell gets."""
+class Allocation:
+    """What is running at once, and what each job gets."""
 
     jobs: int
     threads: int
-    gpus: float = 0.0  # of each cell
+    gpus: float = 0.0  # of each job
     remark: str = ""  # a sentence if there is something to be said
 
 
 class Runner(Protocol):
-    """Runs up to `share.jobs` cells at a time."""
+    """Runs up to `allocation.jobs` jobs at a time."""
 
-    share: Share
+    allocation: Allocation
 
-    def start(self, work: Work) -> None:
-        """Begin a cell."""
+    def start(self, job: Job) -> None:
+        """Begin a job."""
 
-    def ended(self) -> list[Ended]:
-        """Cells that have ended since the last question."""
+    def results(self) -> list[Result]:
+        """Of the jobs that have ended since the last question."""
 
     def stop(self) -> None:
-        """Let the cells that still run save and stop, wait for them, and clean up."""
+        """Let the jobs that still run save and stop, wait for them, and clean up."""
 
 
-def share_out(
-    cells: int,
+def allocate(
+    count: int,
     jobs: int | None,
-    gpus_per_cell: float | None,
+    gpus_per_job: float | None,
     cores: int,
     memory: float,
     gpus: float,
-) -> Share:
-    """Divide a machine or cluster among cells.
+) -> Allocation:
+    """Divide a machine or cluster among jobs.
 
     Args:
-        cells: how many there are to run.
-        jobs: at once, if someone said so.
-        gpus_per_cell: likewise; by default one, or the share of it that `jobs` leaves.
+        count: of jobs to run.
+        jobs: how many at once, if someone said so.
+        gpus_per_job: likewise; by default one, or the share of it that `jobs` leaves.
         cores: CPU cores.
         memory: free, GiB; infinite where somebody else looks after it.
         gpus: GPUs.
     """
     if jobs is not None and jobs < 1:
         raise UserError(f"--jobs is {jobs}; it must be at least 1")
-    if gpus_per_cell is not None and not 0 < gpus_per_cell <= max(gpus, 1):
-        raise UserError(f"--gpus-per-cell is {gpus_per_cell}; there are {gpus:g} GPUs")
-    wanted, remark = min(cells, jobs or cores), ""
+    if gpus_per_job is not None and not 0 < gpus_per_job <= max(gpus, 1):
+        raise UserError(f"--gpus-per-cell is {gpus_per_job}; there are {gpus:g} GPUs")
+    wanted, remark = min(count, jobs or cores), ""
     if gpus:
-        each = gpus_per_cell or min(1.0, gpus / (jobs or gpus))
+        each = gpus_per_job or min(1.0, gpus / (jobs or gpus))
         wanted = min(wanted, int(gpus / each + 1e-9))
-    fitting = max(1, int(min(memory / MEMORY_A_CELL, cells)))
+    fitting = max(1, int(min(memory / MEMORY_A_JOB, count)))
     if jobs is None and fitting < wanted:
         remark = (
-            f"{fitting} cells at once instead of {wanted}: {memory:.1f} GiB of memory are free and "
-            f"a cell may take {MEMORY_A_CELL:g}; --jobs {wanted} insists"
+            f"{fitting} jobs at once instead of {wanted}: {memory:.1f} GiB of memory are free and "
+            f"a job may take {MEMORY_A_JOB:g}; --jobs {wanted} insists"
         )
         wanted = fitting
     said = os.environ.get("OMP_NUM_THREADS", "")  # the user knows better
     threads = int(said) if said.isdecimal() else max(1, cores // wanted)
-    return Share(wanted, threads, each if gpus else 0.0, remark)
+    return Allocation(wanted, threads, each if gpus else 0.0, remark)
 
 
 class LocalRunner:
     """Processes of this machine, which share its cores and GPUs."""
 
-    def __init__(self, cells: int, jobs: int | None, gpus_per_cell: float | None) -> None:
+    def __init__(self, count: int, jobs: int | None, gpus_per_job: float | None) -> None:
         import torch
 
         self.gpus = torch.cuda.device_count()
-        self.share = share_out(cells, jobs, gpus_per_cell, cores(), free_memory(), self.gpus)
-        self.slots = list(range(self.share.jobs))[::-1]
-        self.running: dict[int, CellProcess] = {}
+        self.allocation = allocate(count, jobs, gpus_per_job, cores(), free_memory(), self.gpus)
+        self.slots = list(range(self.allocation.jobs))[::-1]
+        self.running: dict[int, JobProcess] = {}
 
-    def start(self, work: Work) -> None:
+    def start(self, job: Job) -> None:
         slot = self.slots.pop()
-        environment = {"OMP_NUM_THREADS": str(self.share.threads)}
+        environment = {"OMP_NUM_THREADS": str(self.allocation.threads)}
         if self.gpus:
             names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
             names = names if names != [""] else [str(i) for i in range(self.gpus)]
-            environment["CUDA_VISIBLE_DEVICES"] = names[int(slot * self.share.gpus + 1e-9)]
-        self.running[slot] = CellProcess(work, environment)
+            environment["CUDA_VISIBLE_DEVICES"] = names[int(slot * self.allocation.gpus + 1e-9)]
+        self.running[slot] = JobProcess(job, environment)
 
-    def ended(self) -> list[Ended]:
+    def results(self) -> list[Result]:
         result = []
         for slot, process in list(self.running.items()):
             if (end := process.poll()) is not None:
@@ -122,7 +122,7 @@ class RayRunner:
     """Tasks of a Ray cluster: the one of RAY_ADDRESS, else one on this machine. All its machines
     must see the same folders."""
 
-    def __init__(self, cells: int, jobs: int | None, gpus_per_cell: float | None) -> None:
+    def __init__(self, count: int, jobs: int | None, gpus_per_job: float | None) -> None:
         try:
             import ray
         except ImportError:
@@ -144,18 +144,18 @@ class RayRunner:
             raise UserError(f"RAY_ADDRESS {address}: cannot be reached ({why})") from None
         total = ray.cluster_resources()
         capacity, gpus = int(total.get("CPU", 1)), total.get("GPU", 0.0)
-        self.share = share_out(cells, jobs, gpus_per_cell, capacity, float("inf"), gpus)
+        self.allocation = allocate(count, jobs, gpus_per_job, capacity, float("inf"), gpus)
         passed = {k: v for k, v in os.environ.items() if k.startswith(PASSED_ON)}
-        self.environment = passed | {"OMP_NUM_THREADS": str(self.share.threads)}
+        self.environment = passed | {"OMP_NUM_THREADS": str(self.allocation.threads)}
         self.task = ray.remote(
-            num_cpus=self.share.threads, num_gpus=self.share.gpus, max_retries=0
+            num_cpus=self.allocation.threads, num_gpus=self.allocation.gpus, max_retries=0
         )(run_to_end)
         self.running: dict[Any, str] = {}
 
-    def start(self, work: Work) -> None:
-        self.running[self.task.remote(work, self.environment)] = work.name
+    def start(self, job: Job) -> None:
+        self.running[self.task.remote(job, self.environment)] = job.name
 
-    def ended(self) -> list[Ended]:
+    def results(self) -> list[Result]:
         done, _ = self.ray.wait(list(self.running), timeout=0) if self.running else ([], [])
         result = []
         for reference in done:
@@ -163,7 +163,7 @@ class RayRunner:
             try:
                 result.append(self.ray.get(reference))
             except self.ray.exceptions.RayError as error:  # its worker or machine went away
-                result.append(Ended(name, f"Ray: {str(error).splitlines()[0]}"))
+                result.append(Result(name, f"Ray: {str(error).splitlines()[0]}"))
         return result
 
     def stop(self) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from decision_seq.eval.drawing import COLOURS, INK, LINES, panel, to_svg
 from decision_seq.eval.report import statistics as stats
-from decision_seq.eval.rows import asked
+from decision_seq.eval.rows import target_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -181,8 +181,8 @@ def _achieved(ax: Axes, runs: list[list[dict]], agent: str, colour: str, line: s
         return
     dots: dict[str, list[tuple[float, float]]] = {}  # (mean target, mean return) of every run
     for rows in runs:
-        for target in {asked(row) for row in rows}:
-            pairs = [(r["target"], r["episode_return"]) for r in rows if asked(r) == target]
+        for target in {target_label(row) for row in rows}:
+            pairs = [(r["target"], r["episode_return"]) for r in rows if target_label(r) == target]
             dots.setdefault(target, []).append(tuple(np.mean(pairs, axis=0)))
     means = sorted(tuple(np.mean(group, axis=0)) for group in dots.values())
     ax.plot(*zip(*means, strict=True), line, color=colour, label=agent)

@@ -11,7 +11,7 @@ import numpy as np
 
 from decision_seq.eval.report import statistics as stats
 from decision_seq.eval.report.runs import Run
-from decision_seq.eval.rows import Row, asked
+from decision_seq.eval.rows import Row, target_label
 
 BySeed = dict[int, dict[int, float]]  # training seed -> environment seed -> score
 
@@ -22,7 +22,7 @@ class Score:
 
     dataset: str
     env: str
-    target: str  # as `results.asked` names it
+    target: str  # as `target_label` names it
     mean_target: float | None
     context: str
     agent: str
@@ -82,7 +82,7 @@ def score_table(runs: Sequence[Run]) -> list[Score]:
     groups: dict[tuple[Any, ...], dict[int, list[Row]]] = {}
     for run in runs:
         for row in run.rows:
-            key = (run.dataset["name"], row["env"], asked(row), row["context"], run.agent)
+            key = (run.dataset["name"], row["env"], target_label(row), row["context"], run.agent)
             groups.setdefault(key, {}).setdefault(row["train_seed"], []).append(row)
     lines = []
     for (dataset, env, target, context, agent), by_seed in groups.items():
@@ -141,7 +141,7 @@ def choose_tasks(runs: Sequence[Run], scores: Sequence[Score]) -> list[Task]:
             for run in runs
             for row in run.rows
             if (run.dataset["name"], row["env"], row["context"]) == (dataset, env, context)
-            and asked(row) in (target, "none")
+            and target_label(row) in (target, "none")
         ]
         unit = unit_of([row for _, row in rows])
         by_agent: dict[str, BySeed] = {}

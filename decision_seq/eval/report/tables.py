@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from decision_seq.eval.compare.ledger import read_ledger
 from decision_seq.eval.report import statistics as stats
 from decision_seq.eval.report.runs import Run
 from decision_seq.eval.report.scores import Task, unit_of, value
-from decision_seq.eval.rows import Row, asked
+from decision_seq.eval.rows import Row, target_label
 
 CostKey = tuple[str, str, str, int, str, int | None]  # the first fields of `Cost`
 FAR = 30  # tokens back, of which the report gives the influence
@@ -113,9 +114,9 @@ def _versus(
     """A line for each dataset, environment, target, context and agent that has both."""
     groups: dict[tuple[str, str, str, str, str], list[tuple[Row, Row]]] = {}
     for run, base, other in pairs:
-        found = {(r["env"], asked(r), context(r), r["env_seed"]): r for r in base}
+        found = {(r["env"], target_label(r), context(r), r["env_seed"]): r for r in base}
         for row in other:
-            kind = (row["env"], asked(row), context(row))
+            kind = (row["env"], target_label(row), context(row))
             if mate := found.get((*kind, row["env_seed"])):
                 key = (run.dataset["name"], *kind, run.agent)
                 groups.setdefault(key, []).append((mate, row))
@@ -229,7 +230,7 @@ def _candidates(run: Run, task: Task) -> list[tuple[list[float], list[float]]]:
     found: dict[tuple[int, str], tuple[list[float], list[float]]] = {}
     for row in run.others:
         if row["checkpoint"] in ("selection", "candidate") and _of_task(run, row, task, False):
-            pair = found.setdefault((row["step"], asked(row)), ([], []))
+            pair = found.setdefault((row["step"], target_label(row)), ([], []))
             pair[row["checkpoint"] == "candidate"].append(value(row, task.unit))
     return [pair for _, pair in sorted(found.items()) if all(pair)]
 
@@ -237,7 +238,7 @@ def _candidates(run: Run, task: Task) -> list[tuple[list[float], list[float]]]:
 def _of_task(run: Run, row: Row, task: Task, same_target: bool = True) -> bool:
     return (
         (run.dataset["name"], row["env"], row["context"]) == (task.dataset, task.env, task.context)
-        and (not same_target or asked(row) in (task.target, "none"))
+        and (not same_target or target_label(row) in (task.target, "none"))
         and (task.unit == "return" or row["normalized_score"] is not None)
     )
 
@@ -385,10 +386,8 @@ def _context(row: Row) -> str:
 def _episodes(runs: Sequence[Run]) -> set[int]:
     counts = set()
     for run in runs:
-        kinds = {(r["env"], r["context"], asked(r)) for r in run.rows}
-        counts |= {
-            sum((r["env"], r["context"], asked(r)) == kind for r in run.rows) for kind in kinds
-        }
+        kinds = Counter((r["env"], r["context"], target_label(r)) for r in run.rows)
+        counts |= set(kinds.values())
     return counts
 
 

@@ -21,7 +21,7 @@ from decision_seq.data.tools.info import read_summary
 from decision_seq.envs.registry import env_id, versions
 from decision_seq.errors import UserError
 from decision_seq.eval.rollout.episodes import rollout
-from decision_seq.eval.rows import CHECKPOINT_RULES, Row, add_rows, asked
+from decision_seq.eval.rows import CHECKPOINT_RULES, Row, add_rows, target_label
 from decision_seq.files import read_jsonl
 from decision_seq.hardware import hardware, peak_memory_mib
 from decision_seq.run_config import RunConfig, load_run_config
@@ -208,7 +208,7 @@ def summary_table(rows: list[Row]) -> None:
     columns = ("target", "episodes", "return", "normalized score", "length", "ms a step", "OOD")
     for column in columns:
         table.add_column(column, justify="right")
-    for target, group in groupby(rows, key=asked):
+    for target, group in groupby(rows, key=target_label):
         part = list(group)
         scores = [row["normalized_score"] for row in part]
         distances = [row["ood_mean"] for row in part]
@@ -239,7 +239,7 @@ def summary_table(rows: list[Row]) -> None:
 def mean_scores(rows: list[Row]) -> dict[str, float]:
     """Means over episodes by name, for TensorBoard: `return/3600`, `score/3600`."""
     means = {}
-    for target, group in groupby(rows, key=asked):
+    for target, group in groupby(rows, key=target_label):
         part = list(group)
         means[f"return/{target}"] = float(np.mean([row["episode_return"] for row in part]))
         if part[0]["normalized_score"] is not None:

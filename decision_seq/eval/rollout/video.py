@@ -28,7 +28,7 @@ from PIL import Image, ImageDraw, ImageFont
 from decision_seq.envs.quiet import quiet_mujoco
 from decision_seq.envs.registry import make
 from decision_seq.errors import UserError
-from decision_seq.eval.rows import Row, asked
+from decision_seq.eval.rows import Row, target_label
 from decision_seq.files import atomic_file
 from decision_seq.variables import variables
 
@@ -127,7 +127,7 @@ def chosen(rows: Sequence[Row], picks: Sequence[Pick]) -> list[tuple[int, Pick, 
     the episodes with the lower median, the highest and the lowest return, as far as they are named
     in `picks`. An episode that is two of these is shown as the first."""
     found = []
-    for _, group in groupby(enumerate(rows), key=lambda lane: asked(lane[1])):
+    for _, group in groupby(enumerate(rows), key=lambda lane: target_label(lane[1])):
         order = sorted(group, key=lambda lane: (lane[1]["episode_return"], lane[0]))
         places = {"median": (len(order) - 1) // 2, "best": len(order) - 1, "worst": 0}
         first: dict[int, Pick] = {}
@@ -162,7 +162,8 @@ def write_videos(
     clips = {}
     for lane, pick, number in chosen(rows, picks):
         row = rows[lane]
-        words = [row["env"], f"{row['checkpoint']}-{row['step']}", row["context"], asked(row), pick]
+        checkpoint = f"{row['checkpoint']}-{row['step']}"
+        words = [row["env"], checkpoint, row["context"], target_label(row), pick]
         name = "_".join(re.sub(r"[^\w.]+", "-", word).strip("-") for word in words)
         own = np.stack([step[lane] for step in actions[: row["length"]]])
         clips[run / "videos" / name] = Clip(row, own, f"{pick} of {number}")
