@@ -96,7 +96,8 @@ def one_round(config: Any, run: Path) -> None:
     """Train further with rollouts on the way (stream), then evaluate the checkpoint (window)."""
     import torch
 
-    from decision_seq.eval.rollout.protocol import evaluate_agent, evaluate_run
+    from decision_seq.agents import load_agent
+    from decision_seq.eval.rollout.protocol import evaluate_agent, evaluation_config
     from decision_seq.train.checkpoint import agent_path, read_index
     from decision_seq.train.loop import train
 
@@ -106,11 +107,8 @@ def one_round(config: Any, run: Path) -> None:
 
     device = torch.device("cpu")
     train(config, run, device, resume=True, on_interval=roll)
-    evaluate_run(
-        run, agent_path(run), read_index(run)["last"]["step"], "last", device,
-        targets=None, episodes=None, context="window", env=None, seed=None,
-        on_step=lambda done, lanes: None,
-    )  # fmt: skip
+    window, step = evaluation_config(run, context="window"), read_index(run)["last"]["step"]
+    evaluate_agent(load_agent(agent_path(run), device), window, run, step, "last")
 
 
 def collect_once() -> None:

@@ -1,12 +1,15 @@
-"""Small agents of every kind, and a batch and a rollout for them."""
+"""Small agents of every kind, a batch and a rollout for them, and trained runs evaluated."""
 
 from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from decision_seq.agents import AgentConfig, AgentSpec, SequenceAgent
+from decision_seq.agents import AgentConfig, AgentSpec, SequenceAgent, load_agent
 from decision_seq.agents.base import Context
 from decision_seq.agents.behaviour_cloning import BehaviourCloningConfig
 from decision_seq.agents.max_return import MaxReturnConfig
@@ -14,6 +17,9 @@ from decision_seq.agents.return_conditioned import ReturnConditionedConfig
 from decision_seq.backbones import BackboneConfig
 from decision_seq.data.transforms import ReturnSpec
 from decision_seq.data.windows import Batch
+from decision_seq.eval.rollout.protocol import evaluate_agent, evaluation_config
+from decision_seq.eval.rows import Row
+from decision_seq.train.checkpoint import agent_at, read_index
 
 K, S, A = 5, 4, 3
 KINDS = sorted(BackboneConfig.registry)
@@ -87,3 +93,10 @@ def roll(
         action, state = agent.act(observations[t], action, rewards[t - 1], state)
         actions.append(action)
     return torch.stack(actions)
+
+
+def evaluated(run: Path, checkpoint: str = "last", **changes: Any) -> list[Row]:
+    """The rows of `decision-seq evaluate`, with `changes` of the run's protocol."""
+    step = read_index(run)[checkpoint]["step"]
+    agent = load_agent(agent_at(run, step), torch.device("cpu"))
+    return evaluate_agent(agent, evaluation_config(run, **changes), run, step, checkpoint)

@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 from rich.console import Console
+from small_agents import evaluated
 
 from decision_seq.cli import main
 from decision_seq.errors import UserError
@@ -25,11 +26,10 @@ from decision_seq.eval.compare.ledger import Ledger, read_ledger
 from decision_seq.eval.compare.live_table import LiveTable, progress
 from decision_seq.eval.compare.matrix import load_matrix, run_matrix
 from decision_seq.eval.compare.runners import Allocation, allocate, free_memory
-from decision_seq.eval.rollout.protocol import evaluate_run
 from decision_seq.eval.rows import MEASURED, read_rows
 from decision_seq.files import exclusive, read_jsonl
 from decision_seq.run_config import write_run_config
-from decision_seq.train.checkpoint import agent_path, read_index
+from decision_seq.train.checkpoint import read_index
 from decision_seq.train.log import MetricsLog, log_result
 from decision_seq.train.loop import train
 
@@ -61,10 +61,7 @@ def by_hand(path: Path, out: Path) -> Path:
         if "missing" not in job.name:
             run = job.run
             train(job.config, run, torch.device("cpu"))
-            evaluate_run(
-                run, agent_path(run), job.config.train.steps, "last", torch.device("cpu"),
-                None, None, None, None, None, lambda done, lanes: None,
-            )  # fmt: skip
+            evaluated(run)
     return out
 
 

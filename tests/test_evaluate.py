@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small_agents import evaluated
 
 from decision_seq.agents import load_agent
 from decision_seq.errors import UserError
-from decision_seq.eval.rollout.protocol import evaluate_agent, evaluate_best, evaluation_config
+from decision_seq.eval.rollout.protocol import evaluate_best, evaluation_config
 from decision_seq.eval.rows import MEASURED, Row, read_rows
-from decision_seq.run_config import RunConfig, run_config
-from decision_seq.train.checkpoint import agent_at, read_index, saved_steps
+from decision_seq.run_config import run_config
+from decision_seq.train.checkpoint import agent_at, saved_steps
 from decision_seq.train.loop import train
 
 CPU = torch.device("cpu")
@@ -43,17 +44,6 @@ def run(toy_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("evaluated") / "run"
     train(run_config(plain, {}, "test"), out, CPU)
     return out
-
-
-def protocol(run: Path, **changes: Any) -> RunConfig:
-    names = ("targets", "episodes", "context", "env", "seed", "target_quantile")
-    return evaluation_config(run, **(dict.fromkeys(names) | changes))
-
-
-def evaluated(run: Path, checkpoint: str = "last", **changes: Any) -> list[Row]:
-    step = read_index(run)[checkpoint]["step"]
-    agent = load_agent(agent_at(run, step), CPU)
-    return evaluate_agent(agent, protocol(run, **changes), run, step, checkpoint)
 
 
 def comparable(rows: list[Row]) -> list[Row]:
@@ -96,7 +86,7 @@ def test_the_lowest_validation_loss_is_one_of_three(run: Path) -> None:
 
 def test_the_best_is_chosen_by_rollouts_of_its_own_and_stands_next_to_the_last(run: Path) -> None:
     files = {step: agent_at(run, step) for step in saved_steps(run)}
-    last, best = evaluate_best(run, files, protocol(run), CPU)
+    last, best = evaluate_best(run, files, evaluation_config(run), CPU)
     rows = read_rows(run)
     means = {
         step: np.mean([r["episode_return"] for r in rows if r["checkpoint"] == "selection"
@@ -116,7 +106,7 @@ def test_the_best_is_chosen_by_rollouts_of_its_own_and_stands_next_to_the_last(r
 
 def test_there_must_be_something_to_choose_from(run: Path) -> None:
     with pytest.raises(UserError, match=r"one checkpoint.*train\.keep_interval"):
-        evaluate_best(run, {30: agent_at(run, 30)}, protocol(run), CPU)
+        evaluate_best(run, {30: agent_at(run, 30)}, evaluation_config(run), CPU)
 
 
 def test_rows_of_older_versions_are_read(run: Path, tmp_path: Path) -> None:

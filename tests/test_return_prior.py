@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import random_episodes, write_npz
+from small_agents import evaluated
 
 from decision_seq.agents.return_prior import FILE, ReturnPrior, ensure_prior, load_prior
 from decision_seq.data.store import EpisodeStore, open_store
@@ -20,11 +21,9 @@ from decision_seq.eval.compare.evaluations import finished
 from decision_seq.eval.report.data import Data
 from decision_seq.eval.report.page import write_report
 from decision_seq.eval.report.runs import find_runs, load_runs
-from decision_seq.eval.rollout.protocol import evaluate_run
-from decision_seq.eval.rows import Row, read_rows, target_label
+from decision_seq.eval.rows import read_rows, target_label
 from decision_seq.run_config import RunConfig, load_run_config
 from decision_seq.run_config import run_config as resolve
-from decision_seq.train.checkpoint import agent_path, read_index
 from decision_seq.train.loop import train
 
 
@@ -145,19 +144,6 @@ def toy_run(toy_file: Path, **changes: object) -> RunConfig:
         "eval": {"targets": "auto", "episodes": 6, "context": "stream"},
     }
     return resolve(plain, changes, "test")
-
-
-def evaluated(run: Path, **changes: object) -> list[Row]:
-    protocol = {"targets": None, "episodes": None, "context": None, "env": None, "seed": None}
-    return evaluate_run(
-        run,
-        agent_path(run),
-        read_index(run)["last"]["step"],
-        "last",
-        torch.device("cpu"),
-        on_step=lambda done, lanes: None,
-        **(protocol | changes),  # type: ignore[arg-type]
-    )
 
 
 def test_auto_targets_from_training_to_report(

@@ -1,9 +1,12 @@
-"""What `decision-seq list` prints: a line for each thing there is to choose from."""
+"""`decision-seq list`: a line for each thing there is to choose from."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Iterator
+from typing import Literal
+
+from tyro.conf import Positional
 
 
 def backbones() -> Iterator[str]:
@@ -92,3 +95,15 @@ LISTINGS: dict[str, Callable[[], Iterator[str]]] = {
     "tiers": tiers,
     "kernels": kernels,
 }
+
+
+def list_(
+    what: Positional[Literal["backbones", "encoders", "agents", "envs", "tiers", "kernels"]],
+) -> None:
+    """Print what there is to choose from.
+
+    Args:
+        what: backbones, encoders (of frames), agents, envs, tiers (behaviour policies) or kernels.
+    """
+    for line in LISTINGS[what]():
+        print(line)

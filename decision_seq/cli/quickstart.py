@@ -14,14 +14,7 @@ from pathlib import Path
 
 import yaml
 
-from decision_seq.data.sources import minari_dataset
 from decision_seq.errors import UserError
-from decision_seq.eval.compare.matrix import load_matrix, run_matrix
-from decision_seq.eval.report.data import Data
-from decision_seq.eval.report.page import write_report
-from decision_seq.eval.report.runs import load_runs
-from decision_seq.files import write_text
-from decision_seq.variables import variables
 
 DATASET = "decision-seq/hopper/medium-v0"
 STEPS = 20_000
@@ -49,8 +42,18 @@ RUN = {
 AGENTS = ("decision-mamba", "decision-transformer")
 
 
-def run(out: Path, seed: int) -> None:
-    """Collect, train both agents, evaluate and report into `out`; finished parts are kept."""
+def quickstart(out: Path = Path("quickstart"), seed: int = 0) -> None:
+    """Collect Hopper data, train a Decision Mamba and a Decision Transformer, write a report.
+
+    Args:
+        out: folder for everything it makes.
+        seed: of data, training and evaluation.
+    """
+    from decision_seq.eval.report.data import Data
+    from decision_seq.eval.report.page import write_report
+    from decision_seq.eval.report.runs import load_runs
+    from decision_seq.variables import variables
+
     start = time.monotonic()
     with variables(MINARI_DATASETS_PATH=str((out / "datasets").resolve())):
         folders = _collect_and_compare(out, seed)
@@ -68,6 +71,10 @@ def run(out: Path, seed: int) -> None:
 
 def _collect_and_compare(out: Path, seed: int) -> list[Path]:
     """The run folders of both agents, evaluated."""
+    from decision_seq.data.sources import minari_dataset
+    from decision_seq.eval.compare.matrix import load_matrix, run_matrix
+    from decision_seq.files import write_text
+
     if not minari_dataset.folder(DATASET).exists():
         command = ["collect", "hopper", "medium", "--steps", str(STEPS), "--seed", str(seed)]
         print(f"$ decision-seq {shlex.join(command)}")

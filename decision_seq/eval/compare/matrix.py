@@ -41,8 +41,8 @@ class CompareConfig:
 
 
 def load_matrix(path: Path, out: Path, assignments: Sequence[str] = ()) -> list[Job]:
-    """Every job of the matrix in `path`, to run in folder `out`; `assignments` are `--set`s over all
-    of them, or over the matrix itself where they begin with one of its keys, such as
+    """Every job of the matrix in `path`, to run in folder `out`. `assignments` are `--set`s over
+    all of them, or over the matrix itself where they begin with one of its keys, such as
     `datasets.medium=[a.npz]`."""
     given = parse_overrides(assignments)
     keys = given.keys() & CompareConfig.__dataclass_fields__.keys()

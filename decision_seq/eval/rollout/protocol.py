@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,52 +25,12 @@ from decision_seq.eval.rows import CHECKPOINT_RULES, Row, add_rows, target_label
 from decision_seq.files import read_jsonl
 from decision_seq.hardware import hardware, peak_memory_mib
 from decision_seq.run_config import RunConfig, load_run_config
-from decision_seq.settings import Context
 
 
-def evaluate_run(
-    run: Path,
-    agent_file: Path,
-    step: int,
-    checkpoint: str,
-    device: torch.device,
-    targets: Sequence[float] | Literal["auto"] | None,
-    episodes: int | None,
-    context: Context | None,
-    env: str | None,
-    seed: int | None,
-    on_step: Callable[[int, int], None],
-    target_quantile: float | None = None,
-    actions: list[np.ndarray] | None = None,
-) -> list[Row]:
-    """Roll out the agent in `agent_file`; what is None comes from the run's config. To `actions`
-    every step's are added (see `rollout`).
-
-    Returns the rows, which are added to the run folder as well.
-    """
-    config = evaluation_config(run, targets, episodes, context, env, seed, target_quantile)
-    agent = load_agent(agent_file, device)
-    return evaluate_agent(agent, config, run, step, checkpoint, on_step, actions)
-
-
-def evaluation_config(
-    run: Path,
-    targets: Sequence[float] | Literal["auto"] | None,
-    episodes: int | None,
-    context: Context | None,
-    env: str | None,
-    seed: int | None,
-    target_quantile: float | None,
-) -> RunConfig:
-    """The run's config with what is given laid over its protocol."""
+def evaluation_config(run: Path, env: str | None = None, **given: Any) -> RunConfig:
+    """The run's config with what is `given` of `EvalConfig`'s fields, and is not None, laid over
+    its protocol."""
     config = load_run_config(run / "config.yaml")
-    given: dict[str, Any] = {
-        "targets": targets,
-        "target_quantile": target_quantile,
-        "episodes": episodes,
-        "context": context,
-        "seed": seed,
-    }
     protocol = dataclasses.replace(config.eval, **{k: v for k, v in given.items() if v is not None})
     return dataclasses.replace(config, eval=protocol, env=env or config.env)
 

@@ -1,0 +1,56 @@
+"""`decision-seq compare` and `report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tyro.conf import Positional
+
+from decision_seq.cli.arguments import Assignments
+from decision_seq.errors import UserError
+
+
+def compare(
+    config: Positional[Path],
+    out: Path,
+    assignments: Assignments = (),
+    runner: str = "local",
+    jobs: int | None = None,
+    gpus_per_cell: float | None = None,
+) -> None:
+    """Train and evaluate a matrix of agents x datasets x seeds and write a report.
+
+    Finished runs are skipped, so the same command continues an interrupted comparison.
+
+    Args:
+        config: YAML file, e.g. configs/compare-hopper.yaml.
+        out: folder for the runs and the report (report.html, .md, .csv, .json).
+        runner: local (processes of this machine) or ray (the cluster of RAY_ADDRESS, or one here).
+        jobs: runs at once; by default as many as cores, free memory and GPUs allow.
+        gpus_per_cell: share of a GPU that a run takes, e.g. 0.25; by default one GPU, or its share
+            of one where --jobs is larger than their number.
+    """
+    from decision_seq.eval.compare.matrix import load_matrix, run_matrix
+    from decision_seq.eval.report.page import write_report
+
+    matrix = load_matrix(config, out, assignments)
+    runs, failed = run_matrix(matrix, print, runner, jobs, gpus_per_cell)
+    if runs:
+        write_report(runs, out / "report.html", failed)
+        print(f"report: {out / 'report.html'}")
+    if failed:
+        raise UserError(f"{len(failed)} of {len(matrix)} runs failed: {', '.join(failed)}")
+
+
+def report(runs: Positional[tuple[Path, ...]], out: Path = Path("report.html")) -> None:
+    """Write a report from the rows of run folders: a self-contained page, Markdown, CSV and JSON.
+
+    Args:
+        runs: run folders, or folders that hold some.
+        out: file to write; .html with .md, .csv and .json beside it, or one of these alone.
+    """
+    from decision_seq.eval.report.page import write_report
+    from decision_seq.eval.report.runs import find_runs
+
+    files = write_report(find_runs(runs), out)
+    print(f"report: {', '.join(map(str, files))}")

@@ -1,0 +1,56 @@
+"""`decision-seq inspect`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import Positional
+
+from decision_seq.cli.arguments import Assignments, Device, torch_device
+from decision_seq.errors import UserError
+
+
+def inspect(
+    run: Positional[Path],
+    checkpoint: Literal["last", "validation"] = "last",
+    episode: int = 0,
+    step: int | None = None,
+    context_length: int | None = None,
+    out: Path | None = None,
+    assignments: Assignments = (),
+    device: Device = "auto",
+) -> None:
+    """Write what an agent looks back at: influence of the past by lag, token maps, memory.
+
+    Args:
+        run: run folder, or a config file to inspect the agent as it is before training.
+        checkpoint: the last one, or the one with the lowest validation loss.
+        episode: which of the dataset's episodes the token maps show.
+        step: last step of the window shown; by default that of the first full window.
+        context_length: steps a window, which may be more than in training; by default the same.
+        out: folder for inspect.json and the figures; by default the run folder.
+    """
+    from decision_seq.eval.inspect.numbers import print_tables
+    from decision_seq.eval.inspect.run import (
+        inspect_agent,
+        load_trained,
+        load_untrained,
+        to_json,
+        write_inspection,
+    )
+    from decision_seq.train.checkpoint import agent_path, read_index
+
+    if run.is_file():
+        if out is None:
+            raise UserError(f"{run}: is a config file; name a folder for the figures with --out")
+        subject = load_untrained(run, assignments, torch_device(device))
+    else:
+        step_trained, file = read_index(run)[checkpoint]["step"], agent_path(run, checkpoint)
+        subject = load_trained(
+            run, file, step_trained, checkpoint, assignments, torch_device(device)
+        )
+    inspection = inspect_agent(subject, episode, step, context_length)
+    files = write_inspection(inspection, out or run)
+    print_tables(to_json(inspection))
+    print(f"written: {', '.join(map(str, files))}")

@@ -1,0 +1,55 @@
+"""`decision-seq train`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tyro.conf import FlagCreatePairsOff, Positional
+
+from decision_seq.cli.arguments import Assignments, Device, torch_device
+
+if TYPE_CHECKING:
+    from decision_seq.agents import SequenceAgent
+    from decision_seq.run_config import RunConfig
+
+
+def train(
+    config: Positional[Path],
+    out: Path,
+    assignments: Assignments = (),
+    resume: FlagCreatePairsOff[bool] = False,
+    device: Device = "auto",
+) -> None:
+    """Train an agent. Ctrl-C saves and stops; --resume goes on from there.
+
+    Args:
+        config: YAML file, e.g. configs/hopper-decision-mamba.yaml.
+        out: run folder to make.
+        resume: continue the run in `out`, if there is one.
+    """
+    from decision_seq.run_config import load_run_config
+    from decision_seq.train.distributed import is_rank_zero
+    from decision_seq.train.loop import train
+
+    run = load_run_config(config, assignments)
+    finished = train(run, out, torch_device(device), resume, _rollouts_on_the_way(run, out))
+    if is_rank_zero() and finished:
+        print(f"{out}: trained; next: decision-seq evaluate {out}")
+    elif is_rank_zero():
+        print(f"{out}: stopped and saved; the same command with --resume goes on")
+    if not finished:
+        sys.exit(130)
+
+
+def _rollouts_on_the_way(config: RunConfig, out: Path) -> Any:
+    """What `eval.interval` asks for: rollouts during training, counted as online evaluations."""
+    from decision_seq.eval.rollout.protocol import evaluate_agent
+
+    def roll(agent: SequenceAgent, step: int) -> dict[str, float]:
+        rows = evaluate_agent(agent, config, out, step, "interval")
+        returns = [row["episode_return"] for row in rows]
+        return {"return_mean": sum(returns) / len(returns)}
+
+    return roll
