@@ -14,6 +14,13 @@ from typing import Any
 
 from decision_seq.errors import UserError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+HAS_LOCKS = fcntl is not None  # whether a process can tell that another one is at work
+
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
@@ -64,24 +71,28 @@ def workspace(path: Path) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        os.close(lock)
+        if lock is not None:
+            os.close(lock)
 
 
 def remove_leftovers(folder: Path, name: str = "*") -> None:
-    """Remove what killed processes left in `folder` while they wrote `name`, a glob pattern."""
+    """Remove what killed processes left in `folder` while they wrote `name`, a glob pattern. Where
+    there are no locks nothing is, since they cannot be told from those at work."""
+    if not HAS_LOCKS:
+        return
     for old in folder.glob(f".{name}.*.tmp"):
         with _locked(old) as free:
             if free:
                 shutil.rmtree(old, ignore_errors=True)
 
 
-def _new_workspace(path: Path) -> tuple[Path, int]:
-    """A new folder and the descriptor that locks it."""
-    import fcntl
-
+def _new_workspace(path: Path) -> tuple[Path, int | None]:
+    """A new folder and the descriptor that locks it, where there are locks."""
     while True:
         folder = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
         folder.mkdir()
+        if not HAS_LOCKS:
+            return folder, None
         try:
             lock = os.open(folder, os.O_RDONLY)
         except FileNotFoundError:  # taken for a leftover before it was locked
@@ -96,22 +107,26 @@ def _new_workspace(path: Path) -> tuple[Path, int]:
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[bool]:
     """Whether the lock of `folder` could be had; it is held inside."""
-    import fcntl
-
     try:
         lock = os.open(folder, os.O_RDONLY)
     except OSError:
         yield False
         return
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        free = True
-    except OSError:
-        free = False
-    try:
-        yield free
+        yield try_lock(lock)
     finally:
         os.close(lock)
+
+
+def try_lock(descriptor: int) -> bool:
+    """Whether the lock of an open file or folder was had, which ends with the last process that has
+    it open. Where there are no locks it is had always."""
+    if HAS_LOCKS:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+    return True
 
 
 def check_space(path: Path, needed: int) -> None:
@@ -157,20 +172,19 @@ def read_jsonl(path: Path, key: str = "step") -> list[dict[str, Any]]:
 
 @contextlib.contextmanager
 def exclusive(path: Path, wait: bool) -> Iterator[None]:
-    """Hold the lock file `path`. Raises UserError if another process does and `wait` is False."""
-    import fcntl
-
+    """Hold the lock file `path`. Raises UserError if another process does and `wait` is False.
+    Where there are no locks nobody is kept out."""
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("w")
+        file = path.open("w", encoding="utf-8")
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if wait and HAS_LOCKS:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        elif not try_lock(file.fileno()):
             raise UserError(
                 f"{path.parent}: another process is writing there; wait for it, or choose another "
                 "folder"
-            ) from None
+            )
         yield
 
 
@@ -183,7 +197,9 @@ def cache_dir() -> Path:
 
 
 def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+    if os.name == "nt" and path.is_dir():  # Windows opens no folders, and syncs none
+        return
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -27,21 +27,23 @@ def hardware(device: torch.device) -> dict[str, str | int | None]:
     }
 
 
-def peak_memory_mib(device: torch.device) -> float:
+def peak_memory_mib(device: torch.device) -> float | None:
     """The most memory held so far, in MiB: on a GPU what torch allocated there, else this process's
-    resident memory, libraries included."""
+    resident memory, libraries included; None where the system does not say (Windows)."""
     import torch
 
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
+        return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
     try:  # unlike getrusage this leaves out the process that started this one
         status = Path("/proc/self/status").read_text(encoding="utf-8")
-        return int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) / 2**10
+        return round(int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) / 2**10, 1)
     except (OSError, IndexError):
-        import resource
-
+        try:
+            import resource
+        except ImportError:
+            return None
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak / (2**20 if sys.platform == "darwin" else 2**10)
+        return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
 
 
 def keep_freed_memory() -> None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from decision_seq.envs.atari import FRAME_STACK
 from decision_seq.errors import UserError
-from decision_seq.files import cache_dir, writing
+from decision_seq.files import cache_dir, check_space, writing
 
 CHUNK_BYTES = 1 << 25  # of an array that is read or written piece by piece
 SAMPLE = 100  # rows whose stacks are compared with their neighbours'
@@ -64,7 +64,10 @@ def array_on_disk(shape: tuple[int, ...]) -> np.ndarray:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
             # now, not when a page of the mapping finds no room, which would kill the process
-            os.posix_fallocate(file.fileno(), 0, max(size, 1))
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, max(size, 1))
+            else:  # macOS, Windows: asked for, though not taken
+                check_space(folder / "frames", size)
             return np.memmap(file, np.uint8, "r+", shape=shape)
 
 
@@ -108,5 +111,5 @@ def release(array: np.ndarray) -> None:
     base = array
     while isinstance(base, np.ndarray):
         base = base.base  # type: ignore[assignment]
-    if isinstance(base, mmap.mmap):
+    if isinstance(base, mmap.mmap) and hasattr(base, "madvise"):  # Windows has none
         base.madvise(mmap.MADV_DONTNEED)

@@ -33,9 +33,9 @@ class MetricsLog:
             self._file = self.path.open("a", encoding="utf-8")
             self._board = SummaryWriter(str(run / "tensorboard"), purge_step=start_step + 1)
 
-    def write(self, step: int, **scalars: float) -> None:
-        """One row. What is not finite is left out: JSON has no word for it."""
-        scalars = {name: value for name, value in scalars.items() if math.isfinite(value)}
+    def write(self, step: int, **values: float | None) -> None:
+        """One row. What is unknown is left out, and what is not finite: JSON has no word for it."""
+        scalars = {k: v for k, v in values.items() if v is not None and math.isfinite(v)}
         with writing(self.path):
             self._file.write(json.dumps({"step": step, **scalars}) + "\n")
             self._file.flush()
@@ -80,7 +80,7 @@ def _flat(value: Any, key: str = "") -> dict[str, Any]:
 class NoLog(contextlib.AbstractContextManager["NoLog", None]):
     """The log of a process that does not write."""
 
-    def write(self, step: int, **scalars: float) -> None:
+    def write(self, step: int, **values: float | None) -> None:
         """Nothing."""
 
     def __exit__(self, *_: object) -> None:

@@ -9,7 +9,6 @@ stop when their parent dies, so the wait is short.
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import os
 import signal
 import subprocess
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import IO
 
 from decision_seq.eval.compare.evaluations import Evaluation, finished
+from decision_seq.files import try_lock
 from decision_seq.run_config import RunConfig
 
 POLL = 0.2  # seconds between looks at what runs
@@ -154,10 +154,8 @@ def run_to_end(job: Job, environment: Mapping[str, str]) -> Result:
 def _try_lock(path: Path) -> IO[str] | None:
     """The locked file, or None while another process holds it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    file = path.open("w", encoding="utf-8")
+    if not try_lock(file.fileno()):
         file.close()
         return None
     return file
@@ -165,18 +163,22 @@ def _try_lock(path: Path) -> IO[str] | None:
 
 def _stop_with_parent() -> None:
     """In a command about to start: SIGTERM, which saves, once the comparison is gone."""
-    if sys.platform == "linux":
+    if _LIBC is not None:
         _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-_LIBC = ctypes.CDLL(None)
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # not between fork and start
 
 
 def _reason(code: int, log: Path) -> str:
     """Why a command failed: our own sentence if it said one, else its last line."""
     if code < 0:
         return f"killed by {signal.Signals(-code).name}"
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    lines = [
+        line
+        for line in log.read_text(encoding="utf-8", errors="replace").splitlines()
+        if line.strip()
+    ]
     ours = [line for line in lines if line.startswith("decision-seq: ")]
     last = (ours or lines or [""])[-1].removeprefix("decision-seq: ")
     return f"exit code {code}: {last}" if last else f"exit code {code}"

@@ -17,7 +17,7 @@ from decision_seq.eval.compare.jobs import POLL, Job
 from decision_seq.eval.compare.ledger import Ledger
 from decision_seq.eval.compare.live_table import LiveTable
 from decision_seq.eval.compare.runners import RUNNERS, Runner
-from decision_seq.files import exclusive
+from decision_seq.files import HAS_LOCKS, exclusive
 from decision_seq.run_config import check_same_run, run_config, write_run_config
 
 SET_BY_MATRIX = ("seed", "name")  # of every job; an option would make two jobs one
@@ -100,6 +100,12 @@ def run_matrix(
     """
     if runner not in RUNNERS:
         raise UserError(f"--runner {runner}: does not exist; choose {' or '.join(RUNNERS)}")
+    if not HAS_LOCKS:
+        raise UserError(
+            "compare is not supported on this platform, whose processes inherit no file locks; use "
+            "`decision-seq train` and `evaluate` for each run and `decision-seq report` for all, "
+            "or Linux under Windows (WSL)"
+        )
     for job in matrix:  # results of another config must not pass for this one's
         if (job.run / "config.yaml").exists():
             check_same_run(job.run, job.config)

@@ -191,7 +191,7 @@ def free_memory() -> float:
     """GiB that this process may still take; infinite where the system does not say."""
     free = float("inf")
     with contextlib.suppress(OSError):
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
         free = next(float(x.split()[1]) * 1024 for x in lines if x.startswith("MemAvailable"))
     with contextlib.suppress(OSError, ValueError):  # a container's limit; "max" is none
         group = Path("/sys/fs/cgroup")

@@ -132,7 +132,7 @@ def evaluate_agent(
         episodes=protocol.episodes,
         lanes=len(episodes),
         parameters=sum(p.numel() for p in agent.parameters()),
-        peak_memory_mib=round(peak_memory_mib(device), 1),
+        peak_memory_mib=peak_memory_mib(device),
         device=str(device),
         hardware=hardware(device) | {"threads": torch.get_num_threads()},
         versions={
