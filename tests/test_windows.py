@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,18 @@ def test_windows_of_a_table_that_lies_column_by_column(tmp_path: Path) -> None:
     store = dataclasses.replace(store, observations=np.asfortranarray(store.observations))
     turned = WindowSampler(store, np.arange(2), 4, ReturnSpec(scale=10.0), seed=0)
     assert torch.equal(turned.batch(3, 8).observations, sampler.batch(3, 8).observations)
+
+
+def test_a_pickled_sampler_holds_the_data_once_and_draws_the_same(tmp_path: Path) -> None:
+    """As spawned processes and Ray's workers get it."""
+    sampler = sampler_for(random_episodes([200] * 20), tmp_path, length=20)
+    batch = sampler.batch(7, 64)
+    pickled = pickle.dumps(sampler)
+    step = (3 + 2 + 1) * 4 + 8  # bytes: observation, action, return-to-go; timestep
+    assert len(pickled) < 4000 * (step + 20)  # and what is drawn from: two numbers a step
+    copy = pickle.loads(pickled)
+    for field in dataclasses.fields(batch):
+        assert torch.equal(getattr(copy.batch(7, 64), field.name), getattr(batch, field.name))
 
 
 # ---- mixtures ------------------------------------------------------------------------------

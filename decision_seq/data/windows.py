@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -77,7 +78,8 @@ class WindowSampler:
         self._columns = np.arange(length)
         self._generator = np.random.Generator(np.random.Philox(key=seed))
         self._fresh = self._generator.bit_generator.state  # before its first draw
-        self._frames = store.observations if store.frames else None
+        self._stacked = store.frames
+        self._mapped = store.observations  # released after reading where they are frames
         self._timesteps = torch.from_numpy(store.timesteps)
         self._tables = {
             "observations": torch.from_numpy(store.observations),
@@ -97,6 +99,16 @@ class WindowSampler:
         rows = self._starts[self._draw(index, size)]
         episodes = np.searchsorted(self._offsets, rows, side="right") - 1
         return list(zip(episodes.tolist(), (rows - self._offsets[episodes]).tolist(), strict=True))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy in another process needs: the data, once. The views of `_make_runs` would be
+        written out K-fold."""
+        return vars(self) | {"_runs": {}, "_timesteps": None, "_mapped": np.empty(0)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._timesteps = self._tables["timesteps"].cpu()
+        self._runs = self._make_runs()
 
     def _draw(self, index: int, size: int) -> np.ndarray:
         """[size] int64 numbers of eligible steps; a function of the seed and `index` alone."""
@@ -135,7 +147,7 @@ class WindowSampler:
         rows = first + torch.arange(self.length)  # [B, K]
         mask = rows < stops
         rows = torch.minimum(rows, stops - 1)  # pads repeat the last step, then zeroed
-        observe = self._gather if self._frames is None else self._stacks
+        observe = self._stacks if self._stacked else self._gather
         return Batch(
             observations=observe("observations", rows, mask),
             actions=self._gather("actions", rows, mask),
@@ -152,8 +164,7 @@ class WindowSampler:
         there = self._timesteps[first] + back >= 0
         rows = torch.cat([torch.where(there, first + back, first), rows], dim=1)
         frames = self._gather(name, rows, torch.cat([there, mask], dim=1))
-        if self._frames is not None:  # else all that was read would count as this process's memory
-            release(self._frames)
+        release(self._mapped)  # else all that was read would count as this process's memory
         return frames.unfold(1, FRAME_STACK, 1).movedim(-1, 2)
 
     def _gather(self, name: str, rows: Tensor, mask: Tensor) -> Tensor:
@@ -186,7 +197,7 @@ class WindowSampler:
         """Views of the tables whose row i is K successive rows from i on, [N - K + 1, K * ...] (of
         timesteps the first alone); none of frames or for a GPU, nor where N < K."""
         count = len(self._timesteps) - self.length + 1
-        if self._frames is not None or self.device.type != "cpu" or count < 1:
+        if self._stacked or self.device.type != "cpu" or count < 1:
             return {}
         runs = {}
         for name, table in self._tables.items():
