@@ -21,6 +21,7 @@ from decision_seq.run_config import RunConfig, run_config, write_run_config
 from decision_seq.train.checkpoint import load_state, read_index
 from decision_seq.train.distributed import World
 from decision_seq.train.loop import train
+from decision_seq.train.random import RandomStream
 
 CPU = torch.device("cpu")
 
@@ -171,7 +172,8 @@ def test_fewer_windows_than_processes_are_refused() -> None:
 def test_processes_draw_differently() -> None:
     draws = []
     for rank, step in [(1, 0), (1, 5), (2, 0), (1, 0)]:
-        torch.manual_seed(3)
-        World(rank, 3).separate_random(3, step)
-        draws.append(float(torch.rand(())))
+        random = RandomStream(3)
+        World(rank, 3).separate(random, 3, step)
+        with random:
+            draws.append(float(torch.rand(())))
     assert draws[0] == draws[3] and len(set(draws)) == 3

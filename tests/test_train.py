@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,29 @@ def test_training_learns(toy_file: Path, tmp_path: Path) -> None:
     validation = [row["validation_loss"] for row in rows if "validation_loss" in row]
     assert len(validation) == 2 and validation[-1] < 0.5 * losses[0]
     assert list((tmp_path / "run" / "tensorboard").iterdir())
+
+
+@pytest.mark.parametrize("kind", ["mamba", "attention"])
+def test_in_threads_each_trains_as_alone(kind: str, toy_file: Path, tmp_path: Path) -> None:
+    """Layers draw their dropout from generators that a process has one of."""
+    configs = [config_for(toy_file, kind, steps=40), config_for(toy_file, kind, steps=30)]
+    for i, config in enumerate(configs):
+        train(config, tmp_path / f"alone{i}", CPU)
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    threads = [
+        threading.Thread(target=train, args=(config, tmp_path / f"beside{i}", CPU))
+        for i, config in enumerate(configs)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for i in range(len(configs)):
+        assert without_rates(tmp_path / f"beside{i}") == without_rates(tmp_path / f"alone{i}")
+        alone, beside = weights(tmp_path / f"alone{i}"), weights(tmp_path / f"beside{i}")
+        assert all(torch.equal(beside[name], value) for name, value in alone.items())
+    assert torch.equal(torch.get_rng_state(), before)  # the caller's draws are its own
 
 
 def test_seeds_fix_everything(toy_file: Path, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from decision_seq.agents import SequenceAgent
 from decision_seq.data.windows import Batch
 from decision_seq.errors import UserError
+from decision_seq.train.random import RandomStream
 
 T = TypeVar("T")
 PATIENCE = timedelta(hours=2)  # while process 0 rolls out; a process that died is noticed at once
@@ -93,11 +94,11 @@ class World:
             raise SystemExit(2)  # process 0 says why
         return result
 
-    def separate_random(self, seed: int, step: int) -> None:
-        """Give every process but the first a stream of its own (dropout), from `step` on."""
+    def separate(self, random: RandomStream, seed: int, step: int) -> None:
+        """Give every process but the first random numbers (dropout) of its own, from `step` on."""
         if not self.is_rank_zero:
             (own,) = np.random.SeedSequence([seed, self.rank, step]).generate_state(1, np.uint64)
-            torch.manual_seed(int(own))
+            random.seed(int(own))
 
 
 class _Loss(nn.Module):

@@ -32,6 +32,7 @@ from decision_seq.train.distributed import World, joined
 from decision_seq.train.faults import FiniteGuard, stop_for_fault
 from decision_seq.train.log import MetricsLog, NoLog, stop_on_signal
 from decision_seq.train.optim import autocast, learning_rate, make_optimizer
+from decision_seq.train.random import RandomStream
 
 VALIDATION_BATCHES = 8
 
@@ -48,6 +49,7 @@ class Learner:
     loss_count: torch.Tensor  # of these
     step: int = 0
     world: World = field(default_factory=World)
+    random: RandomStream = field(default_factory=RandomStream)  # of dropout
 
     def __post_init__(self) -> None:
         self.loss: Callable[[Batch], torch.Tensor] = self.world.loss_of(self.agent)
@@ -55,7 +57,7 @@ class Learner:
 
     def state(self) -> dict[str, Any]:
         """What resuming needs, as tensors and plain values."""
-        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        cpu, *cuda = self.random.state()
         return {
             "step": self.step,
             "agent": self.agent.state_dict(),
@@ -64,7 +66,7 @@ class Learner:
             "loss_sum": self.loss_sum,
             "loss_count": self.loss_count,
             "skipped": self.guard.skipped,
-            "torch_rng": torch.get_rng_state(),
+            "torch_rng": cpu,
             "cuda_rng": cuda,
         }
 
@@ -77,10 +79,7 @@ class Learner:
         self.loss_sum.copy_(state["loss_sum"])
         self.loss_count.copy_(state["loss_count"])
         self.guard.skipped.copy_(state["skipped"])
-        torch.set_rng_state(state["torch_rng"])
-        if state["cuda_rng"] and torch.cuda.is_available():
-            here = torch.cuda.device_count()
-            torch.cuda.set_rng_state_all(state["cuda_rng"][:here])
+        self.random.restore([state["torch_rng"], *state["cuda_rng"]])
 
 
 def train(
@@ -117,9 +116,10 @@ def _train(
 ) -> bool:
     check_run_folder(config, out, resume)
     world.check(config.train.batch_size)
-    torch.manual_seed(config.seed)
     store = open_store(config.data.sources)
-    agent = SequenceAgent.for_dataset(config.agent, store).to(device)
+    random = RandomStream(config.seed, device)
+    with random:
+        agent = SequenceAgent.for_dataset(config.agent, store).to(device)
     env = make(config.env)
     check_fit(agent.spec, env)
     env.close()
@@ -128,7 +128,9 @@ def _train(
     optimizer = make_optimizer(agent, config.train)
     guard = FiniteGuard(config.train.skip_nonfinite, device)
     loss_sum, loss_count = torch.zeros(2, device=device)
-    learner = Learner(agent, averaged, optimizer, guard, loss_sum, loss_count, world=world)
+    learner = Learner(
+        agent, averaged, optimizer, guard, loss_sum, loss_count, world=world, random=random
+    )
     with contextlib.ExitStack() as held:
 
         def take() -> None:
@@ -144,7 +146,7 @@ def _train(
         world.rank_zero_only(take)
         if has_checkpoint(out):
             restore_run(config, out, store, learner)
-        world.separate_random(config.seed, learner.step)
+        world.separate(random, config.seed, learner.step)
         world.rank_zero_only(describe)
         log = MetricsLog(out, learner.step) if world.is_rank_zero else NoLog()
         held.enter_context(log)
@@ -200,7 +202,7 @@ def _loop(
             if step % settings.checkpoint_interval == 0:
                 saved = save()
             if on_interval and config.eval.interval and step % config.eval.interval == 0:
-                roll = partial(_with_rng_kept, on_interval, learner.averaged, step)
+                roll = partial(on_interval, learner.averaged.eval(), step)
                 log.write(step, **(world.rank_zero_only(roll) or {}))
                 clock.rate(step)
             bar.update(task, completed=step)
@@ -217,7 +219,7 @@ def gradient_step(learner: Learner, sampler: WindowSampler, config: RunConfig) -
         group["lr"] = learning_rate(learner.step, settings)
     if not agent.training:  # as rollouts and validation leave it
         agent.train()
-    with autocast(agent.device, config.train.precision):
+    with learner.random, autocast(agent.device, config.train.precision):
         loss = learner.loss(batch)
     learner.optimizer.zero_grad(set_to_none=True)
     loss.backward()
@@ -327,17 +329,6 @@ def _mean_loss(learner: Learner) -> float:
     learner.loss_sum.zero_()
     learner.loss_count.zero_()
     return loss
-
-
-def _with_rng_kept(
-    call: Callable[[SequenceAgent, int], dict[str, float]], agent: SequenceAgent, step: int
-) -> dict[str, float]:
-    """Rollouts on the way must not change what training draws next."""
-    state = torch.get_rng_state()
-    try:
-        return call(agent.eval(), step)
-    finally:
-        torch.set_rng_state(state)
 
 
 class _Clock:

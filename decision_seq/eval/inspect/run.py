@@ -86,8 +86,9 @@ def load_untrained(path: Path, overrides: Sequence[str], device: torch.device) -
     """The agent that training the config file `path` starts from."""
     config = load_run_config(path, overrides)
     store = open_store(config.data.sources)
-    torch.manual_seed(config.seed)
-    agent = SequenceAgent.for_dataset(config.agent, store).to(device).eval()
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(config.seed)
+        agent = SequenceAgent.for_dataset(config.agent, store).to(device).eval()
     return Subject(config, agent, _as_trained(store, config), "untrained", 0)
 
 
