@@ -19,7 +19,7 @@ from decision_seq.data.transforms import ReturnSpec
 from decision_seq.data.windows import Batch
 from decision_seq.eval.rollout.protocol import evaluate_agent, evaluation_config
 from decision_seq.eval.rows import Row
-from decision_seq.train.checkpoint import agent_at, read_index
+from decision_seq.run_folder import agent_at, read_index
 
 K, S, A = 5, 4, 3
 KINDS = sorted(BackboneConfig.registry)

@@ -29,7 +29,7 @@ from decision_seq.eval.compare.runners import Allocation, allocate, free_memory
 from decision_seq.eval.rows import MEASURED, read_rows
 from decision_seq.files import exclusive, read_jsonl
 from decision_seq.run_config import write_run_config
-from decision_seq.train.checkpoint import read_index
+from decision_seq.run_folder import read_index
 from decision_seq.train.log import MetricsLog, log_result
 from decision_seq.train.loop import train
 

@@ -29,7 +29,8 @@ from test_train import config_for, weights, without_rates
 from decision_seq.data.sources import minari_dataset
 from decision_seq.data.store import open_folder, open_store
 from decision_seq.files import atomic_file, atomic_folder, workspace
-from decision_seq.train.checkpoint import has_checkpoint, load_state
+from decision_seq.run_folder import has_checkpoint
+from decision_seq.train.checkpoint import load_state
 from decision_seq.train.loop import train
 
 

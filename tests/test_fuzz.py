@@ -37,7 +37,8 @@ from decision_seq.data.windows import WindowSampler
 from decision_seq.errors import UserError
 from decision_seq.eval.rows import read_rows
 from decision_seq.run_config import load_run_config, write_run_config
-from decision_seq.train.checkpoint import load_state, read_index
+from decision_seq.run_folder import read_index
+from decision_seq.train.checkpoint import load_state
 
 SECONDS, GIGABYTES = 10, 2
 

@@ -17,7 +17,7 @@ PACKAGE = Path(decision_seq.__file__).parent
 ORDER = [
     {"errors"},
     {"files", "hardware", "pickles", "progress", "variables"},
-    {"config", "settings"},
+    {"config", "run_folder", "settings"},
     {"envs"},
     {"behaviours"},
     {"data", "ops", "hopfield"},

@@ -36,7 +36,7 @@ from decision_seq.eval.compare.matrix import run_matrix
 from decision_seq.eval.rollout.protocol import evaluate_agent
 from decision_seq.agents import load_agent
 from decision_seq.run_config import run_config
-from decision_seq.train.checkpoint import agent_path
+from decision_seq.run_folder import agent_path
 from decision_seq.train.loop import train
 
 store.cache_dir = lambda: Path("cache").resolve()

@@ -22,7 +22,8 @@ from decision_seq.backbones import BackboneConfig
 from decision_seq.errors import UserError
 from decision_seq.files import atomic_file, atomic_folder, exclusive, read_jsonl
 from decision_seq.run_config import RunConfig, TrainConfig, run_config
-from decision_seq.train.checkpoint import agent_path, load_state, read_index, saved_steps
+from decision_seq.run_folder import agent_path, read_index, saved_steps
+from decision_seq.train.checkpoint import load_state
 from decision_seq.train.loop import train
 from decision_seq.train.optim import learning_rate, make_optimizer
 

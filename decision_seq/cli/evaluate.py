@@ -49,7 +49,7 @@ def evaluate(
         summary_table,
     )
     from decision_seq.progress import progress_bar
-    from decision_seq.train.checkpoint import agent_at, read_index, saved_steps
+    from decision_seq.run_folder import agent_at, read_index, saved_steps
     from decision_seq.train.log import log_result
 
     index, on = read_index(run), torch_device(device)

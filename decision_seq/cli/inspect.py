@@ -39,7 +39,7 @@ def inspect(
         to_json,
         write_inspection,
     )
-    from decision_seq.train.checkpoint import agent_path, read_index
+    from decision_seq.run_folder import agent_path, read_index
 
     if run.is_file():
         if out is None:

@@ -27,7 +27,8 @@ from decision_seq.files import exclusive, remove_leftovers
 from decision_seq.hardware import peak_memory_mib
 from decision_seq.progress import progress_bar
 from decision_seq.run_config import RunConfig, check_same_run, write_run_config
-from decision_seq.train.checkpoint import has_checkpoint, load_state, save_checkpoint
+from decision_seq.run_folder import has_checkpoint
+from decision_seq.train.checkpoint import load_state, save_checkpoint
 from decision_seq.train.distributed import World, joined
 from decision_seq.train.faults import FiniteGuard, stop_for_fault
 from decision_seq.train.log import MetricsLog, NoLog, stop_on_signal

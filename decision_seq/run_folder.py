@@ -1,0 +1,66 @@
+"""Where a run folder keeps its trained agents.
+
+checkpoints/index.json           {"last": {"step": 300, ...}, "validation": {...}}
+checkpoints/step-00000300/       agent.safetensors (acts by itself), state.pt (to resume)
+checkpoints/step-00000200/       agent.safetensors alone, where `train.keep_interval` keeps it
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from decision_seq.errors import UserError
+
+Which = Literal["last", "validation"]  # the latter has the lowest validation loss
+
+
+def has_checkpoint(run: Path) -> bool:
+    """Whether the run folder holds at least one complete checkpoint."""
+    return (run / "checkpoints" / "index.json").is_file()
+
+
+def read_index(run: Path) -> dict[str, Any]:
+    """`{"last": {"step", "validation_loss"}, "validation": ...}`. Raises UserError if there is
+    none."""
+    path = run / "checkpoints" / "index.json"
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+        if "best" in index:  # its name before rollouts could choose
+            index["validation"] = index.pop("best")
+        if all(type(index[which]["step"]) is int for which in ("last", "validation")):
+            return index
+        raise ValueError
+    except FileNotFoundError:
+        raise UserError(f"{run}: holds no trained run; train one with --out {run}") from None
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: is damaged; train the run again") from None
+
+
+def agent_path(run: Path, which: Which = "last") -> Path:
+    """The agent file of one of the two checkpoints."""
+    return agent_at(run, read_index(run)[which]["step"])
+
+
+def agent_at(run: Path, step: int) -> Path:
+    """The agent file of the checkpoint at `step`."""
+    return checkpoint_folder(run, step) / "agent.safetensors"
+
+
+def saved_steps(run: Path) -> list[int]:
+    """Steps of all checkpoints whose weights are there, ascending. Raises UserError if there is no
+    run."""
+    last = read_index(run)["last"]["step"]
+    files = (run / "checkpoints").glob("step-*/agent.safetensors")
+    return sorted(step for step in (step_of(file.parent) for file in files) if step <= last)
+
+
+def checkpoint_folder(run: Path, step: int) -> Path:
+    """The checkpoint at `step`."""
+    return run / "checkpoints" / f"step-{step:08d}"
+
+
+def step_of(folder: Path) -> int:
+    """The inverse."""
+    return int(folder.name.removeprefix("step-"))
