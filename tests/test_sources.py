@@ -27,12 +27,14 @@ from source_files import (
     by_pickle,
     table,
     write_csv,
+    write_minari,
 )
 
-from decision_seq.data import from_episodes
+from decision_seq.data import from_episodes, import_dataset
 from decision_seq.data.episodes import Episodes, from_flat
 from decision_seq.data.sources import absolute, stored
 from decision_seq.data.store import open_store
+from decision_seq.data.tools.check import examine
 from decision_seq.errors import UserError
 
 SOURCES: list[Callable[[Path, Episodes], str]] = [
@@ -162,6 +164,30 @@ def test_remote_forms_say_how_to_get_the_file(monkeypatch: pytest.MonkeyPatch) -
     for other in ("s3://bucket/a-v0", "hf://a-v0", "hf://owner/no-version"):
         with pytest.raises(UserError, match="is not a dataset"):
             open_store([other])
+
+
+@pytest.mark.parametrize(
+    "command",
+    [open_store, examine, lambda names: import_dataset(names, "kept")],
+    ids=["open", "check", "import"],
+)
+def test_every_command_asks_minari_for_what_is_not_here(
+    command: Callable[[list[str]], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import minari
+
+    asked = []
+
+    def fetch(source: str) -> None:
+        asked.append(source)
+        write_minari("test/remote-v0", random_episodes(LENGTHS))
+
+    monkeypatch.setattr(minari, "download_dataset", fetch)
+    for _ in range(2):
+        command(["hf://someone/test/remote-v0"])
+    assert asked == ["hf://someone/test/remote-v0"]  # once: then it is local
+    with pytest.raises(UserError, match="run `decision-seq collect hopper expert`"):
+        command(["decision-seq/hopper/expert-v0"])
 
 
 @pytest.mark.slow  # the client tries for half a minute

@@ -69,11 +69,13 @@ def resolve(source: str) -> Source:
     if os.path.isdir(path):
         return _stored(path.name, path) if stored.is_stored(path) else _folder(path)
     if dataset_id := minari_dataset.id_of(source):
-        return Source(
-            dataset_id,
-            partial(minari_dataset.read, dataset_id),
-            lambda: _hash(minari_dataset.files(dataset_id, source)),
-        )
+        fetched = partial(minari_dataset.files, dataset_id, source)
+
+        def read() -> Episodes:
+            fetched()
+            return minari_dataset.read(dataset_id)
+
+        return Source(dataset_id, read, lambda: _hash(fetched()))
     raise UserError(
         f"{source}: is not a dataset; give a {', '.join(FORMATS)} file, a folder of them or of "
         "DQN-replay buffers (`$store$_observation_ckpt.0.gz` and so on), the name "
