@@ -10,4 +10,9 @@ class UserError(Exception):
     """
 
     def __init__(self, sentence: str) -> None:
-        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in sentence))
+        super().__init__(printable(sentence))
+
+
+def printable(text: str) -> str:
+    """`text` in one line that no terminal obeys: what cannot be printed is escaped."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

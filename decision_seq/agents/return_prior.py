@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from decision_seq.data.columns import least_deviation, magnitude
 from decision_seq.data.store import EpisodeStore
 from decision_seq.data.transforms import top_fraction
 from decision_seq.errors import UserError
@@ -131,7 +132,8 @@ def _rows(store: EpisodeStore, steps: np.ndarray) -> Tensor:
 def _standardise(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Rows with mean 0 and deviation 1, and both; what never varies keeps its unit."""
     mean, deviation = rows.mean(0), rows.std(0, correction=0)
-    deviation = torch.where(deviation > 1e-6, deviation, 1.0)
+    least = torch.from_numpy(least_deviation(magnitude(rows.numpy())))
+    deviation = torch.where(deviation > least, deviation, 1.0)
     return (rows - mean) / deviation, mean, deviation
 
 

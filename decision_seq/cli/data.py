@@ -24,12 +24,12 @@ def info(source: Sources, png: Path | None = None) -> None:
     """
     from decision_seq.data.store import open_store
     from decision_seq.data.tools.distribution import action_lines, histogram, write_figure
-    from decision_seq.data.tools.info import summarize
+    from decision_seq.data.tools.info import remarks, summarize
 
     store = open_store(source)
     for key, value in summarize(store).items():
         print(f"{key:22} {value:.3f}" if isinstance(value, float) else f"{key:22} {value}")
-    for line in action_lines(store):
+    for line in (*action_lines(store), *remarks(store)):
         print(line)
     for title, values in (("return", store.episode_returns), ("length", store.lengths)):
         print(f"\nepisodes by {title}")
@@ -47,6 +47,7 @@ def check(source: Sources, env: str | None = None, drop_bad: Path | None = None)
         env: environment it is from, where it does not say so itself.
         drop_bad: write a copy without the bad episodes to this .npz file; the source is only read.
     """
+    from decision_seq.data.findings import SEVERITIES
     from decision_seq.data.tools.check import drop_bad as drop
     from decision_seq.data.tools.check import examine
 
@@ -54,8 +55,11 @@ def check(source: Sources, env: str | None = None, drop_bad: Path | None = None)
     examined = examine(source, env)
     for finding in examined.findings:
         print(f"{label}: {finding}")
-    errors = sum(finding.severity == "error" for finding in examined.findings)
-    print(f"{label}: {len(examined.findings)} findings, {errors} of them errors")
+    errors, warnings, _ = (
+        sum(finding.severity == severity for finding in examined.findings)
+        for severity in SEVERITIES
+    )
+    print(f"{label}: {errors + warnings} findings, {errors} of them errors")
     if drop_bad is not None:
         dropped = drop(examined, drop_bad)
         if dropped:

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from decision_seq.data.columns import rounded, to_float32
+from decision_seq.data.findings import Finding
 from decision_seq.data.frames import joined, single_frames
 from decision_seq.envs.reference_scores import atari_game
 from decision_seq.errors import UserError
@@ -31,6 +33,7 @@ class Episodes:
     info: dict[str, Any] = field(default_factory=dict)
     incomplete: tuple[int, ...] = ()  # episodes without an end flag, which were marked truncated
     seeds: tuple[int, ...] = ()  # of the environment, an episode each, where the source has them
+    findings: tuple[Finding, ...] = ()  # of reading: what had to be guessed or could not be kept
 
     @property
     def lengths(self) -> np.ndarray:
@@ -77,7 +80,7 @@ def from_flat(
     cut_off = not (terminated[-1] or truncated[-1])
     truncated[-1] |= cut_off
     ends = np.flatnonzero(terminated | truncated) + 1
-    return Episodes(
+    episodes = Episodes(
         observations=_observations(source, observations),
         actions=_actions(source, actions, info.get("action_count")),
         rewards=_column(source, "rewards", rewards),
@@ -87,15 +90,20 @@ def from_flat(
         info=info,
         incomplete=(len(ends) - 1,) if cut_off else (),
     )
+    if lost := rounded(_columns(observations, actions, rewards)):
+        episodes.findings = (lost,)
+    return episodes
 
 
 def concatenate(parts: list[Episodes], names: list[str]) -> Episodes:
-    """Several sources as one dataset, `incomplete` and `seeds` over all.
+    """Several sources as one dataset, `incomplete`, `seeds` and `findings` over all.
 
     Raises UserError where widths or kinds differ, or nothing is named.
     """
     if not parts:
         raise UserError("no data are named; give at least one file, folder, name or Minari id")
+    if len(parts) == 1:
+        return parts[0]
     first = parts[0]
     for part, name in zip(parts[1:], names[1:], strict=True):
         for key in ("observations", "actions"):
@@ -123,8 +131,14 @@ def concatenate(parts: list[Episodes], names: list[str]) -> Episodes:
         before += len(part.lengths)
     known = all(part.seeds for part in parts)
     seeds = [seed for part in parts for seed in part.seeds] if known else []
+    findings = [f.of_source(n) for p, n in zip(parts, names, strict=True) for f in p.findings]
     return Episodes(
-        **arrays, offsets=offsets, info=shared, incomplete=(*incomplete,), seeds=(*seeds,)
+        **arrays,
+        offsets=offsets,
+        info=shared,
+        incomplete=(*incomplete,),
+        seeds=(*seeds,),
+        findings=(*findings,),
     )
 
 
@@ -137,6 +151,19 @@ def describe(array: np.ndarray) -> str:
     return f"{array.dtype} frames {'x'.join(map(str, array.shape[1:]))}"
 
 
+def _columns(
+    observations: np.ndarray, actions: np.ndarray, rewards: np.ndarray
+) -> dict[str, np.ndarray]:
+    """The columns of numbers [N], by what a person calls them; none of frames."""
+    tables = {"observation": observations, "action": actions, "reward": rewards.reshape(-1, 1)}
+    return {
+        name if name == "reward" else f"{name} column {i}": table[:, i]
+        for name, table in tables.items()
+        if table.ndim == 2
+        for i in range(table.shape[1])
+    }
+
+
 def _observations(source: str, array: np.ndarray) -> np.ndarray:
     frames = array.ndim > 2 and array.dtype == np.uint8
     if not (frames or array.ndim == 2) or array.dtype.kind not in "fiub" or 0 in array.shape:
@@ -146,12 +173,12 @@ def _observations(source: str, array: np.ndarray) -> np.ndarray:
         )
     if frames:
         return single_frames(source, array)
-    return array if array.dtype == np.uint8 else array.astype(np.float32, copy=False)
+    return array if array.dtype == np.uint8 else to_float32(array)
 
 
 def _actions(source: str, array: np.ndarray, count: int | None) -> np.ndarray:
     if array.ndim == 2 and array.dtype.kind == "f" and array.shape[1] > 0:
-        return array.astype(np.float32, copy=False)
+        return to_float32(array)
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.ndim == 1 and array.dtype.kind in "iu":
@@ -183,7 +210,7 @@ def _column(source: str, name: str, array: np.ndarray) -> np.ndarray:
         raise UserError(
             f"{source}: `{name}` is {array.dtype} of shape {array.shape}; expected numbers [steps]"
         )
-    return array.astype(np.float32, copy=False)
+    return to_float32(array)
 
 
 def _flags(source: str, name: str, array: np.ndarray) -> np.ndarray:
@@ -196,7 +223,8 @@ def _flags(source: str, name: str, array: np.ndarray) -> np.ndarray:
 
 
 def check_finite(source: str, episodes: Episodes) -> None:
-    """Raise UserError where a number is NaN or infinite: nothing can be learned from it."""
+    """Raise UserError where a number, or an episode's return, is NaN, infinite or beyond float32:
+    nothing can be learned from it."""
     for name in ("observations", "actions", "rewards"):
         array = getattr(episodes, name)
         if array.dtype.kind != "f" or np.isfinite(array).all():
@@ -206,8 +234,15 @@ def check_finite(source: str, episodes: Episodes) -> None:
             step = int(bad.argmax())
             episode = int(np.searchsorted(episodes.offsets, step, side="right")) - 1
             raise UserError(
-                f"{source}: `{name}` is NaN or infinite at step {step} (episode {episode}, "
-                f"step {step - int(episodes.offsets[episode])} in it), {int(bad.sum())} steps in "
-                "all; remove those episodes with `decision-seq data check SOURCE --drop-bad "
-                "OUT.npz`"
+                f"{source}: `{name}` is NaN or infinite in float32 at step {step} (episode "
+                f"{episode}, step {step - int(episodes.offsets[episode])} in it), "
+                f"{int(bad.sum())} steps in all; remove those episodes with `decision-seq data "
+                "check SOURCE --drop-bad OUT.npz`"
             )
+    sizes = np.abs(episodes.rewards, dtype=np.float64)
+    beyond = np.add.reduceat(sizes, episodes.offsets[:-1]) > np.finfo(np.float32).max
+    if beyond.any():
+        raise UserError(
+            f"{source}: the rewards of episode {int(beyond.argmax())} add up to more than float32 "
+            "holds; divide all rewards by a constant"
+        )

@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 
 from decision_seq.data.episodes import Episodes, check_finite, concatenate
+from decision_seq.data.findings import Finding
 from decision_seq.data.frames import chunks, save
 from decision_seq.data.sources import resolve, stored
 from decision_seq.envs.atari import FRAME_STACK
 from decision_seq.errors import UserError
 from decision_seq.files import atomic_folder, cache_dir, remove_leftovers
 
-LAYOUT = 4  # part of the cache key: raise it when the files' meaning changes
+LAYOUT = 5  # part of the cache key: raise it when the files' meaning changes
 ARRAYS = (
     "observations",
     "actions",
@@ -53,6 +54,7 @@ class EpisodeStore:
     episodes_per_source: tuple[int, ...] = ()  # in the order of the sources; they sum to M
     incomplete: tuple[int, ...] = ()  # episodes without an end flag, which were marked truncated
     seeds: tuple[int, ...] = ()  # of the environment, an episode each, where the source has them
+    findings: tuple[Finding, ...] = ()  # of reading: what had to be guessed or could not be kept
 
     @property
     def steps(self) -> int:
@@ -126,10 +128,15 @@ def open_store(sources: Sequence[str]) -> EpisodeStore:
 
 
 def returns_to_go(rewards: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """[N] float32 suffix sums of `rewards` [N] within episodes, summed in float64."""
-    total = np.concatenate([[0.0], np.cumsum(rewards, dtype=np.float64)])  # [N + 1]
-    ends = np.repeat(total[offsets[1:]], np.diff(offsets))  # [N]
-    return (ends - total[:-1]).astype(np.float32)
+    """[N] float32 suffix sums of `rewards` [N] within episodes, each summed from its end in
+    float64: a huge reward rounds neither what comes after it nor other episodes."""
+    to_go = np.empty(len(rewards), np.float32)
+    lengths = np.diff(offsets)
+    for length in np.unique(lengths):  # episodes of one length at once
+        rows = offsets[:-1][lengths == length, None] + np.arange(length)  # [M', length]
+        backwards = np.cumsum(rewards[rows][:, ::-1], axis=1, dtype=np.float64)
+        to_go[rows] = backwards[:, ::-1]
+    return to_go
 
 
 def write_store(folder: Path, episodes: Episodes, meta: dict[str, Any]) -> None:
@@ -141,7 +148,8 @@ def write_store(folder: Path, episodes: Episodes, meta: dict[str, Any]) -> None:
     with atomic_folder(folder) as temporary:
         for name in ARRAYS:
             save(temporary / f"{name}.npy", arrays[name])
-        kept = {"incomplete": episodes.incomplete, "seeds": episodes.seeds}
+        findings = [finding.plain() for finding in episodes.findings]
+        kept = {"incomplete": episodes.incomplete, "seeds": episodes.seeds, "findings": findings}
         meta = {"episodes_per_source": [len(lengths)], "info": episodes.info, **kept} | meta
         text = json.dumps({"hash": checksum(arrays), **meta})
         (temporary / "meta.json").write_text(text, encoding="utf-8")

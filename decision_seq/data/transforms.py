@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from decision_seq.data.columns import constant_columns
 from decision_seq.data.store import EpisodeStore, returns_to_go
 from decision_seq.errors import UserError
 
@@ -38,9 +39,11 @@ class ObservationNorm:
 
     @classmethod
     def of(cls, observations: np.ndarray) -> ObservationNorm:
-        """Statistics of [N, S] observations, accumulated in float64; std + 1e-6 as published."""
+        """Statistics of [N, S] observations, accumulated in float64; std + 1e-6 as published, but 1
+        for constant columns, whose rounding would be the network's largest input otherwise."""
         mean = observations.mean(axis=0, dtype=np.float64)
         std = observations.std(axis=0, dtype=np.float64) + 1e-6
+        std[constant_columns(observations)] = 1
         return cls(mean.astype(np.float32), std.astype(np.float32))
 
     @classmethod

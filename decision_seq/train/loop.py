@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from decision_seq.agents import SequenceAgent
 from decision_seq.agents.fit import check_fit
 from decision_seq.agents.return_prior import ensure_prior
 from decision_seq.data.store import EpisodeStore, open_store
-from decision_seq.data.tools.info import read_summary, write_summary
+from decision_seq.data.tools.info import read_summary, remarks, write_summary
 from decision_seq.data.transforms import as_conditioned, hold_out, top_fraction
 from decision_seq.data.windows import Batch, WindowSampler
 from decision_seq.envs.registry import make
@@ -124,6 +125,9 @@ def _train(
     env = make(config.env)
     check_fit(agent.spec, env)
     env.close()
+    if world.is_rank_zero:
+        for line in remarks(store):
+            print(line, file=sys.stderr)
     samplers = make_samplers(config, store, device)
     averaged = agent if config.train.ema is None else copy.deepcopy(agent).eval()
     optimizer = make_optimizer(agent, config.train)

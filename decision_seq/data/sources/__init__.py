@@ -19,6 +19,7 @@ from decision_seq.data.sources import (
     stored,
     table,
 )
+from decision_seq.data.sources.episode_list import HAND_OVER
 from decision_seq.errors import UserError
 
 
@@ -76,6 +77,11 @@ def resolve(source: str) -> Source:
             return minari_dataset.read(dataset_id)
 
         return Source(dataset_id, read, lambda: _hash(fetched()))
+    if os.path.isfile(path):
+        raise UserError(
+            f"{source}: {path.suffix or 'such'} files are not read; write its episodes as one of "
+            f"{', '.join(FORMATS)}, or {HAND_OVER}"
+        )
     raise UserError(
         f"{source}: is not a dataset; give a {', '.join(FORMATS)} file, a folder of them or of "
         "DQN-replay buffers (`$store$_observation_ckpt.0.gz` and so on), the name "

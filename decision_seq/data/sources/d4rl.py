@@ -3,23 +3,26 @@
 Read with h5py; the d4rl package is not needed. An episode ends where `terminals` or `timeouts` is
 set, as in d4rl's own reader of sequences. The families differ in this: locomotion v0, kitchen and
 adroit v0 have no `timeouts`, so there an episode also ends at the environment's time limit, which
-the dataset's name gives; maze2d never terminates and has timeouts only. Other keys (infos/,
-metadata/, next_observations) are ignored.
+the dataset's name gives, and a finding says so (of a file whose name says nothing no limit is
+known); maze2d never terminates and has timeouts only. Other keys (infos/, metadata/,
+next_observations) are ignored.
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from decision_seq.data.episodes import Episodes, from_flat
+from decision_seq.data.findings import Finding
 from decision_seq.envs.reference_scores import find_d4rl
 from decision_seq.errors import UserError
 
-DEFAULT_LIMIT = 1000  # steps an episode where a file has no timeouts and its name says nothing
+LIMIT = 1000  # steps an episode in the environments below
 LARGEST_RATIO = 1100  # of an array to its file: deflate packs 1,032 bytes into one at best
 ENVIRONMENTS = {"hopper": "Hopper", "halfcheetah": "HalfCheetah", "walker2d": "Walker2d"}
 ENVIRONMENTS |= {"ant": "Ant"}
@@ -44,12 +47,26 @@ def read(path: Path) -> Episodes:
             f"{path}: cannot be read as HDF5 ({' '.join(str(error).split())}); the file may be "
             "cut off"
         ) from None
-    if timeouts is None:
-        dataset = find_d4rl(path.stem)
-        limit = dataset.steps if dataset else DEFAULT_LIMIT
-        timeouts = _time_limit(terminals.reshape(-1) != 0, limit)
     info = dataset_info(path)
-    return from_flat(str(path), observations, actions, rewards, terminals, timeouts, info)
+    if timeouts is not None:
+        return from_flat(str(path), observations, actions, rewards, terminals, timeouts, info)
+    dataset = find_d4rl(path.stem)
+    limit = dataset.steps if dataset else LIMIT if "env_id" in info else None
+    timeouts = _time_limit(terminals.reshape(-1) != 0, limit)
+    flat = from_flat(str(path), observations, actions, rewards, terminals, timeouts, info)
+    return replace(flat, findings=(*flat.findings, *_assumed(limit, int(timeouts.sum()))))
+
+
+def _assumed(limit: int | None, cuts: int) -> list[Finding]:
+    """What to say of a file that does not tell where episodes ran out of time."""
+    if limit is None:
+        message = "episodes end at `terminals` alone, since no time limit is known of this name"
+        fix = "if there was one, episodes run into one another: write `timeouts`"
+    else:
+        message = f"a time limit of {limit} steps is assumed from its name and ends {cuts} episodes"
+        fix = "if there was another or none, write `timeouts` (all 0 if none)"
+    message = f"the file has no `timeouts`: {message}"
+    return [] if limit and not cuts else [Finding("warning", "assumed-limit", cuts, message, fix)]
 
 
 def _array(path: Path, file: Any, key: str) -> np.ndarray:
@@ -62,9 +79,11 @@ def _array(path: Path, file: Any, key: str) -> np.ndarray:
     return file[key][()]
 
 
-def _time_limit(terminated: np.ndarray, limit: int) -> np.ndarray:
+def _time_limit(terminated: np.ndarray, limit: int | None) -> np.ndarray:
     """[N] bool: true at the step that completes `limit` steps since the last end."""
     truncated = np.zeros(len(terminated), bool)
+    if limit is None:
+        return truncated
     start = 0
     for end in [*np.flatnonzero(terminated), len(terminated) - 1]:
         truncated[start + limit - 1 : end + 1 : limit] = True

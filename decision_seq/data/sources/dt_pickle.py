@@ -60,7 +60,7 @@ def _episodes(path: Path, trajectories: Sequence[Any]) -> Iterator[Any]:
         yield {
             **{key: trajectory[key] for key in ARRAYS if key in trajectory},
             "terminated": trajectory[ends[0]],
-            "truncated": trajectory.get("timeouts", False),
+            **({"truncated": trajectory["timeouts"]} if "timeouts" in trajectory else {}),
         }
 
 

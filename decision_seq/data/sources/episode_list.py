@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from decision_seq.data.episodes import Episodes, describe, from_flat
 from decision_seq.errors import UserError
 
+HAND_OVER = "hand the episodes over with decision_seq.data.from_episodes (docs/own-data.md)"
 KEYS = ("observations", "actions", "rewards", "terminated")
 
 
@@ -21,7 +23,8 @@ def gather(source: str, episodes: Iterable[Mapping[str, Any]], info: dict[str, A
         episodes: each with observations [T, S] (or [T + 1, S]: what follows the last action is
             left out), actions [T, A] or [T], rewards [T], `terminated` and, if there were time
             limits, `truncated`: one flag an episode, or [T] flags of which only the last may be
-            set. An episode with neither was cut off by whoever recorded it: it is truncated.
+            set. An episode with neither was cut off by whoever recorded it: it is truncated, and
+            incomplete if `truncated` was given.
         info: what is known about the environment.
 
     Raises:
@@ -31,20 +34,38 @@ def gather(source: str, episodes: Iterable[Mapping[str, Any]], info: dict[str, A
     columns: dict[str, list[np.ndarray]] = {
         key: [] for key in ("observations", "actions", "rewards", "terminated", "truncated")
     }
+    incomplete = []
     for number, episode in enumerate(episodes):
         place = f"{source}: episode {number}"
-        for key, array in _one(place, episode).items():
+        arrays = _one(place, episode)
+        if not (arrays["terminated"][-1] or arrays["truncated"][-1]):
+            arrays["truncated"][-1] = True
+            incomplete += [number] if "truncated" in episode else []
+        for key, array in arrays.items():
             first = columns[key][0] if columns[key] else array
-            if array.shape[1:] != first.shape[1:] or array.dtype.kind != first.dtype.kind:
-                raise UserError(
-                    f"{place}: `{key}` is {describe(array)} but episode 0 has {describe(first)}; "
-                    "episodes of one dataset must come from the same environment"
-                )
+            check_alike(place, key, array, first)
             columns[key].append(array)
     if not columns["rewards"]:
         raise UserError(f"{source}: has no episodes; an empty dataset trains nothing")
-    flat = {key: np.concatenate(arrays) for key, arrays in columns.items()}
-    return from_flat(source, **flat, info=info)
+    joined = {key: np.concatenate(arrays) for key, arrays in columns.items()}
+    return replace(from_flat(source, **joined, info=info), incomplete=(*incomplete,))
+
+
+def check_alike(place: str, key: str, array: np.ndarray, first: np.ndarray) -> None:
+    """Raise UserError where an episode's array cannot stand beside the first episode's: another
+    width, numbers of actions beside vectors, frames beside vectors. Integers and floats are both
+    numbers, so that laid end to end they are what they were."""
+    whole = [one.dtype.kind in "iu" for one in (array, first)]  # discrete actions, if actions
+    frames = [one.dtype if one.ndim > 2 else None for one in (array, first)]
+    if (
+        array.shape[1:] != first.shape[1:]
+        or (key == "actions" and whole[0] != whole[1])
+        or frames[0] != frames[1]
+    ):
+        raise UserError(
+            f"{place}: `{key}` is {describe(array)} but episode 0 has {describe(first)}; episodes "
+            "of one dataset must come from the same environment"
+        )
 
 
 def _one(place: str, episode: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -70,12 +91,13 @@ def _one(place: str, episode: Mapping[str, Any]) -> dict[str, np.ndarray]:
                 f"{place}: `{key}` has {len(arrays[key])} rows but `rewards` has {steps}; every "
                 "array needs one row a step"
             )
+    if arrays["actions"].dtype.kind == "u":  # beside signed ones they would become floats
+        arrays["actions"] = arrays["actions"].astype(np.int64)
     arrays["rewards"] = arrays["rewards"].reshape(steps, -1)
     if arrays["rewards"].shape[1] != 1:
         raise UserError(f"{place}: `rewards` has several columns; expected one number a step")
     terminated = _end(place, "terminated", episode["terminated"], steps)
     truncated = _end(place, "truncated", episode.get("truncated", False), steps)
-    truncated[-1] |= not terminated[-1]
     return arrays | {"terminated": terminated, "truncated": truncated}
 
 

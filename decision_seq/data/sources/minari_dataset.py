@@ -15,7 +15,9 @@ import numpy as np
 from gymnasium import spaces
 
 from decision_seq.data.episodes import Episodes, from_flat
+from decision_seq.data.findings import Finding
 from decision_seq.data.frames import array_on_disk, release, single_frames
+from decision_seq.data.sources.episode_list import HAND_OVER, check_alike
 from decision_seq.errors import UserError
 
 ID = re.compile(r"([\w-]+/)*[\w-]+-v\d+")
@@ -89,10 +91,12 @@ def read(dataset_id: str) -> Episodes:
         ):
             raise UserError(
                 f"{dataset_id}: observations or actions are not plain arrays; only Box and "
-                "Discrete spaces are supported"
+                "Discrete spaces are supported: lay the parts of a step end to end, and "
+                f"{HAND_OVER}"
             )
         if len(episode.rewards) == 0:
             raise UserError(f"{dataset_id}: episode {episode.id} has no steps; remove it")
+        _check_episode(f"{dataset_id}: episode {episode.id}", episode, episodes[0])
     keys = ("ref_min_score", "ref_max_score")
     info = {key: float(metadata[key]) for key in keys if metadata.get(key) is not None}
     if dataset.env_spec is not None:
@@ -119,7 +123,12 @@ def read(dataset_id: str) -> Episodes:
         m for m, e in enumerate(episodes) if not (e.truncations[-1] or e.terminations[-1])
     ]
     seeds = [e.get("seed") for e in dataset.storage.get_episode_metadata(dataset.episode_indices)]
-    return dataclasses.replace(flat, incomplete=tuple(incomplete), seeds=whole_numbers(seeds))
+    return dataclasses.replace(
+        flat,
+        incomplete=tuple(incomplete),
+        seeds=whole_numbers(seeds),
+        findings=(*flat.findings, *_ends_within(episodes)),
+    )
 
 
 def _episodes(dataset_id: str, dataset: Any) -> tuple[list[Any], np.ndarray | None]:
@@ -131,12 +140,49 @@ def _episodes(dataset_id: str, dataset: Any) -> tuple[list[Any], np.ndarray | No
             seen = single_frames(dataset_id, seen[:steps])
             if frames is None:
                 frames = array_on_disk((int(dataset.total_steps), *seen.shape[1:]))
+            check_alike(f"{dataset_id}: episode {episode.id}", "observations", seen, frames)
             frames[row : row + steps] = seen
             release(frames)
             episode = dataclasses.replace(episode, observations=frames[row : row + steps])
         episodes.append(episode)
         row += steps
     return episodes, frames
+
+
+def _check_episode(place: str, episode: Any, first: Any) -> None:
+    """Raise UserError where an episode's arrays differ in length, or in kind from the first's."""
+    steps = len(episode.rewards)
+    for key in ("actions", "terminations", "truncations"):
+        if len(getattr(episode, key)) != steps:
+            raise UserError(
+                f"{place}: `{key}` has {len(getattr(episode, key))} rows but `rewards` has {steps}"
+            )
+    if len(episode.observations) < steps:
+        raise UserError(
+            f"{place}: `observations` has {len(episode.observations)} rows but `rewards` has "
+            f"{steps}"
+        )
+    for key in ("observations", "actions"):
+        check_alike(place, key, getattr(episode, key), getattr(first, key))
+
+
+def _ends_within(episodes: list[Any]) -> list[Finding]:
+    """Flags before an episode's last step, which end nothing."""
+    flagged = [
+        m for m, e in enumerate(episodes) if e.terminations[:-1].any() or e.truncations[:-1].any()
+    ]
+    if not flagged:
+        return []
+    return [
+        Finding(
+            "warning",
+            "ends-within",
+            len(flagged),
+            f"{len(flagged)} episodes have terminations or truncations set before their last step, "
+            f"first episode {flagged[0]}",
+            "they go on to their last step here; if they ended where the flag is, cut them there",
+        )
+    ]
 
 
 def whole_numbers(seeds: list[Any]) -> tuple[int, ...]:

@@ -1,6 +1,7 @@
 """`.npz` files: observations, actions, rewards, terminations, truncations, one row a step.
 
-Optional: `meta`, a JSON text (of which env_id, ref_min, ref_max, action_count, rewards are used);
+The last two may be called `terminals` and `timeouts`. Optional: `meta`, a JSON text (of which
+env_id, ref_min, ref_max, action_count, rewards and the findings of an export are used);
 `episode_seeds`, what each episode's environment was reset with; `incomplete_episodes` (once called
 `unended_episodes`), numbers of those whose truncation was not recorded but assumed. Other keys are
 ignored.
@@ -18,27 +19,38 @@ from typing import Any
 import numpy as np
 
 from decision_seq.data.episodes import Episodes, from_flat
+from decision_seq.data.findings import Finding, from_plain
+from decision_seq.data.sources.episode_list import HAND_OVER
 from decision_seq.errors import UserError
 
 KEYS = ("observations", "actions", "rewards", "terminations", "truncations")
 META = {"env_id": "env_id", "ref_min": "ref_min_score", "ref_max": "ref_max_score"}
 META |= {"action_count": "action_count", "rewards": "rewards"}  # theirs: ours
 EPISODE_KEYS = ("episode_seeds", "incomplete_episodes")
-OLD_KEYS = {"unended_episodes": "incomplete_episodes"}  # theirs: ours
+# theirs: ours. The first two as in D4RL's files; the last is our own old name
+ALIASES = {"terminals": "terminations", "timeouts": "truncations"}
+ALIASES |= {"unended_episodes": "incomplete_episodes"}
+HINTS = {
+    "rewards": "where none were recorded, write zeros, and train an agent that imitates",
+    "terminations": "1 where the environment ended an episode (as `terminals`, not `dones`)",
+    "truncations": "1 where a time limit or the recording ended one, or zeros if nothing did",
+}
 
 
 def read(path: Path) -> Episodes:
     """Read one file. Raises UserError for a broken file or a missing key. Pickles are refused."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            if missing := [key for key in KEYS if key not in file.files]:
+            theirs = {ALIASES.get(key, key): key for key in file.files} | {k: k for k in file.files}
+            if missing := [key for key in KEYS if key not in theirs]:
+                hint = HINTS.get(missing[0], f"or {HAND_OVER}")
                 raise UserError(
                     f"{path}: key `{missing[0]}` is missing (found {', '.join(file.files)}); "
-                    f"a dataset needs {', '.join(KEYS)}"
+                    f"a dataset needs {', '.join(KEYS)}: {hint}"
                 )
-            observations, actions, rewards, terminated, truncated = (file[key] for key in KEYS)
+            arrays = (file[theirs[key]] for key in KEYS)
+            observations, actions, rewards, terminated, truncated = arrays
             meta = str(file["meta"]) if "meta" in file.files else "{}"
-            theirs = {OLD_KEYS.get(key, key): key for key in file.files}
             seeds, incomplete = (
                 file[theirs[key]] if key in theirs else np.empty(0, int) for key in EPISODE_KEYS
             )
@@ -59,9 +71,8 @@ def read(path: Path) -> Episodes:
             f"{path}: cannot be read as .npz ({reason}); the file may be cut off or not be a numpy "
             "archive"
         ) from None
-    flat = from_flat(
-        str(path), observations, actions, rewards, terminated, truncated, _info(path, meta)
-    )
+    info, findings = _info(path, meta)
+    flat = from_flat(str(path), observations, actions, rewards, terminated, truncated, info)
     episodes = len(flat.lengths)
     seeds, incomplete = (
         _numbers(path, k, a) for k, a in zip(EPISODE_KEYS, (seeds, incomplete), strict=True)
@@ -76,7 +87,12 @@ def read(path: Path) -> Episodes:
             f"{path}: `incomplete_episodes` names episode {max(incomplete)} of {episodes}; they "
             "are counted from 0"
         )
-    return replace(flat, incomplete=(*sorted({*flat.incomplete, *incomplete}),), seeds=(*seeds,))
+    return replace(
+        flat,
+        incomplete=(*sorted({*flat.incomplete, *incomplete}),),
+        seeds=(*seeds,),
+        findings=(*flat.findings, *findings),
+    )
 
 
 def _numbers(path: Path, key: str, array: np.ndarray) -> list[int]:
@@ -88,17 +104,17 @@ def _numbers(path: Path, key: str, array: np.ndarray) -> list[int]:
     return [int(number) for number in array]
 
 
-def _info(path: Path, meta: str) -> dict[str, Any]:
+def _info(path: Path, meta: str) -> tuple[dict[str, Any], list[Finding]]:
     try:
         data = json.loads(meta)
+        findings = [from_plain(fields) for fields in data.get("findings", ())]
         info = {ours: data[theirs] for theirs, ours in META.items() if theirs in data}
         for key, kind in {"env_id": str, "rewards": str, "action_count": int}.items():
             if key in info and type(info[key]) is not kind:
                 raise TypeError
-        return info | {
-            key: float(info[key]) for key in ("ref_min_score", "ref_max_score") if key in info
-        }
-    except (ValueError, TypeError):
+        scores = ("ref_min_score", "ref_max_score")
+        return info | {key: float(info[key]) for key in scores if key in info}, findings
+    except (ValueError, TypeError, KeyError, AttributeError):
         raise UserError(
             f"{path}: `meta` is not a JSON object with texts `env_id`, `rewards` and numbers "
             "`ref_min`, `ref_max`, `action_count`; write it with json.dumps"

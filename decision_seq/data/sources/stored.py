@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from decision_seq.data.episodes import Episodes
+from decision_seq.data.findings import from_plain
 from decision_seq.errors import UserError
 from decision_seq.files import cache_dir
 
@@ -82,7 +83,8 @@ def read(folder: Path) -> Episodes:
 
 
 def recorded(folder: Path, meta: Mapping[str, Any], episodes: int) -> dict[str, Any]:
-    """`incomplete` and `seeds` of so many episodes, empty in datasets from before they were kept.
+    """`incomplete`, `seeds` and `findings` of so many episodes, empty in datasets from before they
+    were kept.
 
     Raises UserError if damaged."""
     try:
@@ -94,8 +96,9 @@ def recorded(folder: Path, meta: Mapping[str, Any], episodes: int) -> dict[str, 
             raise ValueError
         if not all(0 <= m < episodes for m in incomplete):
             raise ValueError
-        return {"incomplete": incomplete, "seeds": seeds}
-    except (ValueError, TypeError, OverflowError):
+        findings = tuple(map(from_plain, meta.get("findings", ())))
+        return {"incomplete": incomplete, "seeds": seeds, "findings": findings}
+    except (ValueError, TypeError, OverflowError, KeyError):
         raise UserError(
             f"{folder / 'meta.json'}: is damaged; delete the folder and import or run again"
         ) from None

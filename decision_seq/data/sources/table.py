@@ -23,10 +23,13 @@ from pathlib import Path
 import numpy as np
 
 from decision_seq.config import build, load_yaml
+from decision_seq.data.columns import rounded, to_float32
 from decision_seq.data.episodes import Episodes, from_flat
+from decision_seq.data.sources.episode_list import HAND_OVER
 from decision_seq.errors import UserError
 
 FLAGS = {"true": 1.0, "false": 0.0, "1": 1.0, "0": 0.0, "1.0": 1.0, "0.0": 0.0}
+EXACT = 2.0**53  # whole numbers below it are what they are in float64
 NAMED = "observation_0, observation_1, ... (or obs_...)", "action_0, ... (or act_..., or action)"
 
 
@@ -79,6 +82,9 @@ def read_csv(path: Path) -> Episodes:
     except (ValueError, KeyError, OSError) as error:
         raise UserError(_first_bad_cell(path, wanted, where, flags, error)) from None
     table = {name: values[:, i] for i, name in enumerate(wanted)}
+    large = [name for name, column in table.items() if (np.abs(column) >= EXACT).any()]
+    for name in large:  # float64 rounds whole numbers of this size
+        table[name] = _whole(path, header.index(name), table[name])
     return _episodes(path, columns, table, lambda row: f"line {_line(path, row)}")
 
 
@@ -95,6 +101,7 @@ def read_parquet(path: Path) -> Episodes:
         columns = _find(path, header)
         arrow = parquet.read_table(path, columns=_wanted(columns, header))
         table = {name: arrow[name].to_numpy() for name in arrow.column_names}
+        table = {n: c.astype(np.int8) if c.dtype == bool else c for n, c in table.items()}
     except (ArrowException, OSError, ValueError) as error:
         raise UserError(
             f"{path}: cannot be read as Parquet ({' '.join(str(error).split())}); the file "
@@ -102,7 +109,10 @@ def read_parquet(path: Path) -> Episodes:
         ) from None
     for name, column in table.items():
         if column.dtype.kind not in "fiub":
-            raise UserError(f"{path}: column `{name}` holds {column.dtype}; expected numbers")
+            raise UserError(
+                f"{path}: column `{name}` holds {arrow[name].type}; expected numbers: write lists "
+                f"as one column a number ({name}_0, {name}_1, ...), or {HAND_OVER}"
+            )
     return _episodes(path, columns, table, lambda row: f"row {row}")
 
 
@@ -173,18 +183,26 @@ def _episodes(
     if (unknown := ~np.isfinite(episode)).any():
         row = int(unknown.argmax())
         raise UserError(
-            f"{path}: {place(row)}: `{columns.episode}` is {episode[row]:g}; every row needs the "
+            f"{path}: {place(row)}: `{columns.episode}` is {episode[row]}; every row needs the "
             "number of its episode"
+        )
+    if (inexact := _is_rounded(episode)).any():
+        row = int(inexact.argmax())
+        raise UserError(
+            f"{path}: {place(row)}: `{columns.episode}` is {episode[row]}, too large for a number "
+            f"with a decimal point ({episode.dtype}) to be exact: episodes could become one; write "
+            "whole numbers of 64 bits at most"
         )
     same = episode[1:] == episode[:-1]  # [N - 1] this row's episode goes on in the next
     _check_together(path, episode, np.flatnonzero(~same) + 1, place)
     if columns.step in table:
-        step = table[columns.step].astype(np.float64)
-        if (wrong := same & (np.diff(step) != 1)).any():
+        step = table[columns.step]
+        rises = (step[1:] > step[:-1]) & (step[1:] - step[:-1] == 1)  # exact for integers
+        if (wrong := same & ~rises).any():
             row = int(wrong.argmax()) + 1
             raise UserError(
-                f"{path}: {place(row)}: `{columns.step}` is {step[row]:g} after {step[row - 1]:g}; "
-                "the steps of an episode must rise by one"
+                f"{path}: {place(row)}: `{columns.step}` is {_text(step[row])} after "
+                f"{_text(step[row - 1])}; the steps of an episode must rise by one"
             )
     terminated = _ends(path, columns.terminated, table, same, place)
     truncated = _ends(path, columns.truncated, table, same, place)
@@ -193,14 +211,38 @@ def _episodes(
     truncated |= ~terminated & last
     flat = from_flat(
         str(path),
-        np.stack([table[name] for name in columns.observations], axis=1).astype(np.float32),
+        _stacked(table, columns.observations),
         _actions(path, columns, table),
-        table[columns.reward],
+        to_float32(table[columns.reward]),
         terminated,
         truncated,
         _info(columns),
     )
-    return dataclasses.replace(flat, incomplete=tuple(int(m) for m in incomplete))
+    numbers = (*columns.observations, *columns.actions, columns.reward)
+    lost = rounded({f"column `{name}`": table[name] for name in numbers})
+    return dataclasses.replace(
+        flat,
+        incomplete=tuple(int(m) for m in incomplete),
+        findings=(*flat.findings, *filter(None, [lost])),
+    )
+
+
+def _stacked(table: dict[str, np.ndarray], names: tuple[str, ...]) -> np.ndarray:
+    """[N, len(names)] float32. Each column is rounded once: together they might not fit into one
+    type that holds them all."""
+    return np.stack([to_float32(table[name]) for name in names], axis=1)
+
+
+def _is_rounded(numbers: np.ndarray) -> np.ndarray:
+    """[N] bool: floats so large that they may stand for several whole numbers."""
+    if numbers.dtype.kind != "f":
+        return np.zeros(len(numbers), bool)
+    return np.abs(numbers) >= 2.0 ** (np.finfo(numbers.dtype).nmant + 1)
+
+
+def _text(number: np.generic) -> str:
+    """`3`, also of 3.0, for messages."""
+    return f"{number:g}" if isinstance(number, np.floating) else str(number)
 
 
 def _info(columns: Columns) -> dict[str, str]:
@@ -221,8 +263,8 @@ def _check_together(
     if len(first_seen) < len(firsts):
         row = int(firsts[np.setdiff1d(np.arange(len(firsts)), first_seen)[0]])
         raise UserError(
-            f"{path}: {place(row)}: episode {episode[row]:g} comes back after another one; sort "
-            "the rows by episode and step"
+            f"{path}: {place(row)}: episode {_text(episode[row])} comes back after another one; "
+            "sort the rows by episode and step"
         )
 
 
@@ -246,12 +288,26 @@ def _ends(
 
 
 def _actions(path: Path, columns: Columns, table: dict[str, np.ndarray]) -> np.ndarray:
-    actions = np.stack([table[name] for name in columns.actions], axis=1)
-    if columns.discrete and actions.shape[1] > 1:
-        raise UserError(f"{path}: discrete actions have one column, not {actions.shape[1]}")
-    if columns.discrete and (actions == np.floor(actions)).all():
-        return actions[:, 0].astype(np.int64)
-    return actions.astype(np.float32)
+    if columns.discrete and len(columns.actions) > 1:
+        raise UserError(f"{path}: discrete actions have one column, not {len(columns.actions)}")
+    first = table[columns.actions[0]]
+    if columns.discrete and (first == np.floor(first)).all():
+        with np.errstate(invalid="ignore"):  # what does not fit wraps below 0 and is refused
+            return first.astype(np.int64)
+    return _stacked(table, columns.actions)
+
+
+def _whole(path: Path, index: int, column: np.ndarray) -> np.ndarray:
+    """A column of whole numbers once more, exactly; `column` where they are not, or need more than
+    64 bits."""
+    try:
+        numbers = [int(cells[index]) for _, cells in _lines(path)]
+    except ValueError:
+        return column
+    for kind in (np.int64, np.uint64):
+        with contextlib.suppress(OverflowError):
+            return np.array(numbers, kind)
+    return column
 
 
 def _line(path: Path, row: int) -> int:

@@ -28,7 +28,7 @@ def to_npz(store: EpisodeStore, out: str) -> None:
     if path.exists():
         raise UserError(f"{out}: exists already; choose another --out")
     columns = ("observations", "actions", "rewards", "terminated", "truncated", "offsets")
-    recorded = ("info", "incomplete", "seeds")
+    recorded = ("info", "incomplete", "seeds", "findings")
     episodes = Episodes(**{key: getattr(store, key) for key in (*columns, *recorded)})
     write_npz(path, episodes, np.arange(store.episodes))
 
@@ -59,13 +59,14 @@ def to_minari(store: EpisodeStore, out: str) -> None:
         for number, (a, b) in enumerate(pairwise(store.offsets))
     ]
     target = minari_dataset.folder(out)
+    said = "".join(f" {finding}" for finding in store.findings)
     scores = {k: store.info[k] for k in ("ref_min_score", "ref_max_score") if k in store.info}
     with temporary_storage(target) as temporary, warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # about e-mail and permalink of an author
         minari.create_dataset_from_buffers(
             out,
             buffers,
-            description=f"Exported by decision-seq from {store.name}.",
+            description=f"Exported by decision-seq from {store.name}.{said}",
             author="decision-seq",
             jpeg_encoding=False,
             **_environment(store),

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from decision_seq.data.columns import constant
 from decision_seq.data.store import EpisodeStore
 from decision_seq.envs.reference_scores import reference_returns, scaled
 from decision_seq.errors import UserError
@@ -36,6 +37,13 @@ def summarize(store: EpisodeStore, env_id: str | None = None) -> dict[str, Any]:
         "truncated": int(store.truncated.sum()),
         "normalized_score_mean": scaled(mean, reference_of(store, env_id)),
     }
+
+
+def remarks(store: EpisodeStore) -> list[str]:
+    """Sentences on what whoever trains on the data should know: constant columns, and what had to
+    be guessed or could not be kept on reading."""
+    found = [*store.findings, *filter(None, [constant(store.observations)])]
+    return [f"{store.name}: {finding}" for finding in found]
 
 
 def reference_of(store: EpisodeStore, env_id: str | None) -> tuple[float, float] | None:

@@ -15,14 +15,17 @@ from typing import Any, Literal
 import gymnasium as gym
 import numpy as np
 
+from decision_seq.data.columns import ROUNDING, least_deviation, magnitude
 from decision_seq.data.episodes import Episodes
 
 SAMPLE = 256  # single steps
 SEEDED_EPISODES, SEEDED_STEPS = 8, 20  # few steps, since rounding grows in a chaotic system
-# Deviations are in units of a column's usual change in one step (its standard deviation). Float32
-# recordings of the same simulator agree to 2e-5; actions off by 10 % deviate by 0.1.
+# Deviations are in units of a column's usual change in one step (its standard deviation), or of 1
+# where it never changes. Float32 recordings of the same simulator agree to 2e-5; actions off by
+# 10 % deviate by 0.1.
 TOLERANCE = 0.02
 TOLERATED_SHARE = 0.05  # of the sample: contacts amplify rounding
+AMPLIFIED = 100  # times, at most: rounding of a state that is set, after a step
 HIDDEN_POSITIONS = {"Hopper": 1, "HalfCheetah": 1, "Walker2d": 1, "Ant": 2}
 VELOCITY_CLIP = {"Hopper": 10.0, "Walker2d": 10.0}  # of the observed velocities
 
@@ -41,25 +44,45 @@ def replay_single_steps(episodes: Episodes, env: gym.Env[Any, Any]) -> Found | N
     if not len(rows):
         return None
     deviations = _deviations(episodes, env, rows, HIDDEN_POSITIONS[name])  # [rows, columns + 1]
-    return _found(episodes, env, rows, deviations, "replayed one by one", has_reward=True)
+    return _found(episodes, env, rows, deviations, "replayed one by one")
 
 
 def replay_from_seeds(episodes: Episodes, env: gym.Env[Any, Any]) -> Found | None:
     """The same for whole beginnings of episodes, where their seeds are known."""
-    rows, differences = [], []
-    for m, seed in enumerate(getattr(episodes, "seeds", ())[:SEEDED_EPISODES]):
+    rows, simulated = [], []
+    for m, seed in enumerate(episodes.seeds[:SEEDED_EPISODES]):
         observation, _ = env.reset(seed=seed)
         start = int(episodes.offsets[m])
         for row in range(start, min(start + SEEDED_STEPS, int(episodes.offsets[m + 1]))):
+            before = np.array(observation, np.float64).reshape(-1)  # it may be changed by the step
+            observation, reward, *_ = env.step(_action(episodes.actions[row]))
             rows.append(row)
-            differences.append(np.abs(observation - episodes.observations[row]))
-            observation, *_ = env.step(_action(episodes.actions[row]))
+            simulated.append(np.append(before, float(reward)))
     if not rows:
         return None
-    changes = np.diff(episodes.observations[: 4 * SAMPLE].astype(np.float64), axis=0)
-    usual = changes.std(axis=0) + 1e-6 if len(changes) else 1.0
-    deviations = np.stack(differences) / usual
-    return _found(episodes, env, np.array(rows), deviations, "replayed from the stored seeds")
+    if episodes.info.get("rewards") == "clipped":
+        simulated = [np.append(row[:-1], np.clip(row[-1], -1, 1)) for row in simulated]
+    recorded = np.column_stack([_flat(episodes.observations[rows]), episodes.rewards[rows]])
+    some = _flat(episodes.observations[: 4 * SAMPLE])
+    usual = _usual(np.diff(some, axis=0), some, episodes.rewards)
+    differences = np.abs(np.array(simulated) - recorded) - ROUNDING * np.abs(recorded)
+    return _found(episodes, env, np.array(rows), differences / usual, "replayed from stored seeds")
+
+
+def _flat(observations: np.ndarray) -> np.ndarray:
+    """[N, ...] -> [N, S] float64."""
+    return observations.reshape(len(observations), -1).astype(np.float64)
+
+
+def _usual(changes: np.ndarray, seen: np.ndarray, rewards: np.ndarray) -> np.ndarray:
+    """[S + 1] what deviations of S observation columns and the reward are measured in: the standard
+    deviation of `changes` [n, S] from step to step and of `rewards` [n], or 1 where that is no more
+    than rounding of what is `seen` [N, S]."""
+    if len(changes) == 0:
+        changes = np.zeros_like(seen)
+    deviation = np.append(changes.std(axis=0), rewards.std(dtype=np.float64))
+    size = np.append(magnitude(seen), magnitude(rewards))
+    return np.where(deviation > least_deviation(size), deviation, 1.0)
 
 
 def _found(
@@ -68,7 +91,6 @@ def _found(
     rows: np.ndarray,
     deviations: np.ndarray,
     how: str,
-    has_reward: bool = False,
 ) -> Found | None:
     """What to say about `deviations` [rows, columns], if too many are beyond the tolerance."""
     worst = np.nan_to_num(deviations, nan=np.inf).max(axis=1)
@@ -76,7 +98,7 @@ def _found(
     if wrong.mean() <= TOLERATED_SHARE:
         return None
     column = int(np.median(deviations[wrong], axis=0).argmax())
-    is_reward = has_reward and column == deviations.shape[1] - 1
+    is_reward = column == deviations.shape[1] - 1
     first = int(rows[wrong].min())
     episode = int(np.searchsorted(episodes.offsets, first, side="right")) - 1
     return (
@@ -111,19 +133,21 @@ def _sample(episodes: Episodes, name: str, env: gym.Env[Any, Any]) -> np.ndarray
 def _deviations(
     episodes: Episodes, env: gym.Env[Any, Any], rows: np.ndarray, hidden: int
 ) -> np.ndarray:
-    """[rows, columns + 1] absolute differences of observations and reward, in usual changes."""
+    """[rows, columns + 1] differences of observations and reward beyond rounding, in usual
+    changes."""
     simulator: Any = env.unwrapped
     model = simulator.model
     width = model.nq - hidden + model.nv  # contact forces, which Ant adds, depend on the past
     before = episodes.observations[rows, :width].astype(np.float64)
     after = episodes.observations[rows + 1, :width].astype(np.float64)
-    usual = np.append((after - before).std(axis=0), episodes.rewards[rows].std()) + 1e-6
+    rewards = episodes.rewards[rows].astype(np.float64)
+    recorded = np.column_stack([after, rewards])
     env.reset(seed=0)
-    deviations = np.empty((len(rows), width + 1))
+    simulated = np.empty_like(recorded)
     for i, row in enumerate(rows):
         position = np.concatenate([np.zeros(hidden), before[i, : model.nq - hidden]])
         simulator.set_state(position, before[i, model.nq - hidden :])
         observation, reward, *_ = simulator.step(episodes.actions[row])
-        deviations[i, :width] = np.abs(observation[:width] - after[i])
-        deviations[i, width] = abs(reward - episodes.rewards[row])
-    return deviations / usual
+        simulated[i] = np.append(observation[:width], reward)
+    rounding = AMPLIFIED * ROUNDING * np.append(magnitude(before), magnitude(rewards))
+    return (np.abs(simulated - recorded) - rounding) / _usual(after - before, before, rewards)
