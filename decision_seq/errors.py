@@ -1,4 +1,10 @@
-"""The one error a person can mend: it names the file, the field, the value and the fix."""
+"""The one error a person can mend: it names the file, the field, the value and the fix; and what is
+worth saying on the way."""
+
+from __future__ import annotations
+
+import functools
+import sys
 
 
 class UserError(Exception):
@@ -16,3 +22,9 @@ class UserError(Exception):
 def printable(text: str) -> str:
     """`text` in one line that no terminal obeys: what cannot be printed is escaped."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+@functools.cache
+def say_once(line: str) -> None:
+    """Print `line` to stderr, the first time in a process."""
+    print(printable(line), file=sys.stderr)

@@ -16,7 +16,7 @@ from decision_seq.behaviours.sb3_library import library_behaviour
 from decision_seq.behaviours.sb3_policy import ForeignLayout, load_sb3
 from decision_seq.behaviours.toy_players import often_right, steady_runner
 from decision_seq.envs.atari import game_id
-from decision_seq.envs.registry import MEMORY_IDS, NAMES, env_id, make
+from decision_seq.envs.registry import MEMORY_IDS, NAMES, make, resolve
 from decision_seq.errors import UserError
 
 Act = Callable[[np.ndarray], Any]  # observation -> action [A] or index
@@ -54,18 +54,19 @@ def behaviour_for(
 
     Raises UserError if there is no such tier, or the policy does not fit the environment.
     """
-    identifier = env_id(env)
+    wanted = resolve(env)
+    identifier, made = wanted.id, str(wanted)
     if policy is not None:
         provenance = {"behaviour": f"{policy.name} (Stable-Baselines3)", "tier": tier}
         try:
-            return _blind(_checked(load_sb3(policy), str(policy), identifier)), provenance
+            return _blind(_checked(load_sb3(policy), str(policy), made)), provenance
         except ForeignLayout as reason:
             if not trust:
                 raise UserError(
                     f"{reason}; Stable-Baselines3 can roll it out, but runs code that the file may "
                     "hold: if you trust where it is from, add --trust-policy"
                 ) from None
-            loaded_by_it = library_behaviour(policy, make(identifier), str(reason))
+            loaded_by_it = library_behaviour(policy, make(made), str(reason))
             return _blind(loaded_by_it), provenance
     if games := {t: of for (e, t), of in GAMES.items() if e == identifier}:
         if tier not in games:
@@ -81,7 +82,7 @@ def behaviour_for(
     metadata = next(m for e, t, m in embedded_tiers() if (e, t) == (name, tier))
     provenance = {"behaviour": f"decision-seq {name}-{tier}", "tier": tier}
     provenance |= {k: metadata[k] for k in ("algorithm", "command") if k in metadata}
-    return _blind(_checked(loaded, f"{env} {tier}", identifier)), provenance
+    return _blind(_checked(loaded, f"{env} {tier}", made)), provenance
 
 
 def _blind(start: Start) -> Behaviour:
@@ -89,15 +90,15 @@ def _blind(start: Start) -> Behaviour:
     return lambda rng, _env: start(rng)
 
 
-def _checked(policy: MLPPolicy, source: str, identifier: str) -> Start:
+def _checked(policy: MLPPolicy, source: str, env: str) -> Start:
     """`policy` as a behaviour, once its widths are known to fit the environment's."""
-    environment = make(identifier)
+    environment = make(env)
     shapes = (environment.observation_space.shape, environment.action_space.shape)
     environment.close()
     widths = (policy.weights[0].shape[1],), (policy.weights[-1].shape[0],)
     if shapes != widths:
         raise UserError(
-            f"{source}: the policy has observation and action shapes {widths}, but {identifier} "
+            f"{source}: the policy has observation and action shapes {widths}, but {env} "
             f"has {shapes}; choose the environment it was trained in"
         )
 

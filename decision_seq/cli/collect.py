@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from tyro.conf import FlagCreatePairsOff, Positional
@@ -19,7 +20,8 @@ def collect(
     """Roll a behaviour policy out and store the episodes as a Minari dataset.
 
     Args:
-        env: environment name (see `list envs`) or gymnasium id.
+        env: environment name (see `list envs`) or gymnasium id, with arguments like
+            Hopper-v5?terminate_when_unhealthy=false.
         tier: which embedded policy (see `list tiers`); with --policy, what to call the data.
         steps: fewest environment steps; the last episode is completed.
         policy: Stable-Baselines3 or sb3-contrib .zip to roll out instead; VecNormalize statistics
@@ -33,7 +35,8 @@ def collect(
     from decision_seq.data.tools.collect import check_id, collect
     from decision_seq.progress import progress_bar
 
-    dataset_id = out or f"decision-seq/{env.lower().replace('/', '-')}/{tier}-v0"
+    place = re.sub(r"[^\w-]+", "-", env.lower())  # of an id, whose arguments hold other characters
+    dataset_id = out or f"decision-seq/{place}/{tier}-v0"
     check_id(dataset_id)
     behaviour, provenance = behaviour_for(env, tier, policy, trust_policy)
     with progress_bar() as bar:

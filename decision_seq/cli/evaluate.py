@@ -36,7 +36,7 @@ def evaluate(
         context: window recomputes the last K steps (as the papers do); stream carries state.
         checkpoint: the last; the one with the lowest validation loss; or the best of all that were
             kept, chosen by rollouts of their own and reported next to the last.
-        env: another environment or version.
+        env: another environment, version or arguments (Hopper-v5?max_episode_steps=500).
         seed: of the first episode's environment.
         video: film each target's median, best and worst episode, or those named, to RUN/videos.
     """

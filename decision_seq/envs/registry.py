@@ -1,23 +1,28 @@
-"""Environments by name."""
+"""Environments by name: short names, gymnasium ids, `module:Id-v0`, each with `?argument=value`."""
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
+import inspect
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium as gym
-from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
 
+from decision_seq.envs import interface, missing
 from decision_seq.envs.atari import IDS as ATARI_IDS
 from decision_seq.envs.atari import OLD_IDS as ATARI_OLD_IDS
+from decision_seq.envs.identity import Identity, plain
 from decision_seq.envs.memory import LAGS
 from decision_seq.envs.quiet import quiet_mujoco
 from decision_seq.errors import UserError
 
-gym.register("decision-seq/PointRun-v0", "decision_seq.envs.toy:PointRun", max_episode_steps=20)
+D4RL_ANT = "decision-seq/D4RLAnt-v2"
 MEMORY_IDS = {lag: f"decision-seq/Memory{lag}-v0" for lag in LAGS}
+gym.register("decision-seq/PointRun-v0", "decision_seq.envs.toy:PointRun", max_episode_steps=20)
+gym.register(D4RL_ANT, "decision_seq.envs.d4rl_ant:D4RLAnt", max_episode_steps=1000)
 for _lag, _id in MEMORY_IDS.items():
     gym.register(_id, "decision_seq.envs.memory:Memory", kwargs={"lag": _lag})
 
@@ -27,6 +32,7 @@ NAMES: dict[str, str] = {
     "halfcheetah": "HalfCheetah-v5",
     "walker2d": "Walker2d-v5",
     "ant": "Ant-v5",
+    "d4rl-ant": D4RL_ANT,
     "point-run": "decision-seq/PointRun-v0",
     **{f"memory-{lag}": identifier for lag, identifier in MEMORY_IDS.items()},
     **ATARI_IDS,
@@ -36,68 +42,132 @@ MUJOCO_IDS = tuple(
     for name in ("Hopper", "HalfCheetah", "Walker2d", "Ant")
     for version in ("v5", "v4")
 )
+LIMIT = "max_episode_steps"  # of gymnasium's time limit, -1 for none: an argument as any other
+# arguments on which neither observations nor rewards depend
+DRAWING = {"render_mode", "render_fps", "width", "height", "screen_size", "max_geom"}
+DRAWING |= {"camera_id", "camera_name", "default_camera_config", "visual_options"}
 
 
-def env_id(name: str) -> str:
-    """The gymnasium id that `name` stands for; `module:Id-v0` imports `module` first.
+def resolve(name: str) -> Identity:
+    """The environment that `name` stands for; `module:Id-v0` imports `module` first. Arguments that
+    say what holds anyway are left out.
 
     Raises UserError if there is none.
     """
-    module, colon, identifier = name.rpartition(":")
-    if colon:  # a user's own package, which registers its environments when it is imported
+    typed = Identity.parse(name)
+    if (
+        typed.module is not None
+    ):  # a user's own package, which registers its environments when it is imported
         try:
-            importlib.import_module(module)
-        except (ImportError, TypeError, ValueError) as error:  # the latter: no module's name
+            importlib.import_module(typed.module)
+        except Exception as error:  # a package may fail in any way
             raise UserError(
-                f"environment {name!r}: {module!r} cannot be imported ({error})"
+                f"environment {name!r}: {typed.module!r} cannot be imported "
+                f"({' '.join(str(error).split())})"
             ) from None
-    identifier = NAMES.get(identifier.lower()) or ATARI_OLD_IDS.get(identifier, identifier)
-    if identifier not in gym.registry:
+    found = canonical(typed)
+    if found is None:
         known = [*NAMES, *MUJOCO_IDS, *gym.registry]
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"the nearest is {close[0]}" if close else "see `decision-seq list envs`"
-        raise UserError(f"environment {name!r} does not exist; {hint}")
-    return identifier
+        raise UserError(f"environment {name!r} does not exist; {missing.advice(typed, known)}")
+    return found
+
+
+def canonical(typed: Identity) -> Identity | None:
+    """The same by its gymnasium id and without arguments that say what holds anyway; None where it
+    is not registered here. Nothing is imported but what registered it."""
+    identifier = NAMES.get(typed.id.lower()) or ATARI_OLD_IDS.get(typed.id, typed.id)
+    if identifier not in gym.registry:
+        return None
+    spec = gym.registry[identifier]
+    given = {k: plain(v) for k, v in typed.arguments.items() if k not in DRAWING}
+    if given:
+        holds: dict[str, Any] = {
+            name: plain(value)
+            for name, value in missing.arguments_of(spec.entry_point).items()
+            if value is not inspect.Parameter.empty
+        }
+        holds |= {**plain(spec.kwargs), LIMIT: spec.max_episode_steps or -1}
+        given = {k: v for k, v in given.items() if k not in holds or holds[k] != v}
+    return Identity(identifier, given, typed.module)
+
+
+def env_id(name: str) -> str:
+    """`resolve` as text, without a module: what rows and datasets call the environment."""
+    return str(resolve(name))
 
 
 def recorded_id(name: str) -> str:
-    """What a dataset records of its environment: the id, behind the module that registers it if
+    """What a dataset that a person names the environment of records: `env_id`, behind the module if
     one was named. Raises UserError if there is none."""
-    identifier = env_id(name)
-    return name if ":" in name else identifier
+    found = resolve(name)
+    return str(found) if found.module is None else f"{found.module}:{found}"
+
+
+def identity_of(spec: EnvSpec) -> Identity:
+    """The environment that `spec` describes, whether it exists here or not."""
+    limit = -1 if spec.max_episode_steps is None else spec.max_episode_steps
+    kept = {k: plain(v) for k, v in spec.kwargs.items() if k not in DRAWING}
+    written = Identity(spec.id, kept | {LIMIT: limit})
+    return canonical(written) or written
 
 
 def named_by_data(name: str | None) -> str | None:
-    """The environment that a dataset says it is from, or None where asking for it would import a
-    module: a stranger's file must not choose what is imported; who wants it names it in a command.
+    """The environment that a dataset says it is from, or None where making it would import a module
+    or open a file: a stranger's dataset must not choose these; who wants it names it in a command.
     """
     if name is None:
         return None
-    module, colon, _ = name.rpartition(":")
-    return None if colon and module not in sys.modules else name
+    try:
+        found = Identity.parse(name)
+    except UserError:
+        return None
+    if found.module is not None and found.module not in sys.modules:
+        return None
+    return name if _harmless(found.arguments) else None
+
+
+def _harmless(value: Any) -> bool:
+    """Whether no text in `value` could be the name of a file or module."""
+    if isinstance(value, Mapping):
+        return all(_harmless(one) for one in value.values())
+    if isinstance(value, list):
+        return all(_harmless(one) for one in value)
+    return not isinstance(value, str) or value.replace("_", "").replace("-", "").isalnum()
 
 
 def make(name: str, **options: Any) -> gym.Env[Any, Any]:
-    """One environment; `options` go to gymnasium. Raises UserError for one that is unknown, gone,
-    or not of vector form."""
-    identifier = env_id(name)
+    """One environment; `options` go to gymnasium. The first of its kind is reset and stepped once
+    before, to see that it keeps to the interface.
+
+    Raises UserError for one that is unknown, cannot be made, has other spaces than vectors, or does
+    not keep to gymnasium's interface.
+    """
+    wanted = resolve(name)
+    with quiet_mujoco():
+        kind = str(wanted), gym.registry[wanted.id].entry_point
+        if kind not in _seen:
+            first = _construct(wanted)
+            try:
+                interface.check(first, str(wanted))
+            finally:
+                first.close()
+            _seen.add(kind)
+        return _construct(wanted, **options)
+
+
+_seen: set[Any] = set()  # environments that kept to the interface, and what makes them
+
+
+def _construct(wanted: Identity, **options: Any) -> gym.Env[Any, Any]:
+    arguments: dict[str, Any] = {**wanted.arguments, **options}
     try:
-        with quiet_mujoco():
-            env = gym.make(identifier, disable_env_checker=True, **options)
-    except (gym.error.Error, ImportError, AttributeError) as error:
-        raise UserError(
-            f"environment {identifier} cannot be made ({' '.join(str(error).split())}); "
-            f"for MuJoCo use one of {', '.join(MUJOCO_IDS)}"
-        ) from None
-    space = env.observation_space
-    is_vector = isinstance(space, spaces.Box) and len(space.shape) == 1
-    supported = is_vector or identifier in ATARI_IDS.values()
-    if not supported or not isinstance(env.action_space, spaces.Box | spaces.Discrete):
-        raise UserError(
-            f"environment {identifier} has {space} and {env.action_space}; vector observations "
-            "and Box or Discrete actions are supported, and the games of `list envs`"
-        )
-    return env
+        return gym.make(wanted.id, disable_env_checker=True, **arguments)
+    except UserError:
+        raise
+    except Exception as error:  # a constructor may fail in any way
+        said = " ".join(f"{type(error).__name__}: {error}".removesuffix(": ").split())
+        advice = missing.remedy(wanted, gym.registry[wanted.id].entry_point, error)
+        raise UserError(f"environment {wanted} cannot be made ({said}); {advice}") from None
 
 
 def versions() -> dict[str, str]:

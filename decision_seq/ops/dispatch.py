@@ -5,16 +5,14 @@ A new backend is one entry in BACKENDS. The first usable one that accepts the te
 DECISION_SEQ_SCAN=<name> forces one.
 """
 
-import functools
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from decision_seq.errors import UserError
+from decision_seq.errors import UserError, say_once
 from decision_seq.ops.c import cpu
 from decision_seq.ops.gpu import mamba_ssm_scan, triton_scan
 from decision_seq.ops.pytorch import blocked, reference
@@ -138,11 +136,6 @@ def choose_name(dtype: torch.dtype, device: str) -> str:
 
 # What torch.compiler.assume_constant_result does, which would import the compiler: 1.4 s a command.
 choose_name._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
-@functools.cache
-def say_once(line: str) -> None:
-    print(line, file=sys.stderr)
 
 
 def scan_backends() -> list[BackendStatus]:

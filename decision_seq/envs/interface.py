@@ -1,0 +1,122 @@
+"""Whether an environment keeps to gymnasium's interface, asked of its first reset and step."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces, wrappers
+
+from decision_seq.envs.atari import AtariGame
+from decision_seq.errors import UserError, say_once
+
+BY_GYMNASIUM = (wrappers.OrderEnforcing, wrappers.TimeLimit)  # what `gym.make` puts around it
+RESET = "def reset(self, *, seed=None, options=None) returns (observation, info)"
+STEP = "step(action) returns (observation, reward, terminated, truncated, info)"
+GOALS = ("goal", "desired_goal")
+GOAL_SEEDS = range(4)
+
+
+def check(env: gym.Env[Any, Any], name: str) -> None:
+    """Reset `env`, take a step, and look at what it returns.
+
+    Raises UserError, in one sentence, where spaces are not supported, reset or step fail, or return
+    something else than gymnasium asks for.
+    """
+    _check_spaces(env, name)
+    inner: Any = env
+    while type(inner) in BY_GYMNASIUM:  # these take apart what they are given, and fail on it
+        inner = inner.env
+    begun = _call(name, inner.reset, RESET, seed=0)
+    if not (isinstance(begun, tuple) and len(begun) == 2 and isinstance(begun[1], Mapping)):
+        raise UserError(f"environment {name}: reset gave {_described(begun)}; in gymnasium {RESET}")
+    _check_observation(env, name, "reset", begun[0])
+    action_space = copy.deepcopy(env.action_space)  # the environment's own draws stay its own
+    action_space.seed(0)
+    gone = _call(name, inner.step, STEP, action_space.sample())
+    if not (isinstance(gone, tuple) and len(gone) == 5):
+        raise UserError(
+            f"environment {name}: step gave {_described(gone)}; in gymnasium {STEP}, of which "
+            "`terminated` is an end and `truncated` a time limit"
+        )
+    observation, reward, terminated, truncated, info = gone
+    _check_observation(env, name, "step", observation)
+    if np.ndim(reward) or np.asarray(reward).dtype.kind not in "fiub":
+        raise UserError(
+            f"environment {name}: step's reward is {_described(reward)}; it must be one number"
+        )
+    for flag, value in {"terminated": terminated, "truncated": truncated}.items():
+        if not isinstance(value, bool | np.bool_ | int | np.integer):
+            raise UserError(
+                f"environment {name}: step's `{flag}` is {_described(value)}; it must be true or "
+                f"false ({STEP})"
+            )
+    if not isinstance(info, Mapping):
+        raise UserError(
+            f"environment {name}: step's `info` is {_described(info)}; it must be a dict ({STEP})"
+        )
+    _look_for_goals(inner, name, begun[1])
+
+
+def _check_spaces(env: gym.Env[Any, Any], name: str) -> None:
+    seen, acts = (getattr(env, f"{kind}_space", None) for kind in ("observation", "action"))
+    is_vector = isinstance(seen, spaces.Box) and len(seen.shape) == 1
+    plain_actions = isinstance(acts, spaces.Discrete) or (
+        isinstance(acts, spaces.Box) and len(acts.shape) == 1 and acts.dtype.kind == "f"
+    )
+    if not (is_vector or isinstance(env.unwrapped, AtariGame)) or not plain_actions:
+        raise UserError(
+            f"environment {name} has {seen} and {acts}; vector observations and a vector of floats "
+            "(Box) or one Discrete as action are supported, and the games of `list envs`; register "
+            "it with a wrapper (gymnasium's FlattenObservation, TransformAction)"
+        )
+
+
+def _call(name: str, method: Callable[..., Any], form: str, *args: Any, **options: Any) -> Any:
+    try:
+        return method(*args, **options)
+    except UserError:
+        raise
+    except Exception as error:  # an environment may fail in any way
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(
+            f"environment {name}: {method.__name__} failed at the first try ({said}); in gymnasium "
+            f"{form}"
+        ) from None
+
+
+def _check_observation(env: gym.Env[Any, Any], name: str, where: str, observation: Any) -> None:
+    space = env.observation_space
+    try:
+        array = np.asarray(observation)
+    except ValueError:  # lists of unequal lengths
+        array = np.empty(0, object)
+    if array.shape != space.shape or array.dtype.kind not in "fiub":
+        raise UserError(
+            f"environment {name}: {where} gave {_described(observation)} as observation, but its "
+            f"observation_space is {space}; make them the same"
+        )
+
+
+def _look_for_goals(inner: Any, name: str, info: Mapping[str, Any]) -> None:
+    """Say so where episodes have goals that only `info` names, and not always the same."""
+    for key in GOALS:
+        if key in info:
+            told = [inner.reset(seed=seed)[1].get(key) for seed in GOAL_SEEDS]
+            if any(not np.array_equal(told[0], other) for other in told[1:]):
+                say_once(
+                    f"decision-seq: environment {name} tells each episode's goal in `info` alone "
+                    f"(`{key}`), which agents do not see: they act blind to it"
+                )
+
+
+def _described(value: Any) -> str:
+    """What something is, for messages."""
+    if isinstance(value, tuple):
+        return f"{len(value)} values ({', '.join(type(one).__name__ for one in value)})"
+    if isinstance(value, np.ndarray):
+        return f"an array of {value.dtype} of shape {value.shape}"
+    return f"{type(value).__name__} {value!r:.40}"
