@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -177,3 +178,19 @@ def test_mamba_ssm_is_called_as_it_documents(monkeypatch: pytest.MonkeyPatch) ->
         inputs = ops_inputs.scan_inputs((2, 5, 17, 3), gated)
         expected = reference.selective_scan(*inputs)
         assert torch.equal(mamba_ssm_scan.selective_scan(*inputs), expected)
+
+
+@pytest.mark.skipif(bool(importlib.util.find_spec("mamba_ssm")), reason="mamba-ssm is here")
+def test_mamba_ssm_without_its_compiled_scan_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from decision_seq.ops.gpu import mamba_ssm_scan
+
+    why_not = mamba_ssm_scan.unusable.__wrapped__
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert "does not import (No module named 'mamba_ssm')" in why_not()
+    monkeypatch.setattr(mamba_ssm_scan, "_scan", lambda: print)
+    assert "without selective_scan_cuda" in why_not()
+    (tmp_path / "selective_scan_cuda.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert why_not() == ""

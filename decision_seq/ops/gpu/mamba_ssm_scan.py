@@ -4,6 +4,7 @@ It wants time as the last dimension: [B, E, L] for u, dt and z, [B, N, L] for B 
 """
 
 import functools
+import importlib.util
 from collections.abc import Callable
 
 import torch
@@ -16,13 +17,19 @@ def accepts(dtype: torch.dtype, device: str) -> bool:
 
 @functools.cache
 def unusable() -> str:
-    """Why the package cannot be used, or "" if it can. Its import fails without a GPU build."""
+    """Why the package cannot be used, or "" if it can. Its import fails without a GPU build; since
+    July 2026 it imports without its compiled scan, which a plain install leaves out."""
     if not torch.cuda.is_available():
         return "there is no GPU that PyTorch can use"
     try:
         _scan()
     except (ImportError, OSError, RuntimeError) as error:
         return f"mamba-ssm does not import ({' '.join(str(error).split())})"
+    if not importlib.util.find_spec("selective_scan_cuda"):
+        return (
+            "mamba-ssm was installed without selective_scan_cuda, its compiled scan; "
+            "set MAMBA_KEEP_CUDA_BUILD=TRUE when installing it"
+        )
     return ""
 
 
