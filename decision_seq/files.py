@@ -189,11 +189,21 @@ def exclusive(path: Path, wait: bool) -> Iterator[None]:
 
 
 def cache_dir() -> Path:
-    """Where datasets and kernels are kept: DECISION_SEQ_CACHE, else the user's cache folder."""
+    """Where datasets and kernels are kept: DECISION_SEQ_CACHE, else the user's cache folder.
+
+    Raises UserError where the user has no home.
+    """
     if explicit := os.environ.get("DECISION_SEQ_CACHE"):
         return Path(explicit)
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "decision-seq"
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base) / "decision-seq"
+    try:
+        return Path.home() / ".cache" / "decision-seq"
+    except RuntimeError:  # a container that does not know its user, say
+        raise UserError(
+            "this user has no home folder to keep datasets in; set DECISION_SEQ_CACHE to a folder "
+            "that can be written"
+        ) from None
 
 
 def _sync(path: Path) -> None:
@@ -213,6 +223,16 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        raise UserError(
-            f"{path}: cannot be written ({reason}); choose another folder or free space"
-        ) from error
+        raise UserError(f"{path}: cannot be written ({reason}); {_elsewhere(path)}") from error
+
+
+def _elsewhere(path: Path) -> str:
+    """What to do where `path` cannot be written: the cache and the imported datasets are in a
+    folder that nobody named."""
+    library = os.environ.get("DECISION_SEQ_DATA")
+    if library and Path(path).is_relative_to(library):
+        return "set DECISION_SEQ_DATA to a folder that can be written, or free space"
+    with contextlib.suppress(UserError):  # no home, so it is not the cache
+        if Path(path).is_relative_to(cache_dir()):
+            return "set DECISION_SEQ_CACHE to a folder that can be written, or free space"
+    return "choose another folder or free space"

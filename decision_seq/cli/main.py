@@ -17,6 +17,7 @@ from decision_seq.cli.compare import compare, report
 from decision_seq.cli.evaluate import evaluate
 from decision_seq.cli.inspect import inspect
 from decision_seq.cli.listing import list_
+from decision_seq.cli.output import print_anywhere
 from decision_seq.cli.quickstart import quickstart
 from decision_seq.cli.train import train
 from decision_seq.errors import UserError
@@ -38,6 +39,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 def main() -> None:
     """Entry point. Bad input: one sentence on stderr and exit code 2."""
     keep_freed_memory()
+    print_anywhere()
     try:
         try:
             _run_command()

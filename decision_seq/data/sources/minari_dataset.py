@@ -7,6 +7,7 @@ A dataset that is in the local storage is never fetched again.
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,9 @@ def local_ids() -> list[str]:
     import minari
 
     try:
+        folder("")
         return sorted(minari.list_local_datasets())
-    except (OSError, ValueError):
+    except (OSError, ValueError, UserError):
         return []
 
 
@@ -52,10 +54,21 @@ def local_summary() -> str:
 
 
 def folder(dataset_id: str) -> Path:
-    """Where Minari keeps, or would keep, a dataset. The empty id gives the storage's root."""
+    """Where Minari keeps, or would keep, a dataset. The empty id gives the storage's root.
+
+    Raises UserError where Minari, which makes its root when asked for it, cannot.
+    """
     from minari.storage.local import get_dataset_path
 
-    return Path(get_dataset_path(dataset_id))
+    fix = "set MINARI_DATASETS_PATH to a folder that can be written"
+    if "MINARI_DATASETS_PATH" not in os.environ and os.path.expanduser("~") == "~":
+        raise UserError(f"this user has no home folder for Minari's datasets; {fix}")
+    try:
+        return Path(get_dataset_path(dataset_id))
+    except OSError as error:
+        raise UserError(
+            f"Minari's datasets: {error.filename} cannot be made ({error.strerror}); {fix}"
+        ) from None
 
 
 def files(dataset_id: str, source: str | None = None) -> list[Path]:

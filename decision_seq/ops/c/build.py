@@ -15,6 +15,9 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from decision_seq.errors import UserError
+from decision_seq.files import cache_dir
+
 FOLDER = Path(__file__).parent / "csrc"
 HEADERS, SOURCES = sorted(FOLDER.glob("*.h")), sorted(FOLDER.glob("*.c"))
 # Not -ffast-math: it would break the rounding inside exp2_vec.
@@ -118,10 +121,10 @@ def run(command: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 def cache_folder() -> Path:
-    if chosen := os.environ.get("DECISION_SEQ_CACHE"):
-        return Path(chosen) / "kernels"
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "decision-seq" / "kernels"
+    try:
+        return cache_dir() / "kernels"
+    except UserError as error:
+        raise KernelUnavailable(str(error)) from None
 
 
 def processor() -> str:
