@@ -50,6 +50,14 @@ def test_without_a_compiler_the_fallback_runs(tmp_path: Path) -> None:
     assert "CC=no-such-compiler was not found" in done.stderr
 
 
+def test_without_gradients_the_compiler_is_not_imported() -> None:
+    watch = "import sys\nassert 'torch._dynamo' not in sys.modules"
+    done = run_python(
+        "\n".join(["import torch", "torch.set_grad_enabled(False)", USE_EVERYTHING, watch])
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_failing_compiler_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CC", "false")
     monkeypatch.setenv("DECISION_SEQ_CACHE", str(tmp_path))

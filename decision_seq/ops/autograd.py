@@ -1,5 +1,6 @@
 """How the kernels differentiate and what shapes they give: torch custom operators, which autograd,
-torch.compile and torch.export know. They have no second derivatives.
+torch.compile and torch.export know. They have no second derivatives. Without gradients a kernel is
+called directly: an operator's first call imports the compiler, 0.9 s of a command.
 
 A scan, on any device, takes (u, dt, A, B, C, D, z, with_grad) and returns (y, checkpoints); its
 backward takes (dy, u, dt, A, B, C, D, z, checkpoints) and returns the gradients of all that is not
@@ -9,7 +10,8 @@ None. A convolution takes (x, weight, bias) and returns y, its backward (dy, x, 
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor, is_grad_enabled
+import torch
+from torch import Tensor
 from torch.library import custom_op
 
 Context = Any  # torch.autograd.function.FunctionCtx
@@ -24,7 +26,7 @@ def scan(
     operator: Callable[..., tuple[Tensor, Tensor]], inputs: tuple[Tensor | None, ...]
 ) -> Tensor:
     """y; the checkpoints are only written where a gradient may be asked for."""
-    with_grad = is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
+    with_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
     return operator(*inputs, with_grad)[0]
 
 
@@ -51,7 +53,7 @@ def scan_operator(
         return *known, *[None] * (8 - len(known))
 
     operator.register_autograd(gradients, setup_context=save)
-    return operator
+    return _cheapest(operator, forward)
 
 
 def conv_operator(name: str, forward: Callable, backward: Callable) -> Callable[..., Tensor]:
@@ -63,13 +65,21 @@ def conv_operator(name: str, forward: Callable, backward: Callable) -> Callable[
         lambda ctx, dy: adjoint(dy, *ctx.saved_tensors),
         setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
     )
-    return operator
+    return _cheapest(operator, forward)
 
 
 def _operators(name: str, forward: Callable, backward: Callable) -> tuple[Any, Any]:
     name = f"decision_seq::{name}"
     operator = custom_op(name, forward, mutates_args=())
     return operator, custom_op(f"{name}_backward", backward, mutates_args=())
+
+
+def _cheapest(operator: Callable, forward: Callable) -> Callable:
+    def run(*inputs: Any) -> Any:
+        seen = torch.is_grad_enabled() or torch.compiler.is_compiling()
+        return operator(*inputs) if seen else forward(*inputs)
+
+    return run
 
 
 def _empty(like: Tensor) -> Tensor:

@@ -9,6 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+QUERIES = (
+    128  # at a time, so that the half of a long window's weights that are zero is not computed
+)
 LEVELS = 1 << 16  # on a CPU dropout's probability is rounded to a multiple of 1 / LEVELS
 
 
@@ -69,13 +72,25 @@ def attention(
     length = kv.shape[1]
     q, k, v = (split_heads(t, heads) for t in (q, *kv.chunk(2, dim=-1)))  # [B, H, ., d]
     if p and q.is_cpu:  # PyTorch has no fused kernel for it, slow masks
-        y = dropout(attention_weights(q, k, window, positions), p) @ v
+        blocks = (slice(i, i + QUERIES) for i in range(0, len(positions), QUERIES))
+        y = torch.cat([_attend(q, k, v, window, positions, block, p) for block in blocks], dim=2)
     elif length <= window and positions == range(length):
         y = F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True)
     else:
         seen = band(positions, length, window, q.device)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=p)
     return y.transpose(1, 2).flatten(2)  # [B, l, D]
+
+
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, window: int, positions: range, block: slice, p: float
+) -> Tensor:
+    """A block of queries among the keys that they see; shapes as in `attention_weights`."""
+    asked = positions[block]
+    first, end = max(0, asked[0] - window + 1), asked[-1] + 1
+    here = range(asked.start - first, asked.stop - first, asked.step)
+    weights = attention_weights(q[:, :, block], k[:, :, first:end], window, here)
+    return dropout(weights, p) @ v[:, :, first:end]
 
 
 def attention_weights(q: Tensor, k: Tensor, window: int, positions: range) -> Tensor:
