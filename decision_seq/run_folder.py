@@ -7,6 +7,7 @@ checkpoints/step-00000200/       agent.safetensors alone, where `train.keep_inte
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any, Literal
@@ -46,6 +47,20 @@ def agent_path(run: Path, which: Which = "last") -> Path:
 def agent_at(run: Path, step: int) -> Path:
     """The agent file of the checkpoint at `step`."""
     return checkpoint_folder(run, step) / "agent.safetensors"
+
+
+def agent_hash(run: Path, step: int) -> str | None:
+    """16 hexadecimal digits of the agent of the checkpoint at `step`: two trainings in one folder
+    give different ones. None if there is no such file, or it is damaged."""
+    try:
+        data = agent_at(run, step).read_bytes()
+        length = int.from_bytes(data[:8], "little")  # of safetensors' header
+        header = json.loads(data[8 : 8 + length])  # in no order that stays the same
+    except (OSError, ValueError):
+        return None
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    digest.update(data[8 + length :])
+    return digest.hexdigest()[:16]
 
 
 def saved_steps(run: Path) -> list[int]:

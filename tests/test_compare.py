@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -331,6 +332,12 @@ def test_every_evaluation_has_its_command_and_its_rows(toy_file: Path, tmp_path:
         assert not finished(run, job.config, job.evaluations)
         typed(command)
         assert finished(run, job.config, job.evaluations[:number])
+    longer = replace(job.config, train=replace(job.config.train, steps=6))
+    train(longer, run, torch.device("cpu"), resume=True)
+    for number, command in enumerate(commands):  # rows of the shorter run do not count
+        assert not finished(run, longer, job.evaluations[number : number + 1])
+        typed(command)
+        assert finished(run, longer, job.evaluations[number : number + 1])
     with pytest.raises(UserError, match="evaluations must each name"):
         load_matrix(path, tmp_path, ["evaluations=[]"])
 

@@ -301,7 +301,11 @@ def test_inspect_a_run_and_report_it(cli: Any, toy_file: Path, tmp_path: Path) -
     again = read_inspection(out / "inspect.json")
     assert again is not None
     rows = again["influence"]["by_lag"]
-    line = next(part for part in table.read_text().splitlines() if "last (30)" in part)
+    line = next(
+        part
+        for part in table.read_text().splitlines()
+        if "last, step 30" in part and "tokens (" in part
+    )
     assert line.endswith(f"| {rows[30]['mean'] / rows[0]['mean']:.2g} |") and "| 20 |" in line
 
     refused(cli("inspect", out, "--set", "agent.context_length=5"), "--set cannot change")

@@ -6,22 +6,27 @@ import csv
 import io
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from small_agents import evaluated
 
 from decision_seq.errors import UserError
 from decision_seq.eval.report import page as report
 from decision_seq.eval.report import statistics as stats
 from decision_seq.eval.report.data import Data, to_csv, to_json
-from decision_seq.eval.report.runs import Run, Settings
+from decision_seq.eval.report.protocol import commands, spans
+from decision_seq.eval.report.runs import Run, Settings, load_runs
 from decision_seq.eval.report.sections import Table, sections
-from decision_seq.eval.report.tables import commands
 from decision_seq.eval.rows import OLDER, Row
-from decision_seq.settings import EvalConfig
+from decision_seq.run_config import RunConfig, run_config
+from decision_seq.settings import EvalConfig, TrainConfig
+from decision_seq.train.loop import train
 
 STEPS = 30
 
@@ -47,7 +52,7 @@ def make_run(folder: Path, agent: str, seed: int, rows: list[Row], dataset: str 
     others = [r for r in rows if r not in last]
     (folder / "runs" / f"{agent}-{seed}").mkdir(parents=True, exist_ok=True)
     plan = EvalConfig(targets=(3600.0,), episodes=2)
-    config = Settings("hopper", agent, seed, eval=plan)
+    config = Settings("hopper", agent, seed, TrainConfig(steps=STEPS), plan)
     return Run(folder / "runs" / f"{agent}-{seed}", config, summary, last, agent, None, others)
 
 
@@ -205,7 +210,7 @@ def test_window_and_stream_are_compared_on_the_same_episodes(tmp_path: Path) -> 
     for line in data.contexts:
         assert line.difference.value == pytest.approx(-3) and line.milliseconds == (2.0, 0.5)
         assert line.difference.interval and line.difference.interval.high < 0
-    assert section(data, "Window or stream").table.rows[0][7].startswith("-3.0 [-3.0, -3.0]")
+    assert section(data, "Window or stream").table.rows[0][8].startswith("-3.0 [-3.0, -3.0]")
 
 
 def test_the_protocol_box_says_all_and_tolerates_older_rows(tmp_path: Path) -> None:
@@ -214,7 +219,7 @@ def test_the_protocol_box_says_all_and_tolerates_older_rows(tmp_path: Path) -> N
     assert protocol["references of normalized scores"] == "d4rl"
     assert protocol["datasets (hash of the episodes)"] == "hopper (hopper-hash)"
     assert protocol["targets"] == "named by hand; none asked for"
-    assert protocol["checkpoint"] == "last (gradient step 30)"
+    assert protocol["checkpoint"] == "last, step 30"
     assert protocol["episodes a target and seed"] == "2"
     assert "recomputed at every step" in protocol["context"]
     runs = runs_of(tmp_path, FAR)
@@ -369,3 +374,114 @@ def test_files_are_written_by_their_ending(tmp_path: Path, monkeypatch: pytest.M
     assert report.write_report([], tmp_path / "b" / "r.csv") == [tmp_path / "b" / "r.csv"]
     with pytest.raises(UserError, match=r"r\.pdf: a report is written as \.html, \.md"):
         report.write_report([], tmp_path / "r.pdf")
+
+
+# ---- what numbers are of -------------------------------------------------------------------------
+
+
+def test_every_table_and_figure_says_of_which_checkpoint_it_is(tmp_path: Path) -> None:
+    runs = with_other_checkpoints(runs_of(tmp_path, FAR))
+    for run in runs:
+        run.rows += [r | {"context": "stream", "lanes": 8} for r in run.rows]
+        by = [{"lag": 0, "steps": 0, "mean": 1.0}]
+        influence = {"by_lag": by, "by_step": by, "half_life": None}
+        run.inspection = {"checkpoint": "last", "step": STEPS, "context_length": 20,
+                          "influence": influence}  # fmt: skip
+    data = Data(runs, {})
+    for part in sections(data):
+        if part.table:
+            words, table = part.table.folded()
+            own = [[words, part.text, *row] for row in table.rows]
+            assert all("last, step 30" in str(row) or "10, 20, 30" in str(row) for row in own), part
+        for figure in part.figures:
+            if part.title != "Learning curves":  # against the step
+                for text in (figure.svg, figure.alt):
+                    assert "last, step 30" in text or "10, 20, 30" in text, (part.title, text[:300])
+    (first, *_) = section(data, "Last or best checkpoint").table.rows
+    assert {"last, step 30", "best, step 20"} <= set(first)
+    for line in csv.DictReader(io.StringIO(to_csv(data))):
+        assert "step" in line["checkpoint"], line
+    plain = to_json(data)
+    for name in ("scores", "comparisons", "contexts", "costs", "compared_on"):
+        assert {line["checkpoint"] for line in plain[name]} == {"last, step 30"}
+
+
+def test_seeds_are_named_as_they_were(tmp_path: Path) -> None:
+    assert spans([3, 1, 2, 2, 7]) == "1 to 3, 7" and spans([]) == ""
+    runs = runs_of(tmp_path, {"mamba": [50.0, 51.0], "bc": [40.0, 41.0]})
+    for run in runs:
+        (one, _) = run.rows
+        run.rows = [one | {"env_seed": seed} for seed in [*range(5), *range(100, 103)]]
+    protocol = dict(Data(runs, {}).protocol)
+    same = "0 to 4, 100 to 102, the same for every agent and target"
+    assert protocol["environment seeds"] == same
+    assert protocol["training seeds"] == "0 to 1"
+    commands = [c for c in Data(runs, {}).commands if "evaluate NEW/bc-0" in c]
+    assert commands == [
+        "decision-seq evaluate NEW/bc-0 --episodes 5",
+        "decision-seq evaluate NEW/bc-0 --episodes 3 --seed 100",
+    ]
+    for run in runs[2:]:
+        run.rows = run.rows[:5]
+    assert dict(Data(runs, {}).protocol)["environment seeds"] == (
+        "bc: 0 to 4; mamba: 0 to 4, 100 to 102; compared are those that two agents have in common"
+    )
+
+
+def test_an_earlier_choice_is_no_part_of_the_mean(tmp_path: Path) -> None:
+    """A run that goes on is chosen from again: the rows of the first choice stay in the file."""
+    runs = with_other_checkpoints(runs_of(tmp_path, {"mamba": [82.0]}))
+    (run,) = runs
+    best = [r for r in run.others if r["checkpoint"] == "best"]
+    score = best[0]["normalized_score"]
+    run.others += [r | {"step": 25, "normalized_score": score + 8} for r in best]
+    (line,) = Data(runs, {}).choices
+    assert (line.other, line.other_checkpoint) == (score + 8, "best, step 25")
+
+
+@pytest.fixture
+def evaluated_run(toy_file: Path, tmp_path: Path) -> Path:
+    """Trained for 10 steps and evaluated."""
+    train(toy_config(toy_file, 10), tmp_path / "run", torch.device("cpu"))
+    evaluated(tmp_path / "run")
+    return tmp_path / "run"
+
+
+def toy_config(toy_file: Path, steps: int, seed: int = 0) -> RunConfig:
+    plain: dict[str, Any] = {
+        "env": "point-run", "data": {"sources": [str(toy_file)]}, "seed": seed,
+        "agent": {"preset": "bc", "context_length": 2, "backbone": {"width": 8, "layers": 1}},
+        "train": {"steps": steps, "batch_size": 4}, "eval": {"episodes": 2},
+    }  # fmt: skip
+    return run_config(plain, {}, "test")
+
+
+def test_rows_older_than_the_checkpoint_beside_them_are_named(
+    toy_file: Path, evaluated_run: Path
+) -> None:
+    data = Data(load_runs([evaluated_run]), {})
+    assert "(older" not in form(".html", data)
+    train(toy_config(toy_file, 20), evaluated_run, torch.device("cpu"), resume=True)
+    data = Data(load_runs([evaluated_run]), {})
+    words = "last, step 10 (older: the run's checkpoint is of step 20 now)"
+    assert [score.checkpoint for score in data.scores] == [words]
+    assert "are of step 10, but the run's checkpoint is of step 20 now: evaluate" in str(
+        data.summary
+    )
+    assert data.commands[0].endswith("--set train.steps=10")
+    evaluated(evaluated_run, context="stream")
+    data = Data(load_runs([evaluated_run]), {})
+    assert [(s.checkpoint, s.context) for s in data.scores] == [("last, step 20", "stream")]
+    assert dict(data.protocol)["rows of earlier checkpoints, left out"] == words
+
+
+def test_rows_of_another_training_in_the_same_folder_are_named(
+    toy_file: Path, evaluated_run: Path
+) -> None:
+    shutil.rmtree(evaluated_run / "checkpoints")
+    train(toy_config(toy_file, 10, seed=1), evaluated_run, torch.device("cpu"))
+    (score,) = Data(load_runs([evaluated_run]), {}).scores
+    assert score.checkpoint == "last, step 10 (older: the run was trained again since)"
+    evaluated(evaluated_run)
+    (score,) = Data(load_runs([evaluated_run]), {}).scores
+    assert score.checkpoint == "last, step 10"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +20,9 @@ LINES = ("-", "--", "-.", ":")  # the next one where colours begin again
 LEGEND: Any = {"frameon": False, "labelcolor": INK, "fontsize": 9}
 
 
-def panel(title: str, height: float = 3.4) -> tuple[Figure, Axes]:
-    """A figure of one panel, as wide as a phone's screen."""
-    figure, ((ax, _),) = panels([title])
+def panel(title: str, of: str = "", height: float = 3.4) -> tuple[Figure, Axes]:
+    """A figure of one panel, as wide as a phone's screen; below its title, what it is `of`."""
+    figure, ((ax, _),) = panels(["\n".join([title, *textwrap.wrap(of, 64)])])
     figure.set_size_inches(4.9, height)
     return figure, ax
 

@@ -48,6 +48,7 @@ OLDER: Row = {
     "score_reference": None,
     "normalized_scores": {},
     "candidates": None,
+    "agent_hash": None,
     "episodes": None,
     "lanes": None,
     "trained_steps": None,
@@ -79,12 +80,13 @@ class Episode:
 
 
 def add_rows(run: Path, episodes: list[Episode], /, **protocol: Any) -> list[Row]:
-    """Add one row an episode to `episodes.jsonl`. `protocol` says how the rows came about; a row of
-    the same environment, checkpoint, step, context, target and seed is replaced."""
+    """Add one row an episode to `episodes.jsonl`, at its end. `protocol` says how the rows came
+    about; a row of the same environment, checkpoint, step, context, target and seed is replaced."""
     new = [{"run": run.name} | asdict(e) | protocol for e in episodes]
     with exclusive(run / ".rows.lock", wait=True):
-        kept = {_key(row): row for row in read_rows(run)} | {_key(row): row for row in new}
-        lines = [json.dumps(row, allow_nan=False) + "\n" for row in kept.values()]
+        replaced = {_key(row) for row in new}
+        kept = [row for row in read_rows(run) if _key(row) not in replaced]
+        lines = [json.dumps(row, allow_nan=False) + "\n" for row in [*kept, *new]]
         write_text(run / "episodes.jsonl", "".join(lines))
     return new
 

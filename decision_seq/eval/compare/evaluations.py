@@ -6,7 +6,7 @@ passes for finished.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,6 +14,7 @@ from typing import Literal
 from decision_seq.envs.registry import env_id
 from decision_seq.eval.rows import Row, read_rows, target_label, target_name
 from decision_seq.run_config import RunConfig
+from decision_seq.run_folder import has_checkpoint, read_index
 from decision_seq.settings import Context
 
 
@@ -36,14 +37,21 @@ def finished(
 ) -> bool:
     """Whether the run folder holds every row that the `evaluations` of `config` give."""
     rows = [r for r in read_rows(run) if r["env"] == env_id(config.env)]
-    return all(_evaluated(rows, config, evaluation) for evaluation in evaluations)
+    validation = read_index(run)["validation"]["step"] if has_checkpoint(run) else None
+    steps = {"last": config.train.steps, "validation": validation}
+    return all(_evaluated(rows, config, evaluation, steps) for evaluation in evaluations)
 
 
-def _evaluated(rows: list[Row], config: RunConfig, evaluation: Evaluation) -> bool:
-    context = evaluation.context or config.eval.context
-    rows = [r for r in rows if (r["context"], r["checkpoint"]) == (context, evaluation.checkpoint)]
-    if evaluation.checkpoint == "last":  # the others may be any step
-        rows = [r for r in rows if r["step"] == config.train.steps]
+def _evaluated(
+    rows: list[Row], config: RunConfig, evaluation: Evaluation, steps: Mapping[str, int | None]
+) -> bool:
+    kind, context = evaluation.checkpoint, evaluation.context or config.eval.context
+    rows = [r for r in rows if r["context"] == context]
+    if kind == "best":  # rows from before the last checkpoint was a candidate are another choice's
+        judged = ("selection", config.train.steps)
+        last = [i for i, r in enumerate(rows) if (r["checkpoint"], r["step"]) == judged]
+        rows = rows[max(last, default=len(rows)) :]
+    rows = [r for r in rows if r["checkpoint"] == kind and r["step"] == steps.get(kind, r["step"])]
     if not config.agent.follows_target:
         wanted = [target_name(None)]
     elif config.eval.targets == "auto":

@@ -14,19 +14,20 @@ if TYPE_CHECKING:
 HEADS = 4  # maps drawn a layer; the .npz file has all
 
 
-def draw(influence: Influence, layers: list[LayerView]) -> dict[str, str]:
-    """Figures by name, as SVG; only those that the agent's mixers allow."""
-    figures = {"influence": influence_by_lag(influence)}
+def draw(influence: Influence, layers: list[LayerView], of: str) -> dict[str, str]:
+    """Figures by name, as SVG; only those that the agent's mixers allow. `of` is the checkpoint in
+    words."""
+    figures = {"influence": influence_by_lag(influence, of)}
     if any(view.token_map is not None for view in layers):
-        figures["maps"] = token_maps(layers)
+        figures["maps"] = token_maps(layers, of)
     if any(view.memory is not None for view in layers):
-        figures["memory"] = memory_lengths(layers)
+        figures["memory"] = memory_lengths(layers, of)
     return figures
 
 
-def influence_by_lag(influence: Influence) -> str:
+def influence_by_lag(influence: Influence, of: str) -> str:
     """Influence against the lag in steps, a curve a kind of token."""
-    figure, ((ax, _),) = panels(["influence of the past on the action"])
+    figure, ((ax, _),) = panels([f"influence of the past on the action\n{of}"])
     tokens = np.array(influence.tokens)
     for colour, kind in zip(COLOURS, sorted(set(influence.tokens)), strict=False):
         own = tokens == kind
@@ -39,12 +40,12 @@ def influence_by_lag(influence: Influence) -> str:
     return to_svg(figure, [ax])
 
 
-def token_maps(layers: list[LayerView]) -> str:
+def token_maps(layers: list[LayerView], of: str) -> str:
     """A row a layer, a panel a head. Nothing is drawn where a map is exactly zero."""
     rows = [_heads(view) for view in layers if view.token_map is not None]
     columns = max(map(len, rows))
     cells = [cell for row in rows for cell in [*row, *[("", None)] * (columns - len(row))]]
-    figure, axes = panels([title for title, _ in cells], columns)
+    figure, axes = panels([title and f"{title}\n{of}" for title, _ in cells], columns)
     drawn = [matrix for _, matrix in cells if matrix is not None]
     for (ax, _), matrix in zip(axes, drawn, strict=True):
         signed = matrix.min() < 0
@@ -64,9 +65,9 @@ def token_maps(layers: list[LayerView]) -> str:
     return to_svg(figure, [ax for ax, _ in axes])
 
 
-def memory_lengths(layers: list[LayerView]) -> str:
+def memory_lengths(layers: list[LayerView], of: str) -> str:
     """Share of channels whose state remembers for at most so many tokens, a curve a layer."""
-    figure, ((ax, _),) = panels(["memory of the state"])
+    figure, ((ax, _),) = panels([f"memory of the state\n{of}"])
     shares = np.linspace(0, 1, 201)
     memories = [(view.layer, view.memory) for view in layers if view.memory is not None]
     for i, (layer, memory) in enumerate(memories):

@@ -130,7 +130,8 @@ def inspect_agent(
 def write_inspection(inspection: Inspection, out: Path) -> list[Path]:
     """Write figures, token maps and, last, inspect.json to the folder `out`, each atomically."""
     files = []
-    for name, svg in inspect_figures.draw(inspection.influence, inspection.layers).items():
+    of = f"{inspection.subject.checkpoint}, step {inspection.subject.step}"
+    for name, svg in inspect_figures.draw(inspection.influence, inspection.layers, of).items():
         write_text(out / f"inspect-{name}.svg", svg)
         files.append(out / f"inspect-{name}.svg")
     maps: dict[str, Any] = {

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from decision_seq.eval.report import figures
+from decision_seq.eval.report import protocol as report_protocol
 from decision_seq.eval.report import scores as report_scores
 from decision_seq.eval.report import statistics as stats
 from decision_seq.eval.report import tables as report_tables
-from decision_seq.eval.report.runs import Run, agents
+from decision_seq.eval.report.runs import Run, agents, outdated
 from decision_seq.eval.report.scores import Task
 
 THRESHOLDS = 101  # points of a performance profile
@@ -37,19 +38,25 @@ class Data:
         self.aggregates = report_scores.aggregate(self.pooled)
         self.comparisons = report_scores.comparisons(self.tasks)
         self.summary = report_scores.summary(self.scores, self.runs, self.tasks, self.comparisons)
+        self.summary += outdated(self.runs)
         self.choices = report_tables.last_or_best(self.runs)
         self.contexts = report_tables.window_or_stream(self.runs)
         self.costs = report_tables.costs(self.runs)
         self.score_by_step = report_tables.score_by_step(self.runs, self.tasks)
         self.selections = report_tables.selections(self.runs, self.tasks)
         self.looks_back = report_tables.looks_back(self.runs)
-        self.protocol = report_tables.protocol(self.runs)
-        self.commands = report_tables.commands(self.runs)
+        self.protocol = report_protocol.protocol(self.runs)
+        self.commands = report_protocol.commands(self.runs)
 
     @property
     def title(self) -> str:
         """What is compared."""
         return f"decision-seq: {', '.join(self.agents)}"
+
+    @property
+    def pooled_checkpoint(self) -> str:
+        """What the statistics over all tasks are of."""
+        return "; ".join(dict.fromkeys(task.checkpoint for task in self.pooled))
 
     @property
     def chosen_by(self) -> str:
@@ -87,7 +94,7 @@ def to_json(data: Data) -> dict[str, Any]:
         plain["profile"] = {"thresholds": data.thresholds.tolist(), "shares": shares}
     plain["compared_on"] = [
         {"dataset": t.dataset, "env": t.env, "target": t.target, "context": t.context,
-         "unit": t.unit} for t in data.tasks
+         "checkpoint": t.checkpoint, "unit": t.unit} for t in data.tasks
     ]  # fmt: skip
     plain["score_by_step"] = data.score_by_step
     plain["learning_curves"] = [
@@ -99,8 +106,8 @@ def to_json(data: Data) -> dict[str, Any]:
     return plain | {"failed": dict(data.failed)}
 
 
-COLUMNS = ("table", "dataset", "env", "target", "context", "agent", "against", "train_seed",
-           "statistic", "unit", "value", "low", "high", "n")  # fmt: skip
+COLUMNS = ("table", "dataset", "env", "target", "context", "checkpoint", "agent", "against",
+           "train_seed", "statistic", "unit", "value", "low", "high", "n")  # fmt: skip
 
 COSTS = {
     "context_length": "steps",
@@ -128,7 +135,8 @@ def to_csv(data: Data) -> str:
             lines.append(row | ends | {k: "" if v is None else v for k, v in of.items()})
 
     for s in data.scores:
-        of = {k: getattr(s, k) for k in ("dataset", "env", "target", "context", "agent")}
+        keys = ("dataset", "env", "target", "context", "checkpoint", "agent")
+        of = {k: getattr(s, k) for k in keys}
         unit, count = s.unit, len(s.seeds)
         for seed, mean in s.seeds:
             add("scores", "mean over episodes", mean, **of, unit=unit, train_seed=seed,
@@ -137,11 +145,13 @@ def to_csv(data: Data) -> str:
         add("scores", "standard deviation over seeds", s.spread, **of, unit=unit, n=count)
         add("scores", "mean return", s.mean_return, **of, unit="return", n=s.episodes)
     for agent, found in data.aggregates.items():
+        of = {"agent": agent, "unit": data.pooled[0].unit, "checkpoint": data.pooled_checkpoint}
         for name, estimate in found.items():
-            add("aggregates", name, estimate, agent=agent, unit=data.pooled[0].unit)
+            add("aggregates", name, estimate, **of)
     for c in data.comparisons:
         task = next((t for t in data.tasks if t.name == c.task), None)
-        of = {"agent": c.better, "against": c.worse, "n": c.seeds, "dataset": "all"}
+        of = {"agent": c.better, "against": c.worse, "n": c.seeds, "dataset": "all",
+              "checkpoint": c.checkpoint}  # fmt: skip
         if task:
             of |= {k: getattr(task, k) for k in ("dataset", "env", "target", "context")}
         unit = task.unit if task else "normalized"
@@ -151,17 +161,20 @@ def to_csv(data: Data) -> str:
         for v in versus:
             of = {k: getattr(v, k) for k in ("dataset", "env", "target", "agent", "unit")}
             of |= {"context": v.context, "n": v.seeds}
-            add(table, v.first, v.base, **of)
-            add(table, v.second, v.other, **of, against=v.first)
-            add(table, "paired difference", v.difference, **of, against=v.first)
+            both = {"checkpoint": v.other_checkpoint, "against": v.first}
+            add(table, v.first, v.base, **of, checkpoint=v.checkpoint)
+            add(table, v.second, v.other, **of, **both)
+            add(table, "paired difference", v.difference, **of, **both)
     for cost in data.costs:
-        of = {"agent": cost.agent, "dataset": cost.dataset, "context": cost.context}
+        of = {"agent": cost.agent, "dataset": cost.dataset, "context": cost.context,
+              "checkpoint": cost.checkpoint}  # fmt: skip
         for name, unit in COSTS.items():
             add("costs", name, getattr(cost, name), **of, unit=unit, n=cost.runs)
     for chosen in data.selections:
         for i, score in enumerate(chosen.scores, 1):
             add("choosing", f"score after {i * chosen.episodes} rollouts", score, n=i,
-                dataset=chosen.dataset, agent=chosen.agent, unit=chosen.unit)  # fmt: skip
+                dataset=chosen.dataset, agent=chosen.agent, unit=chosen.unit,
+                checkpoint=f"candidates, steps {chosen.checkpoints}")  # fmt: skip
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()

@@ -10,6 +10,7 @@ import numpy as np
 
 from decision_seq.eval.drawing import COLOURS, INK, LINES, panel, to_svg
 from decision_seq.eval.report import statistics as stats
+from decision_seq.eval.report.runs import inspected, reported
 from decision_seq.eval.rows import target_label
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def style_of(agents: Sequence[str]) -> Style:
 
 def seed_scores(task: Task, style: Style) -> str:
     """A row an agent: a dot a training seed, a bar at the mean, its 95 % interval as a line."""
-    figure, ax = panel(task.name, height=1.0 + 0.42 * len(task.scores))
+    figure, ax = panel(task.name, task.checkpoint, height=1.0 + 0.42 * len(task.scores))
     agents = sorted(task.scores, key=lambda a: float(np.mean(task.of(a))))
     for place, agent in enumerate(agents):
         colour, scores = style[agent][0], task.of(agent)
@@ -63,7 +64,7 @@ def losses(runs: Sequence[Run], dataset: str, style: Style) -> str:
 
 def scores_by_step(name: str, curves: dict[str, list[tuple[int, float]]], style: Style) -> str:
     """Evaluated score against the step, a line an agent."""
-    figure, ax = panel(name)
+    figure, ax = panel(name, "each of the weights at its step")
     for agent, points in sorted(curves.items()):
         colour, line = style[agent]
         ax.plot(*zip(*points, strict=True), line, marker=".", color=colour, label=agent)
@@ -80,7 +81,7 @@ def target_return(runs: Sequence[Run], dataset: str, style: Style) -> str:
     runs = [run for run in runs if run.dataset["name"] == dataset]
     context = max(row["context"] for run in runs for row in run.rows)
     rows = {id(run): [r for r in run.rows if r["context"] == context] for run in runs}
-    figure, ax = panel(dataset)
+    figure, ax = panel(dataset, reported(runs, dataset))
     returns = np.asarray(runs[0].dataset["returns"])
     achieved = [row["episode_return"] for own in rows.values() for row in own]
     targets = [r["target"] for own in rows.values() for r in own if r["target"] is not None]
@@ -99,9 +100,9 @@ def target_return(runs: Sequence[Run], dataset: str, style: Style) -> str:
     return to_svg(figure, [ax])
 
 
-def profiles(tasks: Sequence[Task], thresholds: np.ndarray, style: Style) -> str:
-    """Share of seeds that score above a threshold, tasks counting alike."""
-    figure, ax = panel("share of seeds above a score")
+def profiles(tasks: Sequence[Task], thresholds: np.ndarray, of: str, style: Style) -> str:
+    """Share of seeds that score above a threshold, tasks counting alike; `of` what checkpoint."""
+    figure, ax = panel("share of seeds above a score", of)
     for agent in sorted(tasks[0].scores):
         colour, line = style[agent]
         shares = stats.performance_profile({t.name: t.of(agent) for t in tasks}, thresholds)
@@ -114,7 +115,8 @@ def profiles(tasks: Sequence[Task], thresholds: np.ndarray, style: Style) -> str
 
 def evaluations_spent(lines: Sequence[Selection], style: Style) -> str:
     """Expected score of the policy chosen by rollouts against their number."""
-    figure, ax = panel(lines[0].dataset)
+    steps = "; ".join(dict.fromkeys(line.checkpoints for line in lines))
+    figure, ax = panel(lines[0].dataset, f"checkpoints at steps {steps}")
     most = max(line.episodes for line in lines)
     for line in lines:
         spent = line.episodes * np.arange(1, len(line.scores) + 1)
@@ -130,7 +132,7 @@ def evaluations_spent(lines: Sequence[Selection], style: Style) -> str:
 def cost_curves(lines: Sequence[Cost], field: str, label: str, style: Style) -> str:
     """A cost against the context length: window solid, stream dotted, a line for each number of
     lanes."""
-    figure, ax = panel(label)
+    figure, ax = panel(label, "; ".join(dict.fromkeys(line.checkpoint for line in lines)))
     kinds = sorted({(c.agent, c.context, c.lanes or 0) for c in lines})
     for agent, context, lanes in kinds:
         own = [c for c in lines if (c.agent, c.context, c.lanes or 0) == (agent, context, lanes)]
@@ -149,7 +151,7 @@ def cost_curves(lines: Sequence[Cost], field: str, label: str, style: Style) -> 
 def influence(runs: Sequence[Run], dataset: str, style: Style) -> str:
     """Influence of the past on the action, as a share of that of the step acted in, by steps back;
     a line a run."""
-    figure, ax = panel(dataset)
+    figure, ax = panel(dataset, inspected(runs, dataset))
     for agent, group in _by_agent([run for run in runs if run.inspection], dataset):
         colour, line = style[agent]
         for i, run in enumerate(group):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from decision_seq.errors import UserError
 from decision_seq.eval.inspect.numbers import read_inspection
 from decision_seq.eval.rows import Row, read_rows
 from decision_seq.files import read_jsonl
+from decision_seq.run_folder import agent_hash, has_checkpoint, read_index
 from decision_seq.settings import EvalConfig, TrainConfig
 
 POINTS = 300  # of a learning curve; longer ones are averaged over neighbours
@@ -44,6 +45,41 @@ class Run:
     agent: str  # what the report calls it
     inspection: dict[str, Any] | None  # what `decision-seq inspect` left in the folder
     others: list[Row] = field(default_factory=list)  # of all other evaluations
+
+    @cached_property
+    def newest(self) -> dict[str, int]:
+        """Steps of the checkpoints that the folder holds now: last and validation."""
+        if not has_checkpoint(self.folder):
+            return {}
+        return {which: entry["step"] for which, entry in read_index(self.folder).items()}
+
+    @cached_property
+    def _hashes(self) -> dict[int, str | None]:
+        return {step: agent_hash(self.folder, step) for step in self.newest.values()}
+
+    def checkpoint(self, row: Mapping[str, Any]) -> str:
+        """What a row or an inspection is of, in words: `last, step 300`; and why that is not what
+        the folder holds under that name now, where it is not."""
+        older = self.older(row)
+        name = f"{row['checkpoint']}, step {row['step']}"
+        return f"{name} (older: {older})" if older else name
+
+    def older(self, row: Mapping[str, Any]) -> str:
+        """What the folder holds instead of the weights that the row is of; "" if it holds these, or
+        no checkpoint at all."""
+        kind, step = row["checkpoint"], row["step"]
+        newest = self.newest.get("last" if kind == "best" else kind)
+        if newest is None:
+            return ""
+        if kind == "best":
+            seen = {r["step"] for r in self.others if r["checkpoint"] == "selection"}
+            return "" if newest in seen else f"the run's last checkpoint is of step {newest} now"
+        if step != newest:
+            return f"the run's checkpoint is of step {newest} now"
+        known = row.get("agent_hash")
+        if known is not None and self._hashes[step] not in (None, known):
+            return "the run was trained again since"
+        return ""
 
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:
@@ -100,12 +136,15 @@ def load_run(folder: Path) -> Run:
     steps = [row["step"] for row in everything if row["checkpoint"] == "last"]
     if not steps:
         raise UserError(f"{folder}: has no evaluation; run `decision-seq evaluate {folder}` first")
-    final = [row["checkpoint"] == "last" and row["step"] == max(steps) for row in everything]
-    rows = [row for row, is_final in zip(everything, final, strict=True) if is_final]
-    others = [row for row, is_final in zip(everything, final, strict=True) if not is_final]
     config = load_settings(folder / "config.yaml")
     inspection = read_inspection(folder / "inspect.json")
-    return Run(folder, config, dataset, rows, config.name, inspection, others)
+    run = Run(folder, config, dataset, [], config.name, inspection)
+    newest = run.newest.get("last")
+    final = newest if newest in steps else max(steps)
+    for row in everything:
+        is_final = row["checkpoint"] == "last" and row["step"] == final
+        (run.rows if is_final else run.others).append(row)
+    return run
 
 
 def load_runs(folders: Sequence[Path]) -> list[Run]:
@@ -122,6 +161,38 @@ def load_runs(folders: Sequence[Path]) -> list[Run]:
         if names[run.dataset["name"]] > 1:
             run.dataset["name"] += f" ({run.dataset['hash'][:6]})"
     return runs
+
+
+def checkpoints(rows: Iterable[tuple[Run, Mapping[str, Any]]]) -> str:
+    """What rows are of, each with its run: `last, step 100; last, step 300`."""
+    found = {(row["checkpoint"], row["step"], run.checkpoint(row)) for run, row in rows}
+    return "; ".join(dict.fromkeys(words for _, _, words in sorted(found)))
+
+
+def reported(runs: Iterable[Run], dataset: str) -> str:
+    """What the rows of the runs on one dataset are of."""
+    own = [run for run in runs if run.dataset["name"] == dataset]
+    return checkpoints((run, row) for run in own for row in run.rows)
+
+
+def inspected(runs: Iterable[Run], dataset: str) -> str:
+    """What the inspections of the runs on one dataset are of."""
+    own = [run for run in runs if run.dataset["name"] == dataset]
+    return checkpoints((run, run.inspection) for run in own if run.inspection)
+
+
+def outdated(runs: Iterable[Run]) -> list[str]:
+    """A sentence for each run whose rows are not of the checkpoint that it holds now."""
+    sentences = []
+    for run in runs:
+        row = run.rows[0]
+        if older := run.older(row):
+            sentences.append(
+                f"The rows of {run.agent} on {run.dataset['name']} (training seed "
+                f"{run.config.seed}) are of step {row['step']}, but {older}: evaluate "
+                f"{run.folder} again."
+            )
+    return sentences
 
 
 def agents(runs: Iterable[Run]) -> list[str]:

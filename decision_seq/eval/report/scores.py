@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from decision_seq.eval.report import statistics as stats
-from decision_seq.eval.report.runs import Run
+from decision_seq.eval.report.runs import Run, checkpoints
 from decision_seq.eval.rows import Row, target_label
 
 BySeed = dict[int, dict[int, float]]  # training seed -> environment seed -> score
@@ -25,6 +25,7 @@ class Score:
     target: str  # as `target_label` names it
     mean_target: float | None
     context: str
+    checkpoint: str  # that its rows are of, in words
     agent: str
     seeds: list[tuple[int, float]]  # (training seed, mean over its episodes)
     mean: float
@@ -45,6 +46,7 @@ class Task:
     env: str
     target: str  # the highest that most agents were asked for; "none" if none takes a target
     context: str  # that in which most agents were evaluated; the papers', window, if as many
+    checkpoint: str  # that the scores are of, in words
     unit: str
     scores: dict[str, BySeed]  # by agent
 
@@ -63,6 +65,7 @@ class Comparison:
     """How much better one agent is than another."""
 
     task: str  # name of the task, or "all"
+    checkpoint: str  # that the scores are of, in words
     better: str
     worse: str
     difference: stats.Estimate | None  # on common seeds; None where units have no common scale
@@ -79,14 +82,17 @@ class Comparison:
 
 def score_table(runs: Sequence[Run]) -> list[Score]:
     """One line for each dataset, target, context and agent; every training seed is shown."""
-    groups: dict[tuple[Any, ...], dict[int, list[Row]]] = {}
+    groups: dict[tuple[Any, ...], list[tuple[Run, Row]]] = {}
     for run in runs:
         for row in run.rows:
             key = (run.dataset["name"], row["env"], target_label(row), row["context"], run.agent)
-            groups.setdefault(key, {}).setdefault(row["train_seed"], []).append(row)
+            groups.setdefault(key, []).append((run, row))
     lines = []
-    for (dataset, env, target, context, agent), by_seed in groups.items():
-        rows = [row for group in by_seed.values() for row in group]
+    for (dataset, env, target, context, agent), pairs in groups.items():
+        rows = [row for _, row in pairs]
+        by_seed: dict[int, list[Row]] = {}
+        for row in rows:
+            by_seed.setdefault(row["train_seed"], []).append(row)
         unit = unit_of(rows)
         seeds = [
             (s, float(np.mean([value(r, unit) for r in g]))) for s, g in sorted(by_seed.items())
@@ -100,6 +106,7 @@ def score_table(runs: Sequence[Run]) -> list[Score]:
                 target=target,
                 mean_target=None if None in targets else float(np.mean(targets)),
                 context=context,
+                checkpoint=checkpoints(pairs),
                 agent=agent,
                 seeds=seeds,
                 mean=float(np.mean(means)),
@@ -148,7 +155,7 @@ def choose_tasks(runs: Sequence[Run], scores: Sequence[Score]) -> list[Task]:
         for run, row in rows:
             by_seed = by_agent.setdefault(run.agent, {})
             by_seed.setdefault(row["train_seed"], {})[row["env_seed"]] = value(row, unit)
-        tasks.append(Task(dataset, env, target, context, unit, by_agent))
+        tasks.append(Task(dataset, env, target, context, checkpoints(rows), unit, by_agent))
     return tasks
 
 
@@ -193,6 +200,7 @@ def compare(tasks: Sequence[Task], better: str, worse: str, name: str) -> Compar
     one_scale = len(tasks) == 1 or all(task.unit == "normalized" for task in tasks)
     return Comparison(
         task=name,
+        checkpoint="; ".join(dict.fromkeys(task.checkpoint for task in tasks)),
         better=better,
         worse=worse,
         difference=stats.paired_difference(x, y) if x and one_scale else None,

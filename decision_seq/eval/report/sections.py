@@ -14,7 +14,7 @@ import numpy as np
 from decision_seq.eval.report import figures
 from decision_seq.eval.report import statistics as stats
 from decision_seq.eval.report.data import Data
-from decision_seq.eval.report.runs import datasets
+from decision_seq.eval.report.runs import datasets, inspected, reported
 from decision_seq.eval.report.tables import FAR, Cost, Versus
 
 
@@ -83,7 +83,7 @@ def scores(data: Data) -> Section:
         unit = " (return)" if s.unit == "return" else ""
         seeds = ", ".join(f"{mean:z.1f} (seed {seed})" for seed, mean in s.seeds)
         rows.append(
-            [s.dataset, s.env, s.target, s.context, s.agent,
+            [s.dataset, s.env, s.checkpoint, s.target, s.context, s.agent,
              f"{s.mean:z.1f}{spread}{bracket(s.interval)}{unit}", seeds, f"{s.mean_return:z.0f}",
              str(s.episodes)]
         )  # fmt: skip
@@ -95,8 +95,8 @@ def scores(data: Data) -> Section:
     )
     if any(s.env.startswith("Walker2d-v5") for s in data.scores):
         note += " Walker2d-v5 has other foot friction than v2 to v4: these are not D4RL-v2 scores."
-    columns = ("dataset", "environment", "target", "context", "agent", "score", "each seed",
-               "mean return", "episodes")  # fmt: skip
+    columns = ("dataset", "environment", "checkpoint", "target", "context", "agent", "score",
+               "each seed", "mean return", "episodes")  # fmt: skip
     return Section(
         "Scores",
         "Every training seed is shown; a seed's score is the mean over its episodes, from the last "
@@ -106,14 +106,14 @@ def scores(data: Data) -> Section:
         tuple(
             Figure(
                 partial(figures.seed_scores, task, data.style),
-                f"Score of every training seed on {task.name}, a row an agent: "
+                f"Score of every training seed on {task.name} ({task.checkpoint}), a row an agent: "
                 + "; ".join(f"{a} {np.mean(task.of(a)):z.1f}" for a in sorted(task.scores)),
             )
             for task in data.tasks
         ),
         "Each dot is a training seed, the bar their mean, and the line its 95 % interval, where "
         f"there are seeds enough. {data.chosen_by}",
-        Table(columns, rows, 5, frozenset(i for i, s in enumerate(data.scores) if s.best)),
+        Table(columns, rows, 6, frozenset(i for i, s in enumerate(data.scores) if s.best)),
         note,
     )
 
@@ -127,15 +127,17 @@ def comparison(data: Data) -> Section | None:
             lead = f"{c.difference.value:z.1f}{bracket(c.difference.interval)}"
         probability = f"{c.improvement.value:.2f}{bracket(c.improvement.interval, 2)}"
         sure = {True: "better", False: "can be chance", None: "too few seeds to say"}[c.sure]
-        rows.append([c.task, c.better, c.worse, lead, probability, str(c.seeds), sure])
+        rows.append(
+            [c.task, c.checkpoint, c.better, c.worse, lead, probability, str(c.seeds), sure]
+        )
     if not rows:
         return None
-    columns = ("task", "agent", "against", "paired difference", "probability of improvement",
-               "common seeds", "verdict")  # fmt: skip
+    columns = ("task", "checkpoint", "agent", "against", "paired difference",
+               "probability of improvement", "common seeds", "verdict")  # fmt: skip
     return Section(
         "Which is better, and how sure",
         "The agent with the highest mean on each task against every other.",
-        table=Table(columns, rows, 3),
+        table=Table(columns, rows, 4),
         note="Differences are between runs of the same training seed in the same environment "
         "seeds. Probability of improvement: how likely a seed of the one scores higher than a seed "
         "of the other. In brackets 95 % intervals, of one comparison each: of twenty comparisons "
@@ -152,11 +154,12 @@ def together(data: Data) -> Section | None:
         [agent, *(f"{found[name].value:z.1f}{bracket(found[name].interval)}" for name in names)]
         for agent, found in data.aggregates.items()
     ]
-    alt = "Share of seeds above each score: " + ", ".join(data.aggregates)
+    of = data.pooled_checkpoint
+    alt = f"Share of seeds above each score ({of}): " + ", ".join(data.aggregates)
     return Section(
         "All seeds of all tasks together",
-        "Tasks: " + "; ".join(task.name for task in data.pooled) + ".",
-        (Figure(partial(figures.profiles, data.pooled, data.thresholds, data.style), alt),),
+        "Tasks: " + "; ".join(task.name for task in data.pooled) + f". Checkpoint: {of}.",
+        (Figure(partial(figures.profiles, data.pooled, data.thresholds, of, data.style), alt),),
         "Performance profile: the share of training seeds that score above each threshold, every "
         "task counting alike. A line above another everywhere is better whatever the measure.",
         Table(("agent", *names), rows),
@@ -173,8 +176,8 @@ def targets(data: Data) -> Section:
     drawn = tuple(
         Figure(
             partial(figures.target_return, data.runs, name, data.style),
-            f"Achieved against target return on {name}, an agent a line, with the returns in the "
-            "data as a histogram",
+            f"Achieved against target return on {name} ({reported(data.runs, name)}), an agent a "
+            "line, with the returns in the data as a histogram",
         )
         for name in datasets(data.runs)
     )
@@ -203,11 +206,11 @@ def learning(data: Data) -> Section:
         )
         for task, curves in data.score_by_step.items()
     ]
-    caption = "Loss on training windows (line) and on held-out episodes (dots)."
+    caption = "Loss on training windows (line) and on held-out episodes (dots), while training."
     if data.score_by_step:
         caption += (
-            " Score by step: rollouts on the way or of kept checkpoints. Choosing by them costs "
-            "rollouts and overstates what is chosen."
+            " Score by step: rollouts on the way or of kept checkpoints, each of the weights at "
+            "its step. Choosing by them costs rollouts and overstates what is chosen."
         )
     return Section("Learning curves", figures=tuple(drawn), caption=caption)
 
@@ -217,18 +220,19 @@ def checkpoints(data: Data) -> Section | None:
     if not data.choices:
         return None
     rows = [
-        [v.dataset, v.env, v.target, v.context, v.agent, v.second, v.candidates, str(v.seeds),
+        [v.dataset, v.env, v.target, v.context, v.checkpoint, v.other_checkpoint, v.agent,
+         v.candidates, str(v.seeds),
          f"{v.base:z.1f}", f"{v.other:z.1f}", difference(v)]
         for v in data.choices
     ]  # fmt: skip
-    columns = ("dataset", "environment", "target", "context", "agent", "rule", "candidates",
-               "seeds", "last", "chosen", "difference")  # fmt: skip
+    columns = ("dataset", "environment", "target", "context", "last is", "chosen is", "agent",
+               "candidates", "seeds", "last", "chosen", "difference")  # fmt: skip
     return Section(
         "Last or best checkpoint",
         "The scores above are those of the last checkpoint. Here is what choosing one changes, on "
         "the same environment seeds. `best` was chosen by rollouts of its own, `validation` has "
         "the lowest validation loss and cost none.",
-        table=Table(columns, rows, 6),
+        table=Table(columns, rows, 7),
     )
 
 
@@ -236,7 +240,10 @@ def spending(data: Data) -> Section | None:
     """Score by online evaluations."""
     if not data.selections:
         return None
-    names = sorted({s.dataset for s in data.selections})
+    candidates = {
+        name: "; ".join(dict.fromkeys(s.checkpoints for s in data.selections if s.dataset == name))
+        for name in sorted({s.dataset for s in data.selections})
+    }
     drawn = tuple(
         Figure(
             partial(
@@ -244,17 +251,18 @@ def spending(data: Data) -> Section | None:
                 [s for s in data.selections if s.dataset == name],
                 data.style,
             ),
-            f"Expected score on {name} of the policy chosen by rollouts, against rollouts spent",
+            f"Expected score on {name} of the policy chosen by rollouts, against rollouts spent; "
+            f"checkpoints at steps {candidates[name]}",
         )
-        for name in names
+        for name in candidates
     )
     rows = [
-        [s.dataset, s.agent, str(s.candidates), str(s.episodes), f"{s.scores[0]:z.1f}",
-         f"{s.scores[-1]:z.1f}", str(s.episodes * s.candidates)]
+        [s.dataset, s.checkpoints, s.agent, str(s.candidates), str(s.episodes),
+         f"{s.scores[0]:z.1f}", f"{s.scores[-1]:z.1f}", str(s.episodes * s.candidates)]
         for s in data.selections
     ]  # fmt: skip
-    columns = ("dataset", "agent", "candidates", "episodes to judge one", "score of a random one",
-               "score of the chosen", "rollouts spent")  # fmt: skip
+    columns = ("dataset", "checkpoints at steps", "agent", "candidates", "episodes to judge one",
+               "score of a random one", "score of the chosen", "rollouts spent")  # fmt: skip
     return Section(
         "What choosing by rollouts is worth",
         "A policy chosen by rollouts in the environment costs rollouts, which offline learning is "
@@ -263,7 +271,7 @@ def spending(data: Data) -> Section | None:
         drawn,
         "Expected score of the one that looks best among as many random candidates as the rollouts "
         "pay for, after Unifloral (arXiv:2504.11453).",
-        Table(columns, rows, 2),
+        Table(columns, rows, 3),
     )
 
 
@@ -272,23 +280,23 @@ def contexts(data: Data) -> Section | None:
     if not data.contexts:
         return None
     rows = [
-        [v.dataset, v.env, v.target, v.agent, str(v.seeds), f"{v.base:z.1f}", f"{v.other:z.1f}",
-         difference(v), f"{v.milliseconds[0]:.2f}", f"{v.milliseconds[1]:.2f}"]
+        [v.dataset, v.env, v.target, v.checkpoint, v.agent, str(v.seeds), f"{v.base:z.1f}",
+         f"{v.other:z.1f}", difference(v), f"{v.milliseconds[0]:.2f}", f"{v.milliseconds[1]:.2f}"]
         for v in data.contexts
     ]  # fmt: skip
-    columns = ("dataset", "environment", "target", "agent", "seeds", "window", "stream",
-               "difference", "ms a step, window", "ms a step, stream")  # fmt: skip
+    columns = ("dataset", "environment", "target", "checkpoint", "agent", "seeds", "window",
+               "stream", "difference", "ms a step, window", "ms a step, stream")  # fmt: skip
     return Section(
         "Window or stream",
         "`window` recomputes the last K steps at every step, as the papers do; `stream` carries "
         "the state over the whole episode at constant cost. They agree for K steps.",
-        table=Table(columns, rows, 4),
+        table=Table(columns, rows, 5),
     )
 
 
 def cost(data: Data) -> Section:
     """Parameters, time and memory."""
-    drawn = []
+    drawn, of = [], "; ".join(dict.fromkeys(c.checkpoint for c in data.costs))
     if len({(c.context_length, c.lanes) for c in data.costs}) > 1:
         for field, label in (
             ("milliseconds_per_step", "rollout, ms a step"),
@@ -296,15 +304,17 @@ def cost(data: Data) -> Section:
         ):
             if any(getattr(c, field) is not None for c in data.costs):
                 draw = partial(figures.cost_curves, data.costs, field, label, data.style)
-                drawn.append(Figure(draw, f"{label} against context length, by agent and lanes"))
-    columns = ("agent", "dataset", "K", "context", "lanes", "runs", "parameters", "training, s",
-               "training, MiB", "rollout, ms a step", "rollout, MiB")  # fmt: skip
+                alt = f"{label} against context length ({of}), by agent and lanes"
+                drawn.append(Figure(draw, alt))
+    columns = ("checkpoint that acted", "agent", "dataset", "K", "context", "lanes", "runs",
+               "parameters", "training, s", "training, MiB", "rollout, ms a step",
+               "rollout, MiB")  # fmt: skip
     where = sorted({c.hardware for c in data.costs})
     return Section(
         "What it costs",
         figures=tuple(drawn),
         caption="Against the context length K.",
-        table=Table(columns, [_cost_row(c, where) for c in data.costs], 2),
+        table=Table(columns, [_cost_row(c, where) for c in data.costs], 3),
         note="Milliseconds are of one step of all lanes together, agent and environments. Memory "
         "is the most that the process held, libraries included; on a GPU what was allocated there. "
         "Measured on " + "; ".join(f"[{i + 1}] {name}" if len(where) > 1 else name
@@ -316,29 +326,30 @@ def lookback(data: Data) -> Section | None:
     """What `inspect` saw."""
     if not data.looks_back:
         return None
-    inspected = [run for run in data.runs if run.inspection]
+    seen = [run for run in data.runs if run.inspection]
     drawn = tuple(
         Figure(
-            partial(figures.influence, inspected, name, data.style),
-            f"Influence of the past on the action on {name} against steps back, by agent",
+            partial(figures.influence, seen, name, data.style),
+            f"Influence of the past on the action on {name} ({inspected(seen, name)}) against "
+            "steps back, by agent",
         )
-        for name in datasets(inspected)
+        for name in datasets(seen)
     )
     rows = []
     for line in data.looks_back:
         half = line.half_life
         reach = f"{half['tokens']} tokens ({half['steps']} steps)" if half else "no influence"
         far = "not measured" if line.far is None else f"{line.far:.2g}"
-        rows.append([line.dataset, line.agent, str(line.seed), line.checkpoint,
+        rows.append([line.dataset, line.checkpoint, line.agent, str(line.seed),
                      str(line.context_length), reach, far])  # fmt: skip
-    columns = ("dataset", "agent", "seed", "checkpoint (step)", "steps seen",
+    columns = ("dataset", "checkpoint", "agent", "seed", "steps seen",
                "half of the past's influence within", f"influence {FAR} tokens back")  # fmt: skip
     return Section(
         "What it looks back at",
         figures=drawn,
         caption="Norm of the derivative of the action by the tokens of each earlier step, relative "
         "to those of the step acted in; a line a run. Runs that `decision-seq inspect` has seen.",
-        table=Table(columns, rows, 2),
+        table=Table(columns, rows, 3),
         note="The last column is relative to the token at which the action is read.",
     )
 
@@ -361,7 +372,7 @@ def _cost_row(c: Cost, where: Sequence[str]) -> list[str]:
 
     place = f" [{where.index(c.hardware) + 1}]" if len(where) > 1 else ""
     return [
-        c.agent + place, c.dataset, str(c.context_length), c.context,
+        c.checkpoint, c.agent + place, c.dataset, str(c.context_length), c.context,
         "?" if c.lanes is None else str(c.lanes), str(c.runs), shown(c.parameters),
         shown(c.training_seconds), shown(c.training_memory_mib),
         shown(c.milliseconds_per_step, 2), shown(c.rollout_memory_mib),

@@ -25,6 +25,7 @@ from decision_seq.eval.rows import CHECKPOINT_RULES, Row, add_rows, target_label
 from decision_seq.files import read_jsonl
 from decision_seq.hardware import hardware, peak_memory_mib
 from decision_seq.run_config import RunConfig, load_run_config
+from decision_seq.run_folder import agent_hash
 
 
 def evaluation_config(run: Path, env: str | None = None, **given: Any) -> RunConfig:
@@ -127,6 +128,7 @@ def evaluate_agent(
         trained_steps=agent.spec.max_timestep + 1,  # of the longest episode it learnt from
         checkpoint=checkpoint,
         checkpoint_rule=_rule(checkpoint, config),
+        agent_hash=agent_hash(run, step) if checkpoint != "interval" else None,
         candidates=_candidates(run, checkpoint, candidates),
         step=step,
         episodes=protocol.episodes,
