@@ -16,7 +16,13 @@ from decision_seq.behaviours.actors import (
     embedded_policy,
     embedded_tiers,
 )
+from decision_seq.behaviours.tiers import behaviour_for
+from decision_seq.cli.listing import LISTINGS
+from decision_seq.data.store import open_store
+from decision_seq.data.tools.check import examine
+from decision_seq.data.tools.collect import collect
 from decision_seq.envs.reference_scores import normalized_score
+from decision_seq.envs.registry import make
 from decision_seq.errors import UserError
 
 OBS_SIZE, ACTION_SIZE, HIDDEN = 5, 3, 16
@@ -156,3 +162,32 @@ def test_embedded_policy_reaches_half_its_recorded_return(
             ended = terminated or truncated
     env.close()
     assert returns.mean() >= float(metadata["mean_return"]) / 2
+
+
+@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1", "point-run", "hopper"])
+def test_random_actions_are_collected_in_any_environment(env: str) -> None:
+    """Uniform over the space, the same from the same seed, and believed by `data check`."""
+    behaviour, provenance = behaviour_for(env, "random", None)
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        collect(env, behaviour, 300, f"own/{name}-v0", seed, provenance)
+    a, b, c = (open_store([f"own/{name}-v0"]) for name in "abc")
+    assert a.hash == b.hash != c.hash
+    assert examine(["own/a-v0"]).findings == []
+    made = make(env)
+    low, high = getattr(made.action_space, "low", 0), getattr(made.action_space, "high", 1)
+    spread = (a.actions.astype(float) - low) / (high - low)
+    assert spread.mean() == pytest.approx(0.5, abs=0.06)
+    assert spread.std() == pytest.approx(0.5 if a.discrete else 12**-0.5, abs=0.03)
+    made.close()
+
+
+def test_all_that_can_be_collected_is_listed() -> None:
+    with pytest.raises(UserError, match="policy 'best'; there is: expert, medium, random"):
+        behaviour_for("hopper", "best", None)
+    with pytest.raises(UserError, match="policy 'best'; there is: random, medium, expert"):
+        behaviour_for("pong", "best", None)
+    with pytest.raises(UserError, match=r"policy 'medium'; there is: random .*--policy"):
+        behaviour_for("CartPole-v1", "medium", None)
+    lines = [line.split()[:2] for line in LISTINGS["tiers"]()]
+    for row in ("hopper medium", "pong random", "breakout expert", "(any) random"):
+        assert row.split() in lines

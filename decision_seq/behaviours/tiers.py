@@ -22,6 +22,7 @@ from decision_seq.errors import UserError
 Act = Callable[[np.ndarray], Any]  # observation -> action [A] or index
 Start = Callable[[np.random.Generator], Act]  # at the start of an episode
 Behaviour = Callable[[np.random.Generator, gym.Env[Any, Any]], Act]  # and given the environment
+UNIFORM = "random"  # the tier that every environment has
 
 # (gymnasium id, tier) -> policy of a toy environment, and what it does
 TOYS: dict[tuple[str, str], tuple[Start, str]] = {
@@ -68,21 +69,35 @@ def behaviour_for(
                 ) from None
             loaded_by_it = library_behaviour(policy, make(made), str(reason))
             return _blind(loaded_by_it), provenance
-    if games := {t: of for (e, t), of in GAMES.items() if e == identifier}:
-        if tier not in games:
-            raise UserError(f"{env} has no player {tier!r}; there is: {', '.join(games)}")
+    name = identifier.rpartition("-v")[0].lower()
+    embedded = {t: metadata for e, t, metadata in embedded_tiers() if e == name}
+    toys = {t: start for (e, t), (start, _) in TOYS.items() if e == identifier}
+    games = {t: of for (e, t), of in GAMES.items() if e == identifier}
+    if tier in games:
         player, summary = games[tier]
         return player, {"behaviour": f"decision-seq {env.lower()}-{tier} ({summary})", "tier": tier}
-    if toy := {t: policy for (e, t), (policy, _) in TOYS.items() if e == identifier}:
-        if tier not in toy:
-            raise UserError(f"{env} has no behaviour policy {tier!r}; there is: {', '.join(toy)}")
-        return _blind(toy[tier]), {"behaviour": toy[tier].__name__.replace("_", " "), "tier": tier}
-    name = identifier.rpartition("-v")[0].lower()
-    loaded = embedded_policy(name, tier)
-    metadata = next(m for e, t, m in embedded_tiers() if (e, t) == (name, tier))
-    provenance = {"behaviour": f"decision-seq {name}-{tier}", "tier": tier}
-    provenance |= {k: metadata[k] for k in ("algorithm", "command") if k in metadata}
-    return _blind(_checked(loaded, f"{env} {tier}", made)), provenance
+    if tier in toys:
+        start = toys[tier]
+        return _blind(start), {"behaviour": start.__name__.replace("_", " "), "tier": tier}
+    if tier in embedded:
+        provenance = {"behaviour": f"decision-seq {name}-{tier}", "tier": tier}
+        kept = {k: embedded[tier][k] for k in ("algorithm", "command") if k in embedded[tier]}
+        start = _checked(embedded_policy(name, tier), f"{env} {tier}", made)
+        return _blind(start), provenance | kept
+    if tier == UNIFORM:
+        return uniform, {"behaviour": "uniform from the action space", "tier": tier}
+    there = ", ".join(dict.fromkeys([*embedded, *toys, *games, UNIFORM]))
+    raise UserError(
+        f"{env} has no behaviour policy {tier!r}; there is: {there} (`decision-seq list tiers` has "
+        "those of all environments); to roll out your own, give it with --policy"
+    )
+
+
+def uniform(rng: np.random.Generator, env: gym.Env[Any, Any]) -> Act:
+    """Any environment: actions drawn by its own action space, whatever is seen."""
+    space = env.action_space
+    space.seed(int(rng.integers(2**31)))
+    return lambda _observation: space.sample()
 
 
 def _blind(start: Start) -> Behaviour:

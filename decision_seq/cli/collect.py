@@ -22,7 +22,7 @@ def collect(
     Args:
         env: environment name (see `list envs`) or gymnasium id, with arguments like
             Hopper-v5?terminate_when_unhealthy=false.
-        tier: which embedded policy (see `list tiers`); with --policy, what to call the data.
+        tier: which policy (see `list tiers`), or random; with --policy, what to call the data.
         steps: fewest environment steps; the last episode is completed.
         policy: Stable-Baselines3 or sb3-contrib .zip to roll out instead; VecNormalize statistics
             are read from NAME.vecnormalize.pkl or vecnormalize.pkl beside it.

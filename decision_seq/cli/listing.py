@@ -67,7 +67,7 @@ def envs() -> Iterator[str]:
 def tiers() -> Iterator[str]:
     """Behaviour policies that `collect` knows without a --policy."""
     from decision_seq.behaviours.actors import embedded_tiers
-    from decision_seq.behaviours.tiers import GAMES, TOYS
+    from decision_seq.behaviours.tiers import GAMES, TOYS, UNIFORM
     from decision_seq.envs.registry import NAMES
 
     names = {identifier: name for name, identifier in NAMES.items()}
@@ -76,6 +76,7 @@ def tiers() -> Iterator[str]:
         yield f"{env:12} {tier:8} {score}  ({metadata['algorithm']})"
     for (identifier, tier), (_, summary) in {**TOYS, **GAMES}.items():
         yield f"{names[identifier]:12} {tier:8} {summary}"
+    yield f"{'(any)':12} {UNIFORM:8} uniform from the action space"
 
 
 def kernels() -> Iterator[str]:
