@@ -108,6 +108,9 @@ def test_ends_that_are_double_or_missing(tmp_path: Path) -> None:
     episodes.truncated[4] = True
     (finding,) = check(episodes)
     assert finding.rule == "both-ends" and "episode 0, step 4" in finding.message
+    at_limit = time_limited([20, 9, 20], truncated=True)  # where both may well be
+    at_limit.truncated[28] = False
+    assert check(at_limit, make("point-run")) == check(at_limit) == []
     episodes = random_episodes([5, 5, 7])
     episodes.terminated[-1] = False  # the recording stops there
     (finding,) = examine([str(write_npz(tmp_path / "a.npz", episodes, meta=None))]).findings
@@ -148,6 +151,8 @@ def test_repeats() -> None:
     (finding,) = check(episodes)
     assert (finding.rule, finding.count, finding.drop) == ("repeat", 1, (3,))
     assert "episode 3 repeats episode 0" in finding.message
+    assert check(dataclasses.replace(episodes, seeds=(1, 2, 3, 4))) == []  # it happened twice
+    assert rules(check(dataclasses.replace(episodes, seeds=(1, 2, 3, 1)))) == ["repeat"]
     episodes.rewards[20] += 1  # same motion, other reward: not a repeat
     assert check(episodes) == []
 

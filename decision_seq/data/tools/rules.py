@@ -109,9 +109,12 @@ def actions_outside(episodes: Episodes, env: Env | None) -> Finding | None:
     )
 
 
-def both_ends(episodes: Episodes, _env: Env | None) -> Finding | None:
-    """Last steps that are both terminated and truncated."""
-    both = np.flatnonzero(episodes.terminated & episodes.truncated)
+def both_ends(episodes: Episodes, env: Env | None) -> Finding | None:
+    """Last steps that are both terminated and truncated, other than at the time limit, where the
+    environment may have ended the episode by itself."""
+    limit = _limit(env) or int(episodes.lengths.max())
+    early = episodes.offsets[1:][episodes.lengths < limit] - 1
+    both = early[episodes.terminated[early] & episodes.truncated[early]]
     if not len(both):
         return None
     return Finding(
@@ -142,7 +145,7 @@ def without_end(episodes: Episodes, _env: Env | None) -> Finding | None:
 def time_limit(episodes: Episodes, env: Env | None) -> Finding | None:
     """Time limits recorded as terminations: the trap of D4RL's first files."""
     lengths, ends = episodes.lengths, episodes.offsets[1:] - 1
-    limit = env.spec.max_episode_steps if env is not None and env.spec else None
+    limit = _limit(env)
     longest = int(lengths.max())
     suspect = limit or (longest if longest >= LONG_EPISODE else 0)
     at_limit = np.flatnonzero(lengths == suspect)
@@ -165,7 +168,7 @@ def time_limit(episodes: Episodes, env: Env | None) -> Finding | None:
 
 def too_long(episodes: Episodes, env: Env | None) -> Finding | None:
     """Episodes longer than the environment allows: ends that were not recorded."""
-    limit = env.spec.max_episode_steps if env is not None and env.spec else None
+    limit = _limit(env)
     if limit is None or not (episodes.lengths > limit).any():
         return None
     beyond = np.flatnonzero(episodes.lengths > limit)
@@ -220,7 +223,8 @@ def repeats(episodes: Episodes, _env: Env | None) -> Finding | None:
         for array in (episodes.observations, episodes.actions, episodes.rewards):
             digest.update(np.ascontiguousarray(array[start:stop]).data)
         original = first.setdefault(digest.digest(), m)
-        if original != m:
+        # what two seeds gave was recorded twice, and is no copy
+        if original != m and (not episodes.seeds or episodes.seeds[m] == episodes.seeds[original]):
             copies.append((m, original))
     if not copies:
         return None
@@ -266,6 +270,11 @@ RULES: tuple[Rule, ...] = (
     replayed,
     constants,
 )
+
+
+def _limit(env: Env | None) -> int | None:
+    """Steps after which the environment ends an episode, where that is known."""
+    return env.spec.max_episode_steps if env is not None and env.spec else None
 
 
 def place(episodes: Episodes, row: int | np.integer[Any]) -> str:
