@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from conftest import random_episodes, write_npz
 from source_files import LENGTHS, assert_same, by_csv, by_minari, by_npz
 
 from decision_seq.data import import_dataset
-from decision_seq.data.sources import absolute, resolve, stored
+from decision_seq.data.sources import absolute, minari_dataset, resolve, stored
 from decision_seq.data.store import open_store
 from decision_seq.data.tools import check
 from decision_seq.data.tools.check import examine
@@ -176,3 +177,39 @@ def test_an_environment_that_minari_cannot_record_is_left_out(tmp_path: Path) ->
         assert open_store(["mine/classy-v0"]).hash == store.hash
     finally:
         del gym.registry["Classy-v0"]
+
+
+def test_names_that_hide_one_another_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An imported dataset, a folder here and a local Minari dataset of one name: which is meant
+    must be said."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("logs", "logs-v0", "run"):
+        (tmp_path / name).mkdir()
+    one, two = random_episodes([3]), random_episodes([4])
+    path = str(write_npz(tmp_path / "a.npz", one))
+    import_dataset([path], "logs")
+    import_dataset([path], "logs-v0")
+    import_dataset([path], "run")
+    assert open_store(["run"]).steps == 3  # a folder without data is none
+    write_npz(tmp_path / "logs" / "b.npz", two)
+    kept = stored.library() / "logs"
+    with pytest.raises(UserError, match=rf"logs: is the name of 2 datasets; write {kept} for the "):
+        open_store(["logs"])
+    assert open_store(["./logs"]).steps == 4 and open_store([str(kept)]).steps == 3
+    EXPORTERS["minari"](open_store(["./logs"]), "logs-v0")
+    with pytest.raises(UserError, match=r"2 datasets; .* remove the other for Minari's"):
+        check.examine(["logs-v0"])
+    write_npz(tmp_path / "logs-v0" / "b.npz", two)
+    with pytest.raises(UserError, match="logs-v0: is the name of 3 datasets"):
+        open_store(["logs-v0"])
+    for name in ("logs", "logs-v0"):  # nor are new ones hidden
+        shutil.rmtree(stored.library() / name)
+        with pytest.raises(UserError, match="one would hide the other"):
+            import_dataset([path], name)
+    with pytest.raises(UserError, match="is a folder of Minari's; give the dataset's id"):
+        open_store([str(minari_dataset.folder("logs-v0"))])
+    (tmp_path / "log.jsonl").write_text("{}")
+    with pytest.raises(UserError, match=r"log\.jsonl: \.jsonl files are not read; .*from_episodes"):
+        open_store(["log.jsonl"])

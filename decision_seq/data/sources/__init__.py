@@ -56,27 +56,23 @@ def resolve(source: str) -> Source:
     """Find a dataset: a file, the name of an imported one, a folder of files or of DQN-replay
     buffers, or a Minari id.
 
-    Raises UserError if none of these exists.
+    Raises UserError if none of these exists, or several do.
     """
     path = Path(source)
     if path.suffix.lower() in FORMATS and not os.path.isdir(path):
         if not os.path.isfile(path):  # unlike Path.is_file, False for a name that is too long
             raise UserError(f"{source}: no such file; give a path to an existing {path.suffix}")
         return _file(path)
-    if folder := stored.find(source):
-        return _stored(source, folder)
-    if replay := dqn_replay.find(source):
-        return Source(replay.name, replay.read, replay.fingerprint)
-    if os.path.isdir(path):
-        return _stored(path.name, path) if stored.is_stored(path) else _folder(path)
+    found = named(source)
+    if len(found) > 1:
+        fixes = ", or ".join(call for call, _ in found)
+        raise UserError(f"{source}: is the name of {len(found)} datasets; write {fixes}")
+    if found:
+        return found[0][1]
     if dataset_id := minari_dataset.id_of(source):
-        fetched = partial(minari_dataset.files, dataset_id, source)
-
-        def read() -> Episodes:
-            fetched()
-            return minari_dataset.read(dataset_id)
-
-        return Source(dataset_id, read, lambda: _hash(fetched()))
+        return _minari(dataset_id, source)
+    if os.path.isdir(path):
+        return _folder(path)
     if os.path.isfile(path):
         raise UserError(
             f"{source}: {path.suffix or 'such'} files are not read; write its episodes as one of "
@@ -88,6 +84,24 @@ def resolve(source: str) -> Source:
         f"of an imported dataset ({', '.join(stored.names()[:8]) or 'none yet'}), or a Minari id "
         f"such as mujoco/hopper/medium-v0 ({minari_dataset.local_summary()})"
     )
+
+
+def named(source: str) -> list[tuple[str, Source]]:
+    """All that is here under a name, each with what to call it where it is not the only one."""
+    found = []
+    path, here = Path(source), f"./{source} for the folder"
+    if folder := stored.find(source):
+        found.append((f"{folder} for the imported one", _stored(source, folder)))
+    if replay := dqn_replay.find(source):
+        found.append((here, Source(replay.name, replay.read, replay.fingerprint)))
+    elif os.path.isdir(path) and stored.is_stored(path):
+        found.append((here, _stored(path.name, path)))
+    elif os.path.isdir(path) and _files(path):
+        found.append((here, _folder(path)))
+    dataset_id = minari_dataset.id_of(source)
+    if dataset_id and minari_dataset.is_local(dataset_id):
+        found.append(("remove the other for Minari's", _minari(dataset_id, source)))
+    return found
 
 
 def absolute(source: str) -> str:
@@ -117,14 +131,34 @@ def _stored(name: str, folder: Path) -> Source:
     )
 
 
-def _folder(path: Path) -> Source:
-    """All files of a folder, in the order of their names, as one dataset."""
-    files = [
+def _minari(dataset_id: str, source: str) -> Source:
+    fetched = partial(minari_dataset.files, dataset_id, source)
+
+    def read() -> Episodes:
+        fetched()
+        return minari_dataset.read(dataset_id)
+
+    return Source(dataset_id, read, lambda: _hash(fetched()))
+
+
+def _files(folder: Path) -> list[Path]:
+    """Those of a folder that hold episodes, in the order of their names."""
+    return [
         file
-        for file in sorted(path.iterdir())
+        for file in sorted(folder.iterdir())
         if file.suffix.lower() in FORMATS and file.is_file() and not file.name.startswith(".")
     ]
+
+
+def _folder(path: Path) -> Source:
+    """All files of a folder as one dataset."""
+    files = _files(path)
     if not files:
+        if (path / "data" / "metadata.json").is_file():
+            raise UserError(
+                f"{path}: is a folder of Minari's; give the dataset's id, and set "
+                "MINARI_DATASETS_PATH to the folder that ids begin in"
+            )
         raise UserError(f"{path}: has no {', '.join(FORMATS)} files; give the folder they are in")
     parts = [_file(file) for file in files]
 

@@ -77,10 +77,18 @@ def files(dataset_id: str, source: str | None = None) -> list[Path]:
 
     Raises UserError if the id is known neither here nor, as far as one can ask, remotely.
     """
-    data = folder(dataset_id) / "data"
-    if not data.is_dir():
+    if not is_local(dataset_id):
         _download(dataset_id, source or dataset_id)
+    data = folder(dataset_id) / "data"
     return sorted(path for path in data.rglob("*") if path.is_file())
+
+
+def is_local(dataset_id: str) -> bool:
+    """Whether the dataset is in Minari's local storage; not if there can be none."""
+    try:
+        return (folder(dataset_id) / "data").is_dir()
+    except UserError:
+        return False
 
 
 def read(dataset_id: str) -> Episodes:

@@ -10,7 +10,7 @@ import numpy as np
 
 from decision_seq.data.episodes import Episodes, check_finite, concatenate
 from decision_seq.data.frames import chunks
-from decision_seq.data.sources import FORMATS, absolute, minari_dataset, resolve, stored
+from decision_seq.data.sources import FORMATS, absolute, named, resolve, stored
 from decision_seq.data.sources.episode_list import gather
 from decision_seq.data.store import EpisodeStore, checksum, open_folder, write_store
 from decision_seq.errors import UserError
@@ -91,8 +91,11 @@ def check_name(name: str) -> None:
         )
     if Path(name).suffix.lower() in FORMATS:
         raise UserError(f"dataset name {name!r}: ends like a file; leave {Path(name).suffix} out")
-    if minari_dataset.is_id(name) and (minari_dataset.folder(name) / "data").is_dir():
-        raise UserError(f"dataset name {name!r}: is a local Minari dataset already; choose another")
+    if any(source.folder != stored.library() / name for _, source in named(name)):
+        raise UserError(
+            f"dataset name {name!r}: is a folder of data here or a local Minari dataset already, "
+            "and one would hide the other; choose another"
+        )
 
 
 def _same(a: np.ndarray, b: np.ndarray) -> bool:
