@@ -182,11 +182,13 @@ def test_random_actions_are_collected_in_any_environment(env: str) -> None:
 
 
 def test_all_that_can_be_collected_is_listed() -> None:
-    with pytest.raises(UserError, match="policy 'best'; there is: expert, medium, random"):
+    with pytest.raises(
+        UserError, match="hopper-best, but hopper-expert, hopper-medium, hopper-random"
+    ):
         behaviour_for("hopper", "best", None)
-    with pytest.raises(UserError, match="policy 'best'; there is: random, medium, expert"):
+    with pytest.raises(UserError, match="pong-best, but pong-random, pong-medium, pong-expert"):
         behaviour_for("pong", "best", None)
-    with pytest.raises(UserError, match=r"policy 'medium'; there is: random .*--policy"):
+    with pytest.raises(UserError, match=r"CartPole-v1-medium, but CartPole-v1-random .*--policy"):
         behaviour_for("CartPole-v1", "medium", None)
     lines = [line.split()[:2] for line in LISTINGS["tiers"]()]
     for row in ("hopper medium", "pong random", "breakout expert", "(any) random"):

@@ -86,10 +86,10 @@ def behaviour_for(
         return _blind(start), provenance | kept
     if tier == UNIFORM:
         return uniform, {"behaviour": "uniform from the action space", "tier": tier}
-    there = ", ".join(dict.fromkeys([*embedded, *toys, *games, UNIFORM]))
+    there = dict.fromkeys([*embedded, *toys, *games, UNIFORM])
     raise UserError(
-        f"{env} has no behaviour policy {tier!r}; there is: {there} (`decision-seq list tiers` has "
-        "those of all environments); to roll out your own, give it with --policy"
+        f"there is no behaviour policy {env}-{tier}, but {', '.join(f'{env}-{t}' for t in there)} "
+        "(`decision-seq list tiers` has all environments); roll out your own with --policy"
     )
 
 
