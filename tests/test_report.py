@@ -17,6 +17,7 @@ import torch
 from small_agents import evaluated
 
 from decision_seq.errors import UserError
+from decision_seq.eval.inspect.run import inspect_agent, load_trained, write_inspection
 from decision_seq.eval.report import page as report
 from decision_seq.eval.report import statistics as stats
 from decision_seq.eval.report.data import Data, to_csv, to_json
@@ -478,10 +479,15 @@ def test_rows_older_than_the_checkpoint_beside_them_are_named(
 def test_rows_of_another_training_in_the_same_folder_are_named(
     toy_file: Path, evaluated_run: Path
 ) -> None:
+    subject = load_trained(evaluated_run, "last", (), torch.device("cpu"))
+    write_inspection(inspect_agent(subject, 0, None, None), evaluated_run)
+    (line,) = Data(load_runs([evaluated_run]), {}).looks_back
+    assert line.checkpoint == "last, step 10"
     shutil.rmtree(evaluated_run / "checkpoints")
     train(toy_config(toy_file, 10, seed=1), evaluated_run, torch.device("cpu"))
-    (score,) = Data(load_runs([evaluated_run]), {}).scores
-    assert score.checkpoint == "last, step 10 (older: the run was trained again since)"
+    data = Data(load_runs([evaluated_run]), {})
+    again = "last, step 10 (older: the run was trained again since)"
+    assert data.scores[0].checkpoint == again == data.looks_back[0].checkpoint
     evaluated(evaluated_run)
     (score,) = Data(load_runs([evaluated_run]), {}).scores
     assert score.checkpoint == "last, step 10"

@@ -39,17 +39,13 @@ def inspect(
         to_json,
         write_inspection,
     )
-    from decision_seq.run_folder import agent_path, read_index
 
     if run.is_file():
         if out is None:
             raise UserError(f"{run}: is a config file; name a folder for the figures with --out")
         subject = load_untrained(run, assignments, torch_device(device))
     else:
-        step_trained, file = read_index(run)[checkpoint]["step"], agent_path(run, checkpoint)
-        subject = load_trained(
-            run, file, step_trained, checkpoint, assignments, torch_device(device)
-        )
+        subject = load_trained(run, checkpoint, assignments, torch_device(device))
     inspection = inspect_agent(subject, episode, step, context_length)
     files = write_inspection(inspection, out or run)
     print_tables(to_json(inspection))

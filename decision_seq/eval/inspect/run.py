@@ -28,6 +28,7 @@ from decision_seq.eval.inspect.influence import (
 )
 from decision_seq.files import atomic_file, write_text
 from decision_seq.run_config import RunConfig, load_run_config
+from decision_seq.run_folder import Which, agent_at, agent_hash, read_index
 
 WINDOWS = 64  # over which the influence is averaged
 SEED = 0  # of their choice: the same windows for every agent on the same data
@@ -43,6 +44,7 @@ class Subject:
     store: EpisodeStore  # with its rewards delayed, where the agent was trained so
     checkpoint: str  # last, validation or untrained
     step: int  # gradient steps the agent has seen
+    agent_hash: str | None = None  # of a trained one
 
 
 @dataclass(frozen=True)
@@ -59,27 +61,24 @@ class Inspection:
 
 
 def load_trained(
-    run: Path,
-    agent_file: Path,
-    step: int,
-    checkpoint: str,
-    overrides: Sequence[str],
-    device: torch.device,
+    run: Path, checkpoint: Which, overrides: Sequence[str], device: torch.device
 ) -> Subject:
-    """The agent in `agent_file`, a checkpoint of the run folder `run`, and the run's data.
+    """The agent of a checkpoint of the run folder `run`, and the run's data.
 
     Raises UserError if `overrides` change the agent, or if the data does not fit it.
     """
+    step = read_index(run)[checkpoint]["step"]
     config = load_run_config(run / "config.yaml", overrides)
     if config.agent != load_run_config(run / "config.yaml").agent:
         raise UserError(
             f"{run}: holds a trained agent, which --set cannot change; give a config file to "
             "inspect another agent, untrained"
         )
-    agent = load_agent(agent_file, device)
+    agent = load_agent(agent_at(run, step), device)
     store = open_store(config.data.sources)
     _check_data(agent, store)
-    return Subject(config, agent, _as_trained(store, config), checkpoint, step)
+    store = _as_trained(store, config)
+    return Subject(config, agent, store, checkpoint, step, agent_hash(run, step))
 
 
 def load_untrained(path: Path, overrides: Sequence[str], device: torch.device) -> Subject:
@@ -158,6 +157,7 @@ def to_json(inspection: Inspection) -> dict[str, Any]:
         "tokens": list(agent.config.tokens),
         "checkpoint": subject.checkpoint,
         "step": subject.step,
+        "agent_hash": subject.agent_hash,
         "train_seed": subject.config.seed,
         "dataset": {"name": subject.store.name, "hash": subject.store.hash},
         "context_length": inspection.context_length,

@@ -96,9 +96,14 @@ class Run:
         return steps.tolist(), values.tolist()
 
     @property
+    def _trained(self) -> list[dict[str, Any]]:
+        """Rows of metrics.jsonl up to the checkpoint that is reported."""
+        return [row for row in self.metrics if row["step"] <= self.rows[0]["step"]]
+
+    @property
     def training_seconds(self) -> float | None:
         """Time spent on gradient steps, without pauses for checkpoints and rollouts."""
-        rows = [row for row in self.metrics if row.get("steps_per_second")]
+        rows = [row for row in self._trained if row.get("steps_per_second")]
         steps = np.diff([0, *(row["step"] for row in rows)])
         spent = [n / row["steps_per_second"] for n, row in zip(steps, rows, strict=True)]
         return float(sum(spent)) if rows else None
@@ -106,7 +111,7 @@ class Run:
     @property
     def training_memory_mib(self) -> float | None:
         """The most memory training held."""
-        return max((r["peak_memory_mib"] for r in self.metrics if "peak_memory_mib" in r),
+        return max((r["peak_memory_mib"] for r in self._trained if "peak_memory_mib" in r),
                    default=None)  # fmt: skip
 
 
