@@ -92,8 +92,8 @@ def add_rows(run: Path, episodes: list[Episode], /, **protocol: Any) -> list[Row
 
 
 def target_label(row: Row) -> str:
-    """What an episode was asked for, in words; rows that agree in it are reported together. A
-    target that the return prior proposes is the episode's own, so those count as one."""
+    """The target of a row in words: a return, `none`, or the quantile at which the return prior
+    proposes one to each episode. Rows that agree in it are reported together."""
     return target_name(row["target"], row["target_quantile"])
 
 

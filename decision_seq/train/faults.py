@@ -57,7 +57,7 @@ class FiniteGuard:
         return {"skipped_batches": skipped} if skipped else {}
 
     def tripped(self) -> int | None:
-        """Number of the batch that was one too many, or None. Waits for the device."""
+        """Number of the batch that exceeded what is allowed, or None. Waits for the device."""
         step = int(self.fatal_step)
         return None if step < 0 else step
 

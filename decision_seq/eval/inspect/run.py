@@ -37,7 +37,7 @@ SHARES = (0.1, 0.5, 0.9)  # quantiles of the memory length
 
 @dataclass(frozen=True)
 class Subject:
-    """What is looked at."""
+    """The agent and the data that an inspection measures."""
 
     config: RunConfig
     agent: SequenceAgent  # in eval mode
@@ -49,7 +49,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was seen."""
+    """Influence, token maps and memory of an agent, and the window that they are of."""
 
     subject: Subject
     context_length: int  # steps a window

@@ -74,7 +74,7 @@ def scores_by_step(name: str, curves: dict[str, list[tuple[int, float]]], style:
 
 
 def target_return(runs: Sequence[Run], dataset: str, style: Style) -> str:
-    """Achieved against asked return, with the data's own returns as a histogram behind.
+    """Achieved against target return, with the data's own returns as a histogram behind.
 
     Where runs were evaluated in both contexts, those of the papers (window) are drawn.
     """

@@ -18,7 +18,7 @@ CHOSEN = ("validation", "best")  # checkpoints beside the last
 
 
 def protocol(runs: Sequence[Run]) -> list[tuple[str, str]]:
-    """How the numbers came about."""
+    """Data, environments, targets, checkpoints, seeds and machines behind the numbers, by name."""
     pairs = [(run, row) for run in runs for row in run.rows]
     rows = [row for _, row in pairs]
     chosen = [(run, row) for run in runs for kind in CHOSEN for row in newest(run.others, kind)]
@@ -59,7 +59,7 @@ def protocol(runs: Sequence[Run]) -> list[tuple[str, str]]:
 
 
 def commands(runs: Sequence[Run]) -> list[str]:
-    """What makes each run again: as a comparison's ledger has it, else from its folder."""
+    """Commands that make each run again: as a comparison's ledger has it, else from its folder."""
     lines: list[str] = []
     for run in runs:
         ledger = read_ledger(run.folder.parent.parent)
@@ -165,7 +165,7 @@ def _episodes(runs: Sequence[Run]) -> set[int]:
 
 
 def _environment_seeds(runs: Sequence[Run]) -> str:
-    """Of everyone, or of each agent where they differ."""
+    """Environment seeds in words: of everyone, or of each agent where they differ."""
     seeds: dict[tuple[str, str, str, str], set[int]] = {}
     for run in runs:
         for row in run.rows:

@@ -15,7 +15,7 @@ from decision_seq.eval.report import figures
 from decision_seq.eval.report import statistics as stats
 from decision_seq.eval.report.data import Data
 from decision_seq.eval.report.runs import datasets, inspected, reported
-from decision_seq.eval.report.tables import FAR, Cost, Versus
+from decision_seq.eval.report.tables import FAR, Cost, PairedScores
 
 
 @dataclass(frozen=True)
@@ -361,7 +361,7 @@ def bracket(interval: stats.Interval | None, digits: int = 1) -> str:
     return f" [{interval.low:z.{digits}f}, {interval.high:z.{digits}f}]"
 
 
-def difference(line: Versus) -> str:
+def difference(line: PairedScores) -> str:
     """The paired difference with its interval."""
     return f"{line.difference.value:+z.1f}{bracket(line.difference.interval)}"
 

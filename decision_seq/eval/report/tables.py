@@ -18,8 +18,9 @@ FAR = 30  # tokens back, of which the report gives the influence
 
 
 @dataclass(frozen=True)
-class Versus:
-    """Two evaluations of the same agents next to each other: another checkpoint or context."""
+class PairedScores:
+    """An agent's mean scores in two evaluations that share training and environment seeds: of two
+    checkpoints, or in two contexts."""
 
     dataset: str
     env: str
@@ -59,8 +60,8 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class LooksBack:
-    """What `inspect` measured."""
+class Lookback:
+    """How far back the influence on an agent's action reaches, as `inspect` measured it."""
 
     dataset: str
     agent: str
@@ -84,12 +85,12 @@ class Selection:
     unit: str
 
 
-def last_or_best(runs: Sequence[Run]) -> list[Versus]:
-    """Chosen checkpoints next to the last, where both were evaluated."""
+def last_or_best(runs: Sequence[Run]) -> list[PairedScores]:
+    """Scores of chosen checkpoints next to the last one's, where both were evaluated."""
     lines = []
     for kind in ("validation", "best"):
         pairs = [(run, run.rows, newest(run.others, kind)) for run in runs]
-        lines += _versus(pairs, "last", kind, lambda row: row["context"])
+        lines += _paired_scores(pairs, "last", kind, lambda row: row["context"])
     return lines
 
 
@@ -102,22 +103,22 @@ def newest(rows: Sequence[Row], kind: str) -> list[Row]:
     return [row for row in own if row["step"] == step[_kind(row)]]
 
 
-def window_or_stream(runs: Sequence[Run]) -> list[Versus]:
-    """Both contexts next to each other, where both were evaluated."""
+def window_or_stream(runs: Sequence[Run]) -> list[PairedScores]:
+    """Scores in the two contexts, where both were evaluated."""
 
     def of(run: Run, context: str) -> list[Row]:
         return [row for row in run.rows if row["context"] == context]
 
     pairs = [(run, of(run, "window"), of(run, "stream")) for run in runs]
-    return _versus(pairs, "window", "stream", lambda row: "")
+    return _paired_scores(pairs, "window", "stream", lambda row: "")
 
 
-def _versus(
+def _paired_scores(
     pairs: Iterable[tuple[Run, list[Row], list[Row]]],
     first: str,
     second: str,
     context: Callable[[Row], str],
-) -> list[Versus]:
+) -> list[PairedScores]:
     """A line for each dataset, environment, target, context and agent that has both."""
     groups: dict[tuple[str, str, str, str, str], list[tuple[Run, Row, Row]]] = {}
     for run, base, other in pairs:
@@ -138,7 +139,7 @@ def _versus(
         others, bases = ({k: float(np.mean(v)) for k, v in side.items()} for side in (x, y))
         counts = sorted({str(row["candidates"] or "?") for _, _, row in matched})
         lines.append(
-            Versus(
+            PairedScores(
                 *key,
                 first,
                 second,
@@ -258,15 +259,15 @@ def _of_task(run: Run, row: Row, task: Task, same_target: bool = True) -> bool:
     )
 
 
-def looks_back(runs: Sequence[Run]) -> list[LooksBack]:
-    """What the report says of each run's inspection."""
+def looks_back(runs: Sequence[Run]) -> list[Lookback]:
+    """Influence of the past on the action of each run that was inspected."""
     lines = []
     for run in runs:
         if (inspection := run.inspection) is None:
             continue
         by_lag = [row["mean"] for row in inspection["influence"]["by_lag"]]
         lines.append(
-            LooksBack(
+            Lookback(
                 dataset=run.dataset["name"],
                 agent=run.agent,
                 seed=run.config.seed,
