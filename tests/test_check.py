@@ -198,7 +198,9 @@ def test_replay_tells_walker2d_v4_from_v5() -> None:
     behaviour, provenance = behaviour_for("walker2d", "medium", None)
     collect("walker2d", behaviour, 200, "own/walker-v0", 0, provenance)
     assert examine(["own/walker-v0"]).findings == []
-    assert rules(examine(["own/walker-v0"], "Walker2d-v4").findings) == ["replay"]
+    found = examine(["own/walker-v0"], "Walker2d-v4").findings
+    assert rules(found) == ["replay", "environment"]
+    assert "Walker2d-v4 is another version" in str(found[1])
 
 
 def test_seeds_are_replayed_in_any_environment() -> None:
@@ -236,7 +238,10 @@ def test_drop_bad_writes_a_cleaned_copy(tmp_path: Path) -> None:
         assert np.array_equal(getattr(store, name), getattr(good, name)[rows])
     assert store.info["env_id"] == "Hopper-v5"
     assert source.read_bytes() == before
-    assert rules(examine([str(tmp_path / "clean.npz")], "point-run").findings) == ["misfit"]
+    assert rules(examine([str(tmp_path / "clean.npz")], "point-run").findings) == [
+        "misfit",
+        "environment",
+    ]
     for out, expected in (("clean.npz", "exists already"), ("clean.hdf5", "written as .npz")):
         with pytest.raises(UserError, match=expected):
             drop_bad(examine([str(source)]), tmp_path / out)

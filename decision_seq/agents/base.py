@@ -21,6 +21,7 @@ from decision_seq.agents.recorded import Recorder
 from decision_seq.backbones import BackboneConfig, Layout
 from decision_seq.backbones.mamba import MambaConfig
 from decision_seq.config import register as register_config
+from decision_seq.data.origin import recorded
 from decision_seq.data.store import EpisodeStore
 from decision_seq.data.transforms import ObservationNorm, ReturnSpec
 from decision_seq.data.windows import Batch
@@ -94,8 +95,10 @@ class AgentSpec:
     action_dim: int  # A, or the number of discrete actions
     discrete: bool
     max_timestep: int  # last timestep of the longest episode; later ones share its embedding
-    env: str | None = None  # id of the environment, where the data name it
+    env: str | None = None  # the environment to act in, where the data name it, with arguments
     action_count_known: bool = False  # else there may be more discrete actions than were seen
+    action_start: int = 0  # what the environment calls the first of its discrete actions
+    actions_seen: tuple[int, int] | None = None  # the lowest and highest, as it calls them
 
     @property
     def frames(self) -> bool:
@@ -171,13 +174,18 @@ class SequenceAgent(nn.Module):
                 "true, so that what an environment gives is counted alike, and give targets in "
                 "clipped returns"
             )
+        start, seen = store.info.get("action_start", 0), None
+        if store.discrete:
+            seen = (start + int(store.actions.min()), start + int(store.actions.max()))
         spec = AgentSpec(
             observation_shape=store.observations.shape[1:],
             action_dim=store.action_dim,
             discrete=store.discrete,
             max_timestep=int(store.lengths.max()) - 1,
-            env=store.info.get("env_id"),
+            env=store.info.get("eval_env_id") or next(iter(recorded(store.info)), None),
             action_count_known="action_count" in store.info,
+            action_start=start,
+            actions_seen=seen,
         )
         if spec.frames and config.encoder is None:  # a checkpoint names what it holds
             config = replace(config, encoder=NatureConfig())

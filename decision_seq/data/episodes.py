@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from decision_seq.data.columns import rounded, to_float32
 from decision_seq.data.findings import Finding
 from decision_seq.data.frames import joined, single_frames
-from decision_seq.envs.reference_scores import atari_game
+from decision_seq.data.origin import together
 from decision_seq.errors import UserError
 
 MAX_DISCRETE_ACTIONS = 65_536  # beyond that it is no list of actions
@@ -20,12 +20,14 @@ MAX_DISCRETE_ACTIONS = 65_536  # beyond that it is no list of actions
 class Episodes:
     """N steps of M whole episodes. Row t holds what was seen, done and received at step t.
 
-    `info` says what the source knows about itself: `env_id`, `ref_min_score`, `ref_max_score`,
-    `action_count` (of discrete actions), `rewards` ("clipped" to [-1, 1], where they are).
+    `info` says what the source knows about itself: `env_id` (with arguments), or `env_ids` where
+    sources differ; `eval_env_id`, where it is meant to be evaluated in another one;
+    `ref_min_score`, `ref_max_score`; `action_count` of discrete actions and `action_start`, what
+    the environment calls the first; `rewards` ("clipped" to [-1, 1], where they are).
     """
 
     observations: np.ndarray  # [N, S] float32 or uint8, or frames [N, H, W] uint8, not stacked
-    actions: np.ndarray  # [N, A] float32, or [N] int64 for discrete actions
+    actions: np.ndarray  # [N, A] float32, or [N] int64 for discrete actions, counted from 0
     rewards: np.ndarray  # [N] float32
     terminated: np.ndarray  # [N] bool, the environment ended here
     truncated: np.ndarray  # [N] bool, a time limit or quota ended here
@@ -80,9 +82,11 @@ def from_flat(
     cut_off = not (terminated[-1] or truncated[-1])
     truncated[-1] |= cut_off
     ends = np.flatnonzero(terminated | truncated) + 1
+    kept, start = _actions(source, actions, info)
+    given, info = info, info | ({"action_start": start} if start else {})
     episodes = Episodes(
         observations=_observations(source, observations),
-        actions=_actions(source, actions, info.get("action_count")),
+        actions=kept,
         rewards=_column(source, "rewards", rewards),
         terminated=terminated,
         truncated=truncated,
@@ -90,9 +94,21 @@ def from_flat(
         info=info,
         incomplete=(len(ends) - 1,) if cut_off else (),
     )
+    if start and "action_start" not in given:
+        episodes.findings += (_below_zero(start),)
     if lost := rounded(_columns(observations, actions, rewards)):
-        episodes.findings = (lost,)
+        episodes.findings += (lost,)
     return episodes
+
+
+def _below_zero(start: int) -> Finding:
+    return Finding(
+        "warning",
+        "below-zero",
+        1,
+        f"discrete actions begin at {start}, which is taken for the environment's first",
+        "if it marks steps without an action, leave these out",
+    )
 
 
 def concatenate(parts: list[Episodes], names: list[str]) -> Episodes:
@@ -113,17 +129,15 @@ def concatenate(parts: list[Episodes], names: list[str]) -> Episodes:
                     f"{name}: `{key}` is {describe(theirs)} but {names[0]} has {describe(mine)}; "
                     "sources of one dataset must come from the same environment"
                 )
-        games = [atari_game(info.get("env_id", "")) for info in (first.info, part.info)]
-        if all(games) and games[0] != games[1]:  # their frames have one shape
-            raise UserError(
-                f"{name}: is of the game {games[1]}, but {names[0]} of {games[0]}; sources of one "
-                "dataset must come from the same environment"
-            )
+    environment, differing = together([part.info for part in parts], names)
+    parts = _counted_alike(parts)
+    first = parts[0]
     keys = ("observations", "actions", "rewards", "terminated", "truncated")
     arrays: dict[str, Any] = {key: joined([getattr(p, key) for p in parts]) for key in keys}
     lengths = np.concatenate([p.lengths for p in parts])
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     shared = {k: v for k, v in first.info.items() if all(p.info.get(k) == v for p in parts)}
+    shared = {k: v for k, v in shared.items() if k not in ("env_id", "env_ids")} | environment
     incomplete: list[int] = []
     before = 0  # episodes of the parts before
     for part in parts:
@@ -138,8 +152,20 @@ def concatenate(parts: list[Episodes], names: list[str]) -> Episodes:
         info=shared,
         incomplete=(*incomplete,),
         seeds=(*seeds,),
-        findings=(*findings,),
+        findings=(*differing, *findings),
     )
+
+
+def _counted_alike(parts: list[Episodes]) -> list[Episodes]:
+    """The same with discrete actions counted from one start, the lowest."""
+    starts = [part.info.get("action_start", 0) for part in parts]
+    if len(set(starts)) == 1:
+        return parts
+    low = {"action_start": min(starts)}
+    return [
+        replace(part, actions=part.actions + (start - min(starts)), info=part.info | low)
+        for part, start in zip(parts, starts, strict=True)
+    ]
 
 
 def describe(array: np.ndarray) -> str:
@@ -176,27 +202,33 @@ def _observations(source: str, array: np.ndarray) -> np.ndarray:
     return array if array.dtype == np.uint8 else to_float32(array)
 
 
-def _actions(source: str, array: np.ndarray, count: int | None) -> np.ndarray:
+def _actions(source: str, array: np.ndarray, info: dict[str, Any]) -> tuple[np.ndarray, int]:
+    """Actions [N, A], or [N] counted from 0, and what the environment calls the first of these."""
     if array.ndim == 2 and array.dtype.kind == "f" and array.shape[1] > 0:
-        return to_float32(array)
+        return to_float32(array), 0
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.ndim == 1 and array.dtype.kind in "iu":
-        if array.min() < 0 or array.max() >= MAX_DISCRETE_ACTIONS:
+        low, high = int(array.min()), int(array.max())
+        start = info.get("action_start", min(low, 0))
+        if high - start >= MAX_DISCRETE_ACTIONS or abs(start) > MAX_DISCRETE_ACTIONS:
             raise UserError(
-                f"{source}: `actions` holds {array.min()} to {array.max()}; discrete actions are "
-                f"numbers from 0 to {MAX_DISCRETE_ACTIONS - 1}"
+                f"{source}: `actions` holds {low} to {high}; discrete actions are up to "
+                f"{MAX_DISCRETE_ACTIONS} numbers in a row, the first usually 0"
             )
+        count = info.get("action_count")
         if count is not None and not 0 < count <= MAX_DISCRETE_ACTIONS:
             raise UserError(
                 f"{source}: `action_count` is {count}; it must be from 1 to {MAX_DISCRETE_ACTIONS}"
             )
-        if count is not None and array.max() >= count:
+        last = high if count is None else start + count - 1
+        if low < start or high > last:
+            wrong = high if high > last else low
             raise UserError(
-                f"{source}: `actions` holds {array.max()}, but the environment it names has only "
-                f"{count} actions, 0 to {count - 1}; name the one that the data came from"
+                f"{source}: `actions` holds {wrong}, but the environment it names has only "
+                f"the actions {start} to {last}; name the one that the data came from"
             )
-        return array.astype(np.int64)
+        return array.astype(np.int64) - start, start
     raise UserError(
         f"{source}: `actions` is {array.dtype} of shape {array.shape}; expected float "
         "[steps, width] for continuous actions or int [steps] for discrete ones"

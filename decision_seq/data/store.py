@@ -19,7 +19,7 @@ from decision_seq.envs.atari import FRAME_STACK
 from decision_seq.errors import UserError
 from decision_seq.files import atomic_folder, cache_dir, remove_leftovers
 
-LAYOUT = 5  # part of the cache key: raise it when the files' meaning changes
+LAYOUT = 6  # part of the cache key: raise it when the files' meaning changes
 ARRAYS = (
     "observations",
     "actions",

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,11 +71,22 @@ def atari_references() -> dict[str, dict[str, tuple[float, float]]]:
     }
 
 
+# environment, of any version, behind its dataset in D4RL
+ENVIRONMENTS = {
+    "hopper-medium-v2": "Hopper",
+    "halfcheetah-medium-v2": "HalfCheetah",
+    "walker2d-medium-v2": "Walker2d",
+    "ant-medium-v2": "Ant",
+    "pen-human-v1": "AdroitHandPen",
+    "hammer-human-v1": "AdroitHandHammer",
+    "door-human-v1": "AdroitHandDoor",
+    "relocate-human-v1": "AdroitHandRelocate",
+}
 # environment, of any version -> (random, expert)
 REFERENCE_RETURNS: dict[str, tuple[float, float]] = {
-    environment: d4rl_datasets()[f"{environment.lower()}-medium-v2"].reference
-    for environment in ("Hopper", "HalfCheetah", "Walker2d", "Ant")
+    environment: d4rl_datasets()[dataset].reference for dataset, environment in ENVIRONMENTS.items()
 }
+REFERENCE_RETURNS["decision-seq/D4RLAnt"] = REFERENCE_RETURNS["Ant"]
 
 
 # Atari/Pong-sticky-v0, and what others call the game: PongNoFrameskip-v4, ALE/Pong-v5
@@ -93,13 +105,36 @@ def atari_game(identifier: str) -> str | None:
 def references(name: str) -> dict[str, tuple[float, float]]:
     """(random, expert) returns for an environment id of any version or the name of a D4RL dataset,
     by the published form: `d4rl`; for Atari `human` and, where there is one, `gamer-rounded`. The
-    first is what scores use where nothing else is said. Empty if there are none."""
+    first is what scores use where nothing else is said. Empty if there are none, and for an
+    environment made with arguments, in which other returns are usual."""
+    if "?" in name:
+        return {}
     dataset = d4rl_datasets().get(name)
     known = dataset.reference if dataset else REFERENCE_RETURNS.get(name.rpartition("-v")[0])
     if known:
         return {"d4rl": known}
     game = atari_game(name)
     return {form: of[game] for form, of in atari_references().items() if game in of}
+
+
+def scoring(
+    name: str,
+    data: tuple[float, float] | None = None,
+    run: tuple[float, float] | None = None,
+) -> dict[str, tuple[float, float]]:
+    """All (random, expert) returns that scores in the environment `name` can refer to, the one to
+    use first: the `run`'s own, else what the `data` name (which may be a published form), else the
+    published ones."""
+    published = references(name)
+    named: dict[str, tuple[float, float]] = {} if run is None else {"run": run}
+    if data is not None:
+        known = [form for form, of in published.items() if _equal(of, data)]
+        named[known[0] if known else "data"] = data
+    return named | {form: of for form, of in published.items() if form not in named}
+
+
+def _equal(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    return all(math.isclose(a, b, rel_tol=1e-6) for a, b in zip(one, other, strict=True))
 
 
 def reference_returns(name: str) -> tuple[float, float] | None:

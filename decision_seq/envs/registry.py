@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import inspect
 import sys
@@ -109,6 +110,14 @@ def identity_of(spec: EnvSpec) -> Identity:
     kept = {k: plain(v) for k, v in spec.kwargs.items() if k not in DRAWING}
     written = Identity(spec.id, kept | {LIMIT: limit})
     return canonical(written) or written
+
+
+def writable(spec: EnvSpec) -> EnvSpec:
+    """The same in a form that can be written as JSON: classes and other objects as text."""
+    point = spec.entry_point
+    if point is not None and not isinstance(point, str):
+        point = f"{point.__module__}:{getattr(point, '__qualname__', point)}"
+    return dataclasses.replace(spec, entry_point=point, kwargs=plain(spec.kwargs))
 
 
 def named_by_data(name: str | None) -> str | None:

@@ -82,9 +82,13 @@ def _kind(data: Identity, other: Identity) -> Kind | None:
     return "time limit"
 
 
-def stand_in(recorded: str) -> str:
-    """The environment to make for data that record this one: itself, unless it is gone."""
-    return str(_stand_in(_known(recorded)))
+def stand_in(recorded: str, width: int | None = None) -> str:
+    """The environment to make for data that record this one: itself, unless it is gone; then the
+    same in a version that is here, if there is one with observations of that width."""
+    here = str(_stand_in(_known(recorded)))
+    if width is None or _known(recorded).id not in STAND_INS:
+        return here
+    return fitting(recorded, re.sub(r"-v[23]\b", "-v4", recorded), width) or here
 
 
 def fitting(recorded: str | None, used: str, width: int) -> str | None:
@@ -93,7 +97,9 @@ def fitting(recorded: str | None, used: str, width: int) -> str | None:
     tried = [stand_in(recorded)] if recorded else []
     identity = _known(used)
     family = [i for i in gym.registry if _family(Identity(i)) == _family(identity)]
-    for identifier in reversed(family):  # the newest first
+    for identifier in dict.fromkeys([identity.id, *reversed(family)]):  # then the newest first
+        if identifier not in gym.registry:
+            continue
         if "mujoco" in str(gym.registry[identifier].entry_point):  # whose switches we know
             tried += [identifier, *map(str, _switched(identifier))]
     for name in tried:
@@ -116,7 +122,10 @@ def _switched(identifier: str) -> Iterator[Identity]:
 
 
 def _known(name: str) -> Identity:
-    typed = Identity.parse(name)
+    try:
+        typed = Identity.parse(name)
+    except UserError:  # a stranger's data may say anything
+        return Identity(name)
     return canonical(typed) or typed
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from decision_seq.agents import SequenceAgent
-from decision_seq.agents.fit import check_fit
+from decision_seq.agents.fit import check_fit, check_origin
 from decision_seq.agents.return_prior import ensure_prior
 from decision_seq.data.store import EpisodeStore, open_store
 from decision_seq.data.tools.info import read_summary, remarks, write_summary
@@ -123,6 +123,7 @@ def _train(
     with random:
         agent = SequenceAgent.for_dataset(config.agent, store).to(device)
     env = make(config.env)
+    check_origin(store, env)
     check_fit(agent.spec, env)
     env.close()
     if world.is_rank_zero:

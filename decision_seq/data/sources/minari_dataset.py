@@ -9,20 +9,24 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
 
 from decision_seq.data.episodes import Episodes, from_flat
 from decision_seq.data.findings import Finding
 from decision_seq.data.frames import array_on_disk, release, single_frames
 from decision_seq.data.sources.episode_list import HAND_OVER, check_alike
+from decision_seq.envs.registry import identity_of
 from decision_seq.errors import UserError
 
 ID = re.compile(r"([\w-]+/)*[\w-]+-v\d+")
 REMOTE = re.compile(r"(?:hf|gcp)://[^/]+/(.+)")
+ONLY_WATCH = ("RecordEpisodeStatistics", "RecordVideo", "HumanRendering", "RenderCollection")
 
 
 def is_id(name: str) -> bool:
@@ -119,11 +123,11 @@ def read(dataset_id: str) -> Episodes:
             raise UserError(f"{dataset_id}: episode {episode.id} has no steps; remove it")
         _check_episode(f"{dataset_id}: episode {episode.id}", episode, episodes[0])
     keys = ("ref_min_score", "ref_max_score")
-    info = {key: float(metadata[key]) for key in keys if metadata.get(key) is not None}
-    if dataset.env_spec is not None:
-        info["env_id"] = dataset.env_spec.id
+    scores = {key: float(metadata[key]) for key in keys if metadata.get(key) is not None}
+    info: dict[str, Any] = scores | _environments(dataset)
     if isinstance(dataset.action_space, spaces.Discrete):
         info["action_count"] = int(dataset.action_space.n)
+        info["action_start"] = int(dataset.action_space.start)
     ends = np.cumsum([len(e.rewards) for e in episodes]) - 1
     terminated, truncated = np.zeros((2, ends[-1] + 1), bool)
     terminated[ends] = [e.terminations[-1] for e in episodes]
@@ -148,8 +152,31 @@ def read(dataset_id: str) -> Episodes:
         flat,
         incomplete=tuple(incomplete),
         seeds=whole_numbers(seeds),
-        findings=(*flat.findings, *_ends_within(episodes)),
+        findings=(*flat.findings, *_ends_within(episodes), *_wrapped(dataset.env_spec)),
     )
+
+
+def _environments(dataset: Any) -> dict[str, str]:
+    """The environment that the data are from, and the one to evaluate in where it is another."""
+    specs = {"env_id": dataset.env_spec, "eval_env_id": getattr(dataset, "_eval_env_spec", None)}
+    found = {key: str(identity_of(spec)) for key, spec in specs.items() if spec is not None}
+    if found.get("eval_env_id") == found.get("env_id"):
+        found.pop("eval_env_id", None)
+    return found
+
+
+def _wrapped(spec: EnvSpec | None) -> Iterator[Finding]:
+    """What to say where the environment had wrappers around it that change what an agent meets."""
+    names = [wrapper.name for wrapper in spec.additional_wrappers] if spec else []
+    if names := [name for name in names if name not in ONLY_WATCH]:
+        yield Finding(
+            "warning",
+            "wrappers",
+            len(names),
+            f"the environment was recorded through wrappers ({', '.join(names)}), which one made "
+            "by its id does not have",
+            "register an environment with them in a module of yours and name it, `module:Id-v0`",
+        )
 
 
 def _episodes(dataset_id: str, dataset: Any) -> tuple[list[Any], np.ndarray | None]:

@@ -1,10 +1,10 @@
 """`.npz` files: observations, actions, rewards, terminations, truncations, one row a step.
 
 The last two may be called `terminals` and `timeouts`. Optional: `meta`, a JSON text (of which
-env_id, ref_min, ref_max, action_count, rewards and the findings of an export are used);
-`episode_seeds`, what each episode's environment was reset with; `incomplete_episodes` (once called
-`unended_episodes`), numbers of those whose truncation was not recorded but assumed. Other keys are
-ignored.
+env_id, eval_env_id, ref_min, ref_max, action_count, action_start, rewards and the findings of an
+export are used); `episode_seeds`, what each episode's environment was reset with;
+`incomplete_episodes` (once called `unended_episodes`), numbers of those whose truncation was not
+recorded but assumed. Other keys are ignored.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from decision_seq.errors import UserError
 
 KEYS = ("observations", "actions", "rewards", "terminations", "truncations")
 META = {"env_id": "env_id", "ref_min": "ref_min_score", "ref_max": "ref_max_score"}
-META |= {"action_count": "action_count", "rewards": "rewards"}  # theirs: ours
+META |= {"eval_env_id": "eval_env_id", "rewards": "rewards"}  # theirs: ours
+META |= {"action_count": "action_count", "action_start": "action_start"}
 EPISODE_KEYS = ("episode_seeds", "incomplete_episodes")
 # theirs: ours. The first two as in D4RL's files; the last is our own old name
 ALIASES = {"terminals": "terminations", "timeouts": "truncations"}
@@ -109,7 +110,8 @@ def _info(path: Path, meta: str) -> tuple[dict[str, Any], list[Finding]]:
         data = json.loads(meta)
         findings = [from_plain(fields) for fields in data.get("findings", ())]
         info = {ours: data[theirs] for theirs, ours in META.items() if theirs in data}
-        for key, kind in {"env_id": str, "rewards": str, "action_count": int}.items():
+        texts = dict.fromkeys(("env_id", "eval_env_id", "rewards"), str)
+        for key, kind in {**texts, "action_count": int, "action_start": int}.items():
             if key in info and type(info[key]) is not kind:
                 raise TypeError
         scores = ("ref_min_score", "ref_max_score")
@@ -117,5 +119,5 @@ def _info(path: Path, meta: str) -> tuple[dict[str, Any], list[Finding]]:
     except (ValueError, TypeError, KeyError, AttributeError):
         raise UserError(
             f"{path}: `meta` is not a JSON object with texts `env_id`, `rewards` and numbers "
-            "`ref_min`, `ref_max`, `action_count`; write it with json.dumps"
+            "`ref_min`, `ref_max`, `action_count`, `action_start`; write it with json.dumps"
         ) from None

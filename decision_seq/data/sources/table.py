@@ -246,12 +246,14 @@ def _text(number: np.generic) -> str:
 
 
 def _info(columns: Columns) -> dict[str, str]:
+    from decision_seq.envs.identity import Identity
     from decision_seq.envs.registry import env_id
 
     if columns.env is None:
         return {}
     # `module:Id` as it is: a file that came with the data must not choose what is imported
-    return {"env_id": columns.env if ":" in columns.env else env_id(columns.env)}
+    foreign = Identity.parse(columns.env).module is not None
+    return {"env_id": columns.env if foreign else env_id(columns.env)}
 
 
 def _check_together(

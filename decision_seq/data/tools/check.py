@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 
 from decision_seq.data.episodes import Episodes, concatenate
-from decision_seq.data.findings import SEVERITIES, Finding
+from decision_seq.data.findings import SEVERITIES, Finding, Severity
+from decision_seq.data.origin import recorded
 from decision_seq.data.sources import npz, resolve
 from decision_seq.data.store import open_folder
 from decision_seq.data.tools.library import verify
 from decision_seq.data.tools.rules import RULES, Env
 from decision_seq.envs.quiet import quiet_mujoco
 from decision_seq.envs.registry import make, named_by_data
+from decision_seq.envs.variants import difference, stand_in
 from decision_seq.errors import UserError
 from decision_seq.files import atomic_file, write_text
 
@@ -48,6 +50,8 @@ def examine(sources: Sequence[str], env: str | None = None) -> Examined:
     """Read and check one dataset made of `sources`. `env` is for those that do not name theirs."""
     episodes = read(sources)
     environment = environment_of(episodes, env)
+    if env is not None:
+        episodes.findings += tuple(_differing(episodes, env))
     try:
         return Examined(sources, episodes, check(episodes, environment))
     finally:
@@ -67,19 +71,27 @@ def read(sources: Sequence[str]) -> Episodes:
 
 
 def environment_of(episodes: Episodes, name: str | None) -> Env | None:
-    """The environment called `name`, else the one the data name if it exists here, else None."""
+    """The environment called `name`, else the one the data name if it exists here, else None: for
+    one that is gone a version that fits."""
     if name is not None:
         return make(name)
-    own = named_by_data(episodes.info.get("env_id"))
+    own = named_by_data(next(iter(recorded(episodes.info)), None))
     if own is None or own.startswith("ALE/"):
         return None
-    # D4RL's v2 and v3 need mujoco-py; v4 is the same model and task
-    for candidate in (own, own[:-1] + "4" if own.endswith(("-v2", "-v3")) else own):
-        try:
-            return make(candidate)
-        except UserError:
-            continue
-    return None
+    vectors = episodes.observations.ndim == 2
+    try:
+        return make(stand_in(own, episodes.observations.shape[1] if vectors else None))
+    except UserError:
+        return None
+
+
+def _differing(episodes: Episodes, env: str) -> Iterator[Finding]:
+    """What `env` has other than the environments that the data say they are from."""
+    for own in recorded(episodes.info):
+        if found := difference(own, env):
+            severity: Severity = "error" if found.certain else "warning"
+            fix = "leave --env out, or give the one that they are from"
+            yield Finding(severity, "environment", len(episodes.lengths), str(found), fix)
 
 
 def drop_bad(examined: Examined, out: Path) -> list[dict[str, Any]]:
@@ -119,6 +131,7 @@ def write_npz(path: Path, episodes: Episodes, which: np.ndarray) -> None:
     rows = np.concatenate([np.arange(episodes.offsets[m], episodes.offsets[m + 1]) for m in which])
     info = episodes.info
     meta = {theirs: info[ours] for theirs, ours in npz.META.items() if ours in info}
+    first = info.get("action_start", 0)  # files hold what the environment took
     if episodes.findings:
         meta["findings"] = [finding.plain() for finding in episodes.findings]
     recorded: dict[str, Any] = {
@@ -129,7 +142,7 @@ def write_npz(path: Path, episodes: Episodes, which: np.ndarray) -> None:
         np.savez(
             file,
             observations=episodes.observations[rows],
-            actions=episodes.actions[rows],
+            actions=episodes.actions[rows] + first if first else episodes.actions[rows],
             rewards=episodes.rewards[rows],
             terminations=episodes.terminated[rows],
             truncations=episodes.truncated[rows],

@@ -21,6 +21,7 @@ from decision_seq.errors import UserError
 from decision_seq.files import check_space, workspace
 from decision_seq.variables import variables
 
+ENDLESS = 100_000  # steps after which an episode is truncated that does not end by itself
 Act = Callable[[np.ndarray], Any]  # observation -> action [A] or index
 
 
@@ -40,7 +41,7 @@ def collect(
         env: environment name or gymnasium id.
         behaviour: called with a random generator and the environment, once that is reset for an
             episode; returns its policy.
-        steps: fewest steps; the last episode is completed.
+        steps: fewest steps; the last episode is completed, but for one that would never end.
         dataset_id: Minari id to write, which must not exist.
         seed: of environment and policy; episode i uses seed + i for the environment.
         provenance: what to record about the behaviour.
@@ -56,12 +57,13 @@ def collect(
     if steps < 1 or seed < 0:
         raise UserError(f"steps is {steps} and seed {seed}; they must be at least 1 and 0")
     environment = registry.make(env)
+    limit = max(steps, ENDLESS)  # an environment's own is far below, if it has one
     buffers: list[dict[str, Any]] = []
     done = 0
     while done < steps:
         episode_seed = seed + len(buffers)
         rng = np.random.default_rng([seed, len(buffers)])
-        buffers.append(_episode(environment, partial(behaviour, rng), episode_seed))
+        buffers.append(_episode(environment, partial(behaviour, rng), episode_seed, limit))
         done += len(buffers[-1]["rewards"])
         on_step(min(done, steps))
     returns = np.array([sum(b["rewards"]) for b in buffers])
@@ -91,20 +93,22 @@ def check_id(dataset_id: str) -> None:
         )
 
 
-def _episode(env: Any, start: Callable[[Any], Act], seed: int) -> dict[str, Any]:
+def _episode(env: Any, start: Callable[[Any], Act], seed: int, limit: int) -> dict[str, Any]:
+    """One episode, truncated after `limit` steps."""
     observation, _ = env.reset(seed=seed)
     act = start(env)
-    observations, actions, rewards, terminations, truncations = [observation], [], [], [], []
+    observations, actions = [np.array(observation)], []
+    rewards, terminations, truncations = [], [], []
     ended = False
     while not ended:
         action = act(observation)
+        actions.append(np.array(action))  # copies: both may use their buffers again
         observation, reward, terminated, truncated, _ = env.step(action)
-        observations.append(observation)
-        actions.append(action)
+        observations.append(np.array(observation))
         rewards.append(float(reward))
         terminations.append(bool(terminated))
-        truncations.append(bool(truncated))
-        ended = terminated or truncated
+        truncations.append(bool(truncated or len(rewards) == limit))
+        ended = terminations[-1] or truncations[-1]
     return {
         "seed": seed,
         "observations": np.stack(observations),  # [T + 1, S], or frames [T + 1, 84, 84]
@@ -125,14 +129,14 @@ def _store(
     target = minari_dataset.folder(dataset_id)
     columns = [np.asarray(column) for buffer in buffers for column in buffer.values()]
     check_space(target, 2 * sum(column.nbytes for column in columns) + 1_000_000)
-    reference = reference_returns(env.spec.id)
+    reference = reference_returns(str(registry.identity_of(env.spec)))
     scores = dict(zip(("ref_min_score", "ref_max_score"), reference or (), strict=False))
     with temporary_storage(target) as temporary, warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # about e-mail and permalink of an author
         dataset = minari.create_dataset_from_buffers(
             dataset_id,
             [EpisodeBuffer(id=i, **buffer) for i, buffer in enumerate(buffers)],
-            env=env.spec,
+            env=registry.writable(env.spec),
             action_space=env.action_space,
             observation_space=env.observation_space,
             algorithm_name=provenance["behaviour"],

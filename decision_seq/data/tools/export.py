@@ -44,6 +44,7 @@ def to_minari(store: EpisodeStore, out: str) -> None:
     from minari.data_collector.episode_buffer import EpisodeBuffer
 
     check_id(out)
+    first = store.info.get("action_start", 0)  # what the environment calls the first action
     truncated = np.array(store.truncated)
     truncated[store.offsets[1:][list(store.incomplete)] - 1] = False
     buffers = [
@@ -51,7 +52,7 @@ def to_minari(store: EpisodeStore, out: str) -> None:
             id=number,
             seed=store.seeds[number] if store.seeds else None,
             observations=np.concatenate([store.observations[a:b], store.observations[b - 1 : b]]),
-            actions=np.array(store.actions[a:b]),
+            actions=store.actions[a:b] + first if first else np.array(store.actions[a:b]),
             rewards=store.rewards[a:b].tolist(),
             terminations=store.terminated[a:b].tolist(),
             truncations=truncated[a:b].tolist(),
@@ -81,7 +82,7 @@ def _environment(store: EpisodeStore) -> dict[str, Any]:
     from gymnasium import spaces
 
     found: dict[str, Any] = {}
-    name = registry.named_by_data(store.info.get("env_id"))
+    name = registry.named_by_data(store.info.get("env_id"))  # none, if sources differ
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -90,15 +91,15 @@ def _environment(store: EpisodeStore) -> dict[str, Any]:
             env = registry.make(name)
             env.close()
             if env.observation_space.shape == store.observations.shape[1:] and env.spec:
-                env.spec.to_json()  # Minari writes it so; a class as entry point cannot be written
-                found = {"env": env.spec}
-        except (UserError, KeyError, ValueError):
+                found = {"env": registry.writable(env.spec)}
+        except (UserError, KeyError):
             pass
     dtype = store.observations.dtype.type
     low, high = (0, 255) if dtype is np.uint8 else (-np.inf, np.inf)
     found["observation_space"] = spaces.Box(low, high, store.observations.shape[1:], dtype)
     if store.discrete:
-        found["action_space"] = spaces.Discrete(store.action_dim)
+        start = store.info.get("action_start", 0)
+        found["action_space"] = spaces.Discrete(store.action_dim, start=start)
     else:
         bound = 1.0 if np.abs(store.actions).max() <= 1 else np.inf
         found["action_space"] = spaces.Box(-bound, bound, store.actions.shape[1:], np.float32)

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from decision_seq.data.columns import constant
+from decision_seq.data.origin import recorded
 from decision_seq.data.store import EpisodeStore
-from decision_seq.envs.reference_scores import reference_returns, scaled
+from decision_seq.envs.reference_scores import scaled, scoring
 from decision_seq.errors import UserError
 from decision_seq.files import write_text
 
 
-def summarize(store: EpisodeStore, env_id: str | None = None) -> dict[str, Any]:
-    """Name, hash, sizes, returns and lengths. Normalized scores where references exist."""
-    env_id = env_id or store.info.get("env_id")
+def summarize(store: EpisodeStore, env: str | None = None) -> dict[str, Any]:
+    """Name, hash, the environments that the data say they are from, sizes, returns and lengths.
+    Normalized scores where references exist: the data's own, or those of `env`, which the data are
+    used for."""
+    own = recorded(store.info)
     returns = store.episode_returns.astype(np.float64)
     mean = float(returns.mean())
+    scores = scoring(env or next(iter(own), ""), own_references(store.info))
     return {
         "name": store.name,
         "hash": store.hash,
-        "env_id": env_id,
+        "env_id": ", ".join(own) or None,
         "episodes": store.episodes,
         "steps": store.steps,
         "observation_shape": list(store.observations.shape[1:]),
@@ -35,7 +40,7 @@ def summarize(store: EpisodeStore, env_id: str | None = None) -> dict[str, Any]:
         "length_mean": float(store.lengths.mean()),
         "terminated": int(store.terminated.sum()),
         "truncated": int(store.truncated.sum()),
-        "normalized_score_mean": scaled(mean, reference_of(store, env_id)),
+        "normalized_score_mean": scaled(mean, next(iter(scores.values()), None)),
     }
 
 
@@ -46,18 +51,17 @@ def remarks(store: EpisodeStore) -> list[str]:
     return [f"{store.name}: {finding}" for finding in found]
 
 
-def reference_of(store: EpisodeStore, env_id: str | None) -> tuple[float, float] | None:
-    """(random, expert) return: the dataset's own, else those of the environment, else None."""
-    low, high = (store.info.get(key) for key in ("ref_min_score", "ref_max_score"))
-    if low is not None and high is not None:
-        return float(low), float(high)
-    return reference_returns(env_id) if env_id else None
+def own_references(info: Mapping[str, Any]) -> tuple[float, float] | None:
+    """(random, expert) return that a dataset names in its `info`."""
+    low, high = (info.get(key) for key in ("ref_min_score", "ref_max_score"))
+    return None if low is None or high is None else (float(low), float(high))
 
 
-def write_summary(path: Path, store: EpisodeStore, env_id: str) -> None:
-    """The summary and every episode's return as JSON, for reports."""
+def write_summary(path: Path, store: EpisodeStore, env: str) -> None:
+    """The summary and every episode's return as JSON, for evaluation in `env` and for reports."""
     returns = [round(float(r), 3) for r in store.episode_returns]
-    write_text(path, json.dumps(summarize(store, env_id) | {"returns": returns}))
+    kept = {k: store.info[k] for k in ("ref_min_score", "ref_max_score") if k in store.info}
+    write_text(path, json.dumps(summarize(store, env) | kept | {"returns": returns}))
 
 
 def read_summary(path: Path) -> dict[str, Any]:

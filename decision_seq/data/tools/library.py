@@ -10,6 +10,7 @@ import numpy as np
 
 from decision_seq.data.episodes import Episodes, check_finite, concatenate
 from decision_seq.data.frames import chunks
+from decision_seq.data.origin import recorded
 from decision_seq.data.sources import FORMATS, absolute, named, resolve, stored
 from decision_seq.data.sources.episode_list import gather
 from decision_seq.data.store import EpisodeStore, checksum, open_folder, write_store
@@ -66,7 +67,7 @@ def listing() -> list[str]:
     lines = []
     for name in stored.names():
         store = open_folder(stored.library() / name, name)
-        env = store.info.get("env_id") or "-"
+        env = ", ".join(recorded(store.info)) or "-"
         lines.append(
             f"{name:32} {store.episodes:>8} episodes {store.steps:>10} steps  {env:28} {store.hash}"
         )
@@ -108,13 +109,16 @@ def _same(a: np.ndarray, b: np.ndarray) -> bool:
 def _keep(name: str, episodes: Episodes, env: str | None, sources: list[str]) -> EpisodeStore:
     """Write the dataset unless it is there; of processes that do so at once, one writes."""
     from decision_seq.envs.registry import recorded_id
+    from decision_seq.envs.variants import difference
 
     if env is not None:
-        own = episodes.info.get("env_id")
         env = recorded_id(env)
-        if own is not None and own.rpartition("-v")[0] != env.rpartition("-v")[0]:
-            raise UserError(f"{name}: the data say that they are from {own}, not {env}")
-        episodes.info = {**episodes.info, "env_id": env}
+        for own in recorded(episodes.info):  # another version or arguments may be meant
+            found = difference(own, env)
+            if found and found.kind in ("environment", "name"):
+                raise UserError(f"{name}: the data say that they are from {own}, not {env}")
+        others = {k: v for k, v in episodes.info.items() if k not in ("env_ids", "eval_env_id")}
+        episodes.info = {**others, "env_id": env}
     folder = stored.library() / name
     with exclusive(folder.with_name(f".{name}.lock"), wait=True):
         if not folder.exists():

@@ -55,7 +55,7 @@ def replay_from_seeds(episodes: Episodes, env: gym.Env[Any, Any]) -> Found | Non
         start = int(episodes.offsets[m])
         for row in range(start, min(start + SEEDED_STEPS, int(episodes.offsets[m + 1]))):
             before = np.array(observation, np.float64).reshape(-1)  # it may be changed by the step
-            observation, reward, *_ = env.step(_action(episodes.actions[row]))
+            observation, reward, *_ = env.step(_action(episodes, row))
             rows.append(row)
             simulated.append(np.append(before, float(reward)))
     if not rows:
@@ -111,8 +111,11 @@ def _found(
     )
 
 
-def _action(action: np.ndarray) -> Any:
-    return int(action) if action.ndim == 0 else action
+def _action(episodes: Episodes, row: int) -> Any:
+    """As the environment takes it."""
+    if episodes.actions.ndim == 1:
+        return int(episodes.actions[row]) + episodes.info.get("action_start", 0)
+    return episodes.actions[row]
 
 
 def _sample(episodes: Episodes, name: str, env: gym.Env[Any, Any]) -> np.ndarray:

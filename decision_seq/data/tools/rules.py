@@ -17,7 +17,10 @@ from gymnasium import spaces
 from decision_seq.data.columns import constant
 from decision_seq.data.episodes import Episodes
 from decision_seq.data.findings import Finding, Severity
+from decision_seq.data.origin import recorded
 from decision_seq.data.tools.replay import replay_from_seeds, replay_single_steps
+from decision_seq.envs.registry import identity_of, named_by_data
+from decision_seq.envs.variants import fitting
 
 ACTION_TOLERANCE = 1e-4  # float32 of a clipped action may lie this far outside
 LONG_EPISODE = 100  # without an environment, episodes this long may have met a time limit
@@ -59,11 +62,14 @@ def misfit(episodes: Episodes, env: Env | None) -> Finding | None:
     """Widths and kinds of observations and actions that are not the environment's."""
     if env is None:
         return None
-    name = env.spec.id if env.spec else "the environment"
+    name = str(identity_of(env.spec)) if env.spec else "the environment"
     fix = "name the environment that the data came from with --env"
-    shape = env.observation_space.shape
-    if shape != episodes.observations.shape[1:]:
-        found = f"observations have shape {episodes.observations.shape[1:]}, {name} gives {shape}"
+    shape, seen = env.observation_space.shape, episodes.observations.shape[1:]
+    if shape != seen:
+        found = f"observations have shape {seen}, {name} gives {shape}"
+        own = named_by_data(next(iter(recorded(episodes.info)), None))
+        if len(seen) == 1 and (variant := fitting(own, name, seen[0])):
+            fix = f"{variant} gives that shape: use it with --env and in the config"
     elif isinstance(env.action_space, spaces.Discrete) != (episodes.actions.ndim == 1):
         kind = "numbers" if episodes.actions.ndim == 1 else "vectors"
         found = f"actions are {kind}, {name} takes {env.action_space}"
@@ -83,6 +89,7 @@ def actions_outside(episodes: Episodes, env: Env | None) -> Finding | None:
         if not isinstance(space, spaces.Discrete):
             return None
         low, high = int(space.start), int(space.start + space.n - 1)
+        actions = actions + episodes.info.get("action_start", 0)
         beyond: np.ndarray = (actions < low) | (actions > high)
         kind: Severity = "error"
         limits, fix = f"{low} to {high}", CLEAN
@@ -207,6 +214,15 @@ def clusters(episodes: Episodes, _env: Env | None) -> Finding | None:
     )
 
 
+def arguments(episodes: Episodes, _env: Env | None) -> Finding | None:
+    """Environments that are made with arguments, which a config has to name as well."""
+    for own in recorded(episodes.info):
+        if "?" in own:
+            message = f"the data are of {own}, an environment made with arguments"
+            return Finding("note", "arguments", 1, message, f"train and evaluate with env: {own}")
+    return None
+
+
 def constants(episodes: Episodes, _env: Env | None) -> Finding | None:
     """Observation columns that never change."""
     return constant(episodes.observations)
@@ -269,6 +285,7 @@ RULES: tuple[Rule, ...] = (
     repeats,
     replayed,
     constants,
+    arguments,
 )
 
 
