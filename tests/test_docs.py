@@ -31,6 +31,13 @@ def test_named_configs_exist(path: Path) -> None:
         assert (ROOT / name).exists(), f"{path.name} names {name}"
 
 
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
+def test_named_files_exist(path: Path) -> None:
+    rooms = (ROOT, ROOT / "decision_seq")
+    for name in re.findall(r"`([\w./-]+/[\w.-]+\.(?:py|c|h))`", path.read_text()):
+        assert any((room / name).exists() for room in rooms), f"{path.name} names {name}"
+
+
 def test_own_data_from_log_to_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """docs/own-data.md as typed by a new user, with fewer steps: its files, then its commands."""
     text = (ROOT / "docs" / "own-data.md").read_text()

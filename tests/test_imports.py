@@ -4,6 +4,7 @@ it, and what only draws or prints does without torch."""
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -96,6 +97,22 @@ def test_imports_run_one_way(name: str) -> None:
     room = name.partition(".")[0]
     for other in (other.partition(".")[0] for other in IMPORTS[name]):
         assert LEVEL[other] < LEVEL[room] or other == room, f"{room} must not import {other}"
+
+
+def test_the_documents_show_every_room_in_its_place() -> None:
+    text = (PACKAGE.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    (table,) = re.findall(r"\| room \|.*?\n\n", text, re.DOTALL)
+    lines = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
+    named = [room for line in lines for room in re.findall(r"`(\w+)/?`", line)]
+    assert sorted(named) == sorted({n.partition(".")[0] for n in FILES} - {"__init__", "__main__"})
+    levels = [LEVEL[room] for room in named]
+    assert levels == sorted(levels)
+
+
+def test_every_room_says_what_it_is_for() -> None:
+    for name, path in FILES.items():
+        docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+        assert docstring, f"{name} says nothing"
 
 
 def test_no_two_files_import_each_other() -> None:

@@ -1,1 +1,1 @@
-
+"""Trained agents measured: rollouts, comparisons, reports, and what an agent looks back at."""

@@ -1,1 +1,1 @@
-
+"""What stands around a backbone: tokens, and encoders of frames."""

@@ -1,1 +1,1 @@
-
+"""Training: the loop, its optimiser, checkpoints, random numbers, log and processes."""
