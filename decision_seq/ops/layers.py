@@ -73,7 +73,8 @@ def attention(
     q, k, v = (split_heads(t, heads) for t in (q, *kv.chunk(2, dim=-1)))  # [B, H, ., d]
     if p and q.is_cpu:  # PyTorch has no fused kernel for it, slow masks
         blocks = (slice(i, i + QUERIES) for i in range(0, len(positions), QUERIES))
-        y = torch.cat([_attend(q, k, v, window, positions, block, p) for block in blocks], dim=2)
+        parts = [_attend(q, k, v, window, positions, block, p) for block in blocks]
+        y = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
     elif length <= window and positions == range(length):
         y = F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True)
     else:
