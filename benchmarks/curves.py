@@ -80,7 +80,7 @@ def curves(options: Options) -> Iterator[Listing]:
         return
     store = open_store((options.data,))
     best = choose_name(torch.float32, options.device)
-    paths = {
+    settings = {
         f"{best} float32": (best, "float32"),
         "torch float32": ("torch", "float32"),
         f"{best} bfloat16": (best, "bfloat16"),
@@ -88,8 +88,8 @@ def curves(options: Options) -> Iterator[Listing]:
     runs: dict[str, dict[str, Curve]] = {backbone: {} for backbone in NAMES}
     rows, series = [], {}
     for backbone, own in runs.items():
-        for name, (path, precision) in paths.items():
-            with models.scan_backend(path):
+        for name, (backend, precision) in settings.items():
+            with models.scan_backend(backend):
                 curve = own[name] = train(backbone, precision, store, options)
             apart = distance(curve, own[f"{best} float32"])
             ends = (f"{curve.validation[i][1]:.4f}" for i in (0, -1))

@@ -1,4 +1,4 @@
-"""Selective scan and causal convolution in plain sequential PyTorch: the oracle of all paths.
+"""Selective scan and causal convolution in plain sequential PyTorch: the oracle of all backends.
 
 Written to be read next to the equations of Mamba (Gu & Dao, arXiv:2312.00752, section 3), in any
 dtype and on any device. Only elementwise operations are used, so autocast never lowers precision.
