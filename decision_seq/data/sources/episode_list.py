@@ -47,8 +47,23 @@ def gather(source: str, episodes: Iterable[Mapping[str, Any]], info: dict[str, A
             columns[key].append(array)
     if not columns["rewards"]:
         raise UserError(f"{source}: has no episodes; an empty dataset trains nothing")
-    joined = {key: np.concatenate(arrays) for key, arrays in columns.items()}
+    joined = {key: end_to_end(arrays) for key, arrays in columns.items()}
     return replace(from_flat(source, **joined, info=info), incomplete=(*incomplete,))
+
+
+def end_to_end(arrays: list[np.ndarray]) -> np.ndarray:
+    """The rows of all, in a type that holds their numbers exactly: NumPy makes float64 of signed
+    and unsigned integers of 64 bits, and of integers beside floats, and rounds what is large."""
+    dtypes = {array.dtype for array in arrays}
+    common = np.result_type(*dtypes)
+    if common == np.float64 and any(dtype in (np.int64, np.uint64) for dtype in dtypes):
+        common = np.dtype(np.longdouble)
+        if (
+            all(dtype.kind in "iu" for dtype in dtypes)
+            and max(a.max(initial=0) for a in arrays) < 2**63
+        ):
+            common = np.dtype(np.int64)
+    return np.concatenate(arrays, dtype=common, casting="unsafe")
 
 
 def check_alike(place: str, key: str, array: np.ndarray, first: np.ndarray) -> None:
@@ -91,8 +106,6 @@ def _one(place: str, episode: Mapping[str, Any]) -> dict[str, np.ndarray]:
                 f"{place}: `{key}` has {len(arrays[key])} rows but `rewards` has {steps}; every "
                 "array needs one row a step"
             )
-    if arrays["actions"].dtype.kind == "u":  # beside signed ones they would become floats
-        arrays["actions"] = arrays["actions"].astype(np.int64)
     arrays["rewards"] = arrays["rewards"].reshape(steps, -1)
     if arrays["rewards"].shape[1] != 1:
         raise UserError(f"{place}: `rewards` has several columns; expected one number a step")

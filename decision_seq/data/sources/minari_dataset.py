@@ -20,7 +20,7 @@ from gymnasium.envs.registration import EnvSpec
 from decision_seq.data.episodes import Episodes, from_flat
 from decision_seq.data.findings import Finding
 from decision_seq.data.frames import array_on_disk, release, single_frames
-from decision_seq.data.sources.episode_list import HAND_OVER, check_alike
+from decision_seq.data.sources.episode_list import HAND_OVER, check_alike, end_to_end
 from decision_seq.envs.registry import identity_of
 from decision_seq.errors import UserError
 
@@ -135,11 +135,11 @@ def read(dataset_id: str) -> Episodes:
     truncated[ends] = [e.truncations[-1] or not e.terminations[-1] for e in episodes]
     flat = from_flat(
         dataset_id,
-        np.concatenate([e.observations[: len(e.rewards)] for e in episodes])
+        end_to_end([e.observations[: len(e.rewards)] for e in episodes])
         if frames is None
         else frames,
-        np.concatenate([e.actions for e in episodes]),
-        np.concatenate([e.rewards for e in episodes]),
+        end_to_end([e.actions for e in episodes]),
+        end_to_end([e.rewards for e in episodes]),
         terminated,
         truncated,
         info,
