@@ -220,6 +220,32 @@ def test_seeds_are_replayed_in_any_environment() -> None:
     assert rules(check(wrong, env)) == ["replay"]
 
 
+SIMULATED = [
+    "CartPole-v1", "Acrobot-v1", "Pendulum-v1", "MountainCar-v0", "MountainCarContinuous-v0",
+    "Swimmer-v5", "Reacher-v5", "Pusher-v5", "InvertedPendulum-v5",
+    "InvertedDoublePendulum-v5", "Hopper-v5", "HalfCheetah-v5", "Walker2d-v5", "Ant-v5",
+    "HumanoidStandup-v5", "Ant-v4", "memory-8", "point-run", "pong",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", ["Humanoid-v5", *[pytest.param(n, marks=pytest.mark.slow) for n in SIMULATED]]
+)
+def test_what_collect_records_is_not_suspected(name: str, tmp_path: Path) -> None:
+    """By random actions, of any environment: in Minari, as .npz, and without seeds."""
+    from decision_seq.behaviours.tiers import behaviour_for
+    from decision_seq.data.tools.collect import collect
+
+    behaviour, provenance = behaviour_for(name, "random", None)
+    collect(name, behaviour, 1000, "own/random-v0", 0, provenance)
+    path = tmp_path / "random.npz"
+    EXPORTERS["npz"](open_store(["own/random-v0"]), str(path))
+    with np.load(path) as file:
+        np.savez(tmp_path / "x.npz", **{k: v for k, v in file.items() if k != "episode_seeds"})
+    for source in ("own/random-v0", str(path), str(tmp_path / "x.npz")):
+        assert set(rules(examine([source]).findings)) <= {"constant"}
+
+
 def test_drop_bad_writes_a_cleaned_copy(tmp_path: Path) -> None:
     episodes = random_episodes([5, 6, 7, 5, 8])
     for array in (episodes.observations, episodes.actions, episodes.rewards):

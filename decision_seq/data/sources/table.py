@@ -294,8 +294,8 @@ def _actions(path: Path, columns: Columns, table: dict[str, np.ndarray]) -> np.n
         raise UserError(f"{path}: discrete actions have one column, not {len(columns.actions)}")
     first = table[columns.actions[0]]
     if columns.discrete and (first == np.floor(first)).all():
-        with np.errstate(invalid="ignore"):  # what does not fit wraps below 0 and is refused
-            return first.astype(np.int64)
+        with np.errstate(invalid="ignore"):  # floats that do not fit are refused as integers
+            return first if first.dtype.kind in "iu" else first.astype(np.int64)
     return _stacked(table, columns.actions)
 
 
