@@ -17,7 +17,7 @@ import decision_seq
 PACKAGE = Path(decision_seq.__file__).parent
 ORDER = [
     {"errors"},
-    {"files", "hardware", "pickles", "progress", "variables"},
+    {"files", "hardware", "pickles", "progress", "spans", "variables"},
     {"config", "run_folder", "settings"},
     {"envs"},
     {"behaviours"},

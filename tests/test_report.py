@@ -21,12 +21,13 @@ from decision_seq.eval.inspect.run import inspect_agent, load_trained, write_ins
 from decision_seq.eval.report import page as report
 from decision_seq.eval.report import statistics as stats
 from decision_seq.eval.report.data import Data, to_csv, to_json
-from decision_seq.eval.report.protocol import commands, spans
+from decision_seq.eval.report.protocol import commands
 from decision_seq.eval.report.runs import Run, Settings, load_runs
 from decision_seq.eval.report.sections import Table, sections
 from decision_seq.eval.rows import OLDER, Row
 from decision_seq.run_config import RunConfig, run_config
 from decision_seq.settings import EvalConfig, TrainConfig
+from decision_seq.spans import spans
 from decision_seq.train.loop import train
 
 STEPS = 30

@@ -18,7 +18,6 @@ from decision_seq.backbones.mamba import MambaConfig
 from decision_seq.data import from_episodes, import_dataset
 from decision_seq.data.columns import constant_columns
 from decision_seq.data.episodes import Episodes
-from decision_seq.data.findings import spans
 from decision_seq.data.sources import minari_dataset
 from decision_seq.data.store import EpisodeStore, open_store
 from decision_seq.data.tools.check import check, examine
@@ -88,7 +87,6 @@ def test_a_column_that_varies_is_not_constant(values: np.ndarray) -> None:
 def test_constant_columns_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from decision_seq.cli import data as commands
 
-    assert spans([0, 1, 2, 5, 7, 8]) == "0 to 2, 5, 7 to 8"
     assert constant_columns(np.zeros((4, 8, 8), np.uint8)) == []  # frames
     path = str(write_npz(tmp_path / "a.npz", with_columns(c0=CONSTANT["one"], c2=0.1), meta=None))
     commands.info((path,))

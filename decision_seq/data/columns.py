@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from decision_seq.data.findings import Finding, spans
+from decision_seq.data.findings import Finding
+from decision_seq.spans import spans
 
 LEAST_DEVIATION = 1e-6  # below it a column counts as constant, and nothing is divided by it
 ROUNDING = 2.0**-22  # of a value: four times what rounding to float32 deviates by at most

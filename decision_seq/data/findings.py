@@ -44,14 +44,3 @@ def from_plain(fields: Mapping[str, Any]) -> Finding:
     # a stranger's file may hold anything
     rule, message, fix = (printable(str(fields[key])) for key in ("rule", "message", "fix"))
     return Finding(fields["severity"], rule, fields["count"], message, fix)
-
-
-def spans(numbers: list[int]) -> str:
-    """`0 to 4, 7, 9 to 12` of ascending numbers."""
-    parts: list[list[int]] = []
-    for number in numbers:
-        if parts and parts[-1][1] == number - 1:
-            parts[-1][1] = number
-        else:
-            parts.append([number, number])
-    return ", ".join(str(a) if a == b else f"{a} to {b}" for a, b in parts)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import count
 from typing import Any
 
 from decision_seq.envs.registry import NAMES
@@ -13,6 +12,7 @@ from decision_seq.eval.compare.ledger import read_ledger
 from decision_seq.eval.report.runs import Run, checkpoints
 from decision_seq.eval.report.tables import hardware_of, newest
 from decision_seq.eval.rows import Row, target_label
+from decision_seq.spans import spans, successive
 
 CHOSEN = ("validation", "best")  # checkpoints beside the last
 
@@ -184,18 +184,3 @@ def _environment_seeds(runs: Sequence[Run]) -> str:
         for (agent, folder, target, context), found in sorted(words.items())
     ]
     return "; ".join(dict.fromkeys(parts)) + "; compared are those that two agents have in common"
-
-
-def spans(numbers: Iterable[int]) -> str:
-    """Whole numbers in words: `0 to 4, 100 to 102`."""
-    return ", ".join(f"{s.start} to {s.stop - 1}" if len(s) > 1 else f"{s.start}"
-                     for s in successive(numbers))  # fmt: skip
-
-
-def successive(numbers: Iterable[int]) -> Iterator[range]:
-    """Whole numbers as ranges without a gap, ascending."""
-    there = set(numbers)
-    for number in sorted(there):
-        if number - 1 not in there:
-            stop = next(n for n in count(number) if n not in there)
-            yield range(number, stop)
