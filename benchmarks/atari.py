@@ -69,7 +69,7 @@ def gradient_step(agent: SequenceAgent, batch: Batch, raw: bool) -> None:
     """Loss and gradients. Floats that are scaled already skip the scaling."""
     assert agent.encoder is not None
     if raw:
-        values = agent.values(batch.observations, batch.actions, batch.returns_to_go)
+        values = agent.preprocess(batch.observations, batch.actions, batch.returns_to_go)
     else:
         features = agent.encoder.net(batch.observations.flatten(0, 1)).unflatten(0, (BATCH, LENGTH))
         values = {

@@ -37,7 +37,7 @@ def agent(
         backbone=BackboneConfig.registry[backbone](width=WIDTH, layers=LAYERS, **fields),  # type: ignore[arg-type]
     )
     spec = AgentSpec((observations,), actions, discrete=False, max_timestep=EPISODE - 1)
-    return SequenceAgent(config, spec)
+    return config.agent(config, spec)
 
 
 def learner(agent: SequenceAgent, settings: TrainConfig) -> Learner:

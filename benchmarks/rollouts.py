@@ -7,16 +7,17 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import torch
 
 from benchmarks import models
 from benchmarks.measure import Call, Options, Row, Table, benchmark, installed, interleaved, timer
 from decision_seq.agents import SequenceAgent
-from decision_seq.agents.base import Context
-from decision_seq.backbones.base import EVERY
+from decision_seq.backbones.contract import EVERY
 from decision_seq.envs.fastest import open_lanes
 from decision_seq.envs.lanes import Lanes
 from decision_seq.envs.registry import MUJOCO_IDS
+from decision_seq.policy import Policy
+from decision_seq.policy.policy import EngineName
+from decision_seq.settings import Context
 
 ENV, OBSERVATIONS, ACTIONS = "HalfCheetah-v5", 17, 6  # its episodes never end early
 PAPERS = "the papers' loop"
@@ -26,10 +27,17 @@ LANES = (1, 4, 16, 64, 256)
 class Rollout:
     """Lanes and an agent that go on for ever: an episode's end starts the next in all lanes."""
 
-    def __init__(self, backbone: str, lanes: Lanes, context: Context, device: str) -> None:
-        self.agent = models.agent(backbone, OBSERVATIONS, ACTIONS).to(device).eval()
-        self.lanes, self.context = lanes, context
+    def __init__(
+        self, backbone: str, lanes: Lanes, context: Context, device: str, published: bool
+    ) -> None:
+        self.lanes, agent = lanes, models.agent(backbone, OBSERVATIONS, ACTIONS).to(device)
         self.count = len(lanes.reset(range(self.size(lanes))))
+        if published:
+            as_published(agent)
+        engine: EngineName = "eager" if published else "auto"
+        self.policy = Policy(
+            agent, context, 6000.0, self.count, None, lanes.action_space, engine=engine
+        )
         self.restart()
 
     @staticmethod
@@ -39,22 +47,13 @@ class Rollout:
     def restart(self) -> None:
         """All lanes at the start of an episode."""
         self.observations = self.lanes.reset(range(self.count))
-        self.state = self.agent.init_state(
-            self.count, self.context, torch.full((self.count,), 6000.0)
-        )
-        self.action = torch.zeros(self.count, ACTIONS)
+        self.policy.reset()
         self.rewards = np.zeros(self.count)
         self.active = np.ones(self.count, bool)
 
     def step(self) -> None:
         """As eval/rollout/episodes.py does it."""
-        self.action, self.state = self.agent.act(
-            torch.from_numpy(self.observations),
-            self.action,
-            torch.from_numpy(self.rewards.astype(np.float32)),
-            self.state,
-        )
-        actions = self.action.cpu().numpy().clip(-1, 1)
+        actions = self.policy.act(self.observations, self.rewards)
         self.observations, self.rewards, _, truncated = self.lanes.step(actions, self.active)
         if truncated.any():
             self.restart()
@@ -79,9 +78,7 @@ def rollouts(options: Options) -> Iterator[Table]:
         name: str, number: int, backbone: str, count: int, context: Context, **how: Any
     ) -> None:
         lanes = Lanes(ENV, 1) if name == PAPERS else open_lanes(ENV, count)
-        run = Rollout(backbone, lanes, context, options.device)
-        if name == PAPERS:
-            as_published(run.agent)
+        run = Rollout(backbone, lanes, context, options.device, name == PAPERS)
         run.steps(25, **how)()  # beyond the K steps in which a window grows
         contenders[name], units[name] = run.steps(number, **how), number * count
 
@@ -160,7 +157,7 @@ def lanes(options: Options) -> Iterator[Table]:
         units[name] = number * count
         if options.device != "cpu":
             name += ", not recorded as a graph"
-            contenders[name] = acting("mamba", count, number, options.device, recorded=False)
+            contenders[name] = acting("mamba", count, number, options.device, "eager")
             units[name] = number * count
     yield Table(
         "Milliseconds of the agent for one step of one lane",
@@ -170,17 +167,20 @@ def lanes(options: Options) -> Iterator[Table]:
     )
 
 
-def acting(backbone: str, count: int, number: int, device: str, recorded: bool = True) -> Call:
-    """Steps of an agent alone, which carries its state on."""
-    agent = models.agent(backbone).to(device).eval()
-    agent._recorder.possible = recorded
-    state = agent.init_state(count, "stream", torch.full((count,), 3600.0))
-    inputs = torch.randn(count, models.OBSERVATIONS), torch.zeros(count, models.ACTIONS)
+def acting(
+    backbone: str, count: int, number: int, device: str, engine: EngineName = "auto"
+) -> Call:
+    """Steps of a policy alone, which carries its state on."""
+    agent = models.agent(backbone).to(device)
+    policy = Policy(agent, "stream", 3600.0, count, engine=engine)
+    observations = np.random.default_rng(0).standard_normal(
+        (count, models.OBSERVATIONS), np.float32
+    )
+    rewards = np.ones(count)
 
     def run(steps: int = number) -> None:
-        nonlocal state
         for _ in range(steps):
-            _, state = agent.act(*inputs, torch.ones(count), state)
+            policy.act(observations, rewards)
 
     run(models.STEPS + 2)  # from then on a GPU's are recorded
     return run

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from decision_seq.agents import AgentConfig, AgentSpec, SequenceAgent, load_agent
-from decision_seq.agents.base import Context
 from decision_seq.agents.behaviour_cloning import BehaviourCloningConfig
 from decision_seq.agents.max_return import MaxReturnConfig
 from decision_seq.agents.return_conditioned import ReturnConditionedConfig
@@ -19,7 +20,10 @@ from decision_seq.data.transforms import ReturnSpec
 from decision_seq.data.windows import Batch
 from decision_seq.eval.rollout.protocol import evaluate_agent, evaluation_config
 from decision_seq.eval.rows import Row
+from decision_seq.policy import Policy
+from decision_seq.policy.policy import EngineName
 from decision_seq.run_folder import agent_at, read_index
+from decision_seq.settings import Context
 
 K, S, A = 5, 4, 3
 KINDS = sorted(BackboneConfig.registry)
@@ -73,26 +77,30 @@ def random_batch(size: int = 3, discrete: bool = False, lengths: list[int] | Non
 
 
 def predict(agent: SequenceAgent, batch: Batch) -> Tensor:
-    values = agent.values(batch.observations, batch.actions, batch.returns_to_go)
+    values = agent.preprocess(batch.observations, batch.actions, batch.returns_to_go)
     return agent(values, batch.timesteps)
 
 
 def roll(
-    agent: SequenceAgent, context: Context, steps: int, seed: int = 3, lanes: int = 2
-) -> Tensor:
+    agent: SequenceAgent,
+    context: Context,
+    steps: int,
+    seed: int = 3,
+    lanes: int = 2,
+    engine: EngineName = "auto",
+) -> np.ndarray:
     """Actions [steps, lanes, ...] for a fixed sequence of observations and rewards."""
-    generator = torch.Generator().manual_seed(seed)
-    observations = torch.randn(steps, lanes, S, generator=generator)
-    rewards = torch.rand(steps, lanes, generator=generator)
-    state = agent.init_state(lanes, context, torch.linspace(5, 8, lanes))
-    action = (
-        torch.zeros(lanes, A) if not agent.spec.discrete else torch.zeros(lanes, dtype=torch.int64)
-    )
-    actions = []
-    for t in range(steps):
-        action, state = agent.act(observations[t], action, rewards[t - 1], state)
-        actions.append(action)
-    return torch.stack(actions)
+    draw = np.random.default_rng(seed)
+    policy = Policy(agent, context, np.linspace(5, 8, lanes), lanes, engine=engine)
+    return np.stack([policy.act(*seen) for seen in drawn_steps(steps, lanes, draw)])
+
+
+def drawn_steps(
+    steps: int, lanes: int, draw: np.random.Generator
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Observations [lanes, S] and rewards [lanes]."""
+    for _ in range(steps):
+        yield draw.standard_normal((lanes, S), np.float32), draw.random(lanes, np.float32)
 
 
 def evaluated(run: Path, checkpoint: str = "last", **changes: Any) -> list[Row]:

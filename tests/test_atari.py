@@ -28,6 +28,7 @@ from decision_seq.envs.reference_scores import atari_game, normalized_score, ref
 from decision_seq.envs.registry import env_id, make, versions
 from decision_seq.errors import UserError
 from decision_seq.eval.rollout.episodes import rollout
+from decision_seq.policy import Policy
 
 ale_py = pytest.importorskip("ale_py", reason="needs the extra `atari`")
 
@@ -183,23 +184,22 @@ def test_a_stored_game_replayed_through_a_rollout_is_what_training_saw() -> None
     whole = (batch.observations, batch.actions, batch.returns_to_go, batch.timesteps)
     *columns, timesteps = (column[:, :known] for column in whole)
     with torch.no_grad():
-        trained = agent(agent.values(*columns), timesteps)
+        trained = agent(agent.preprocess(*columns), timesteps)
     predicted: list[torch.Tensor] = []
     agent.action_head.register_forward_hook(lambda *args: predicted.append(args[2][0]))
 
     lanes = open_lanes("breakout", 1)
     stacks = lanes.reset([episodes.seeds[0]])
-    state = agent.init_state(1, "window", torch.tensor([float(store.episode_returns[0])]))
-    action, reward, ended = torch.zeros(1, dtype=torch.int64), np.zeros(1), [False, False]
+    policy = Policy(agent, "window", float(store.episode_returns[0]))
+    reward, ended = np.zeros(1), [False, False]
     for t in range(length):
         assert not any(ended)
         assert np.array_equal(stacks[0], batch.observations[0, t].numpy())
         if t < known:
-            received = torch.from_numpy(reward).float()
-            _, state = agent.act(torch.from_numpy(stacks), action, received, state)
-            assert torch.equal(state.return_to_go, batch.returns_to_go[:, t])
-        action = batch.actions[:, t]
-        stacks, reward, terminated, truncated = lanes.step(action.numpy(), np.array([True]))
+            policy.act(stacks, reward)
+            assert np.array_equal(policy.return_to_go, batch.returns_to_go[:, t].numpy())
+        policy.action = batch.actions[:, t].numpy()
+        stacks, reward, terminated, truncated = lanes.step(policy.action, np.array([True]))
         ended = [bool(terminated[0]), bool(truncated[0])]
         assert reward[0] == episodes.rewards[t]
     assert ended == [True, False]

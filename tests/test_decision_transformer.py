@@ -44,7 +44,7 @@ def test_attention_agent_equals_transformers_decision_transformer() -> None:
     states, actions = torch.randn(2, steps, observation_dim), torch.rand(2, steps, action_dim)
     returns, timesteps = torch.rand(2, steps), torch.tensor([[4], [20]]) + torch.arange(steps)
     with torch.no_grad():
-        predicted = ours(ours.values(states, actions, returns), timesteps)
+        predicted = ours(ours.preprocess(states, actions, returns), timesteps)
         expected = reference(
             states=states, actions=actions, returns_to_go=returns[..., None], timesteps=timesteps
         )

@@ -7,19 +7,22 @@ would be waited for, and `OnMetaAlone` finds what reads a tensor of the CPU.
 from __future__ import annotations
 
 import contextlib
-import copy
 
+import numpy as np
 import pytest
 import torch
-from small_agents import A, K, S, every_pair, make, random_batch
+from small_agents import A, K, S, drawn_steps, every_pair, make, random_batch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from decision_seq.agents import AgentConfig, SequenceAgent
-from decision_seq.agents.base import Context
-from decision_seq.agents.context import CONTEXTS, Moment
-from decision_seq.agents.recorded import Function, Recorder
+from decision_seq.policy import Policy
+from decision_seq.policy.contexts import CONTEXTS
+from decision_seq.policy.eager import forward_step
+from decision_seq.policy.graph import Function, GraphEngine
+from decision_seq.policy.policy import ENGINES
+from decision_seq.settings import Context
 from decision_seq.train.faults import FiniteGuard
 
 META = torch.device("meta")
@@ -57,15 +60,14 @@ def test_acting_waits_for_no_number(
     kind: str, config: type[AgentConfig], context: Context, discrete: bool, no_autocast: None
 ) -> None:
     agent = make(kind, config, discrete).to(META)
-    memory = CONTEXTS[context].empty(agent, 3)
+    state = CONTEXTS[context].empty(agent, 3)
     seen = [tensor.to(META) for tensor in observed(torch.Generator(), discrete)]
     timesteps = [(times, torch.tensor(times).to(META)) for times in TIMES]
     with torch.inference_mode(), OnMetaAlone():
         for times, timestep in timesteps:
-            now = Moment(*seen, timestep, times, memory)
-            predicted, to_go, memory = agent.advance(now)
-            assert predicted.device == to_go.device == META
-            assert {tensor.device for tensor in memory.tensors()} <= {META}
+            predicted, state = forward_step(agent, [*seen, timestep], times, state)
+            assert predicted.device == META
+            assert {tensor.device for tensor in state.tensors()} <= {META}
 
 
 @every_pair
@@ -99,24 +101,24 @@ class Again:
         return replay, outputs
 
 
-def recording(agent: SequenceAgent) -> tuple[SequenceAgent, Again]:
-    again, agent = Again(), copy.deepcopy(agent)
-    agent._recorder = Recorder("cpu", again)
-    return agent, again
+class OnCPU(GraphEngine):
+    """Records on a CPU, by `Again` or what else is put in the place of a CUDA graph."""
+
+    def __init__(self, agent: SequenceAgent, context: Context, lanes: int) -> None:
+        super().__init__(agent, context, lanes)
+        self.record = self.again = Again()
 
 
-def play(agent: SequenceAgent, context: Context, steps: int, lanes: int = 3) -> list[Tensor]:
-    """Actions of `steps` steps, and once more those of the last two from the state before them: a
-    step must leave the state that it is given alone."""
-    generator = torch.Generator().manual_seed(3)
-    state = agent.init_state(lanes, context, torch.tensor([5.0, 6.0, 7.0])[:lanes])
-    kept, actions, action = [], [], torch.zeros(lanes, A)
-    for _ in range(steps):
-        observation, _, reward = (tensor[:lanes] for tensor in observed(generator))
-        kept.append((observation, action, reward, state))
-        action, state = agent.act(*kept[-1])
-        actions.append(action)
-    return actions + [agent.act(*kept[at])[0] for at in (-2, -1)]
+def play(policy: Policy, steps: int) -> np.ndarray:
+    """Actions [steps, lanes, A]."""
+    draw = np.random.default_rng(3)
+    return np.stack([policy.act(*seen) for seen in drawn_steps(steps, policy.lanes, draw)])
+
+
+def recording(agent: SequenceAgent, context: Context, monkeypatch: pytest.MonkeyPatch) -> Policy:
+    monkeypatch.setitem(ENGINES, "graph", OnCPU)
+    monkeypatch.setattr(OnCPU, "unusable", lambda agent: "")
+    return Policy(agent, context, [5.0, 6.0, 7.0], 3, engine="graph")
 
 
 @every_pair
@@ -124,43 +126,23 @@ def play(agent: SequenceAgent, context: Context, steps: int, lanes: int = 3) -> 
 def test_recorded_steps_are_the_same(
     kind: str, config: type[AgentConfig], context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("DECISION_SEQ_SCAN", "torch")  # or Mamba acts by one C call
-    plain = make(kind, config)
-    agent, again = recording(plain)
-    expected, actions = play(plain, context, K + 6), play(agent, context, K + 6)
-    for a, b in zip(actions, expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
-    assert again.recordings == 1
-    assert again.replays >= 6  # of 8 past K: a cache may still grow by the last action
+    agent = make(kind, config)
+    expected = play(Policy(agent, context, [5.0, 6.0, 7.0], 3, engine="eager"), K + 6)
+    policy = recording(agent, context, monkeypatch)
+    np.testing.assert_allclose(play(policy, K + 6), expected, rtol=1e-5, atol=1e-6)
+    assert policy.engine.again.recordings == 1  # type: ignore[attr-defined]
+    assert policy.engine.again.replays >= 4  # of 6 past K: a cache may still grow by an action
 
 
-def test_other_lanes_or_weights_are_recorded_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DECISION_SEQ_SCAN", "torch")
-    agent, again = recording(make("mamba"))
-    play(agent, "stream", K + 3)
-    with torch.no_grad():
-        agent.action_head.weight.mul_(2)  # in place: nothing to be done
-    play(agent, "stream", K + 3)
-    assert again.recordings == 1
-    agent.action_head.weight.data = agent.action_head.weight.data.clone()
-    play(agent, "stream", K + 3)
-    assert again.recordings == 2
-    play(agent, "window", K + 3)
-    assert again.recordings == 3
-    play(agent, "window", K + 3, lanes=2)
-    assert again.recordings == 4
-    agent.observation_mean = agent.observation_mean + 1
-    plain = copy.deepcopy(agent)
-    assert plain._recorder.recorded is None
-    plain._recorder = Recorder()
-    actions = zip(play(agent, "stream", K + 3), play(plain, "stream", K + 3), strict=True)
-    assert all(torch.allclose(a, b, atol=1e-6) for a, b in actions)
-    assert again.recordings == 5
-    for undo in (agent.train, agent.action_head.register_forward_hook(lambda *_: None).remove):
-        play(agent, "window", K + 3)  # with a hook, then in training: operation by operation
-        undo()
-    play(agent, "window", K + 3)
-    assert again.recordings == 5
+@both_contexts
+def test_other_lanes_are_recorded_anew(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = make("mamba")
+    plain = Policy(agent, context, [5.0, 6.0, 7.0], 3, engine="eager")
+    policy = recording(agent, context, monkeypatch)
+    for number, change in enumerate((lambda p: None, lambda p: p.keep([0, 2]), Policy.reset), 1):
+        change(plain), change(policy)
+        np.testing.assert_allclose(play(policy, K + 6), play(plain, K + 6), rtol=1e-5, atol=1e-6)
+        assert policy.engine.again.recordings == min(number, 2)  # type: ignore[attr-defined]
 
 
 def test_an_agent_that_cannot_be_recorded_acts_all_the_same(
@@ -172,12 +154,11 @@ def test_an_agent_that_cannot_be_recorded_acts_all_the_same(
         tried.append(function)
         raise RuntimeError("operation not permitted when stream is capturing\nand more")
 
-    monkeypatch.setenv("DECISION_SEQ_SCAN", "torch")
-    plain = make("attention")
-    agent = copy.deepcopy(plain)
-    agent._recorder = Recorder("cpu", refuse)
-    for a, b in zip(play(agent, "stream", K + 3), play(plain, "stream", K + 3), strict=True):
-        assert torch.equal(a, b)
+    agent = make("attention")
+    plain = Policy(agent, "stream", [5.0, 6.0, 7.0], 3, engine="eager")
+    policy = recording(agent, "stream", monkeypatch)
+    policy.engine.record = refuse  # type: ignore[attr-defined]
+    assert np.array_equal(play(policy, K + 6), play(plain, K + 6))
     said = capsys.readouterr().err
     assert said.count("operation not permitted when stream is capturing") == 1
     assert "and more" not in said and len(tried) == 1

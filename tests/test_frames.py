@@ -32,6 +32,7 @@ from decision_seq.errors import UserError
 from decision_seq.eval.inspect.influence import full_windows, measure_influence
 from decision_seq.eval.rollout.episodes import rollout
 from decision_seq.model.encoders import ImageEncoderConfig, NatureConfig
+from decision_seq.policy import Policy
 from decision_seq.run_config import run_config
 from decision_seq.train.loop import train
 
@@ -204,19 +205,18 @@ def test_replaying_an_episode_gives_what_training_computes(
         agent.embedding.timestep.weight.normal_()  # it starts at zero and would hide a wrong index
     episode, start = 1, int(store.offsets[1])
     batch = sampler(store, 6, agent.config.returns).windows(torch.tensor([3]))
-    values = agent.values(batch.observations, batch.actions, batch.returns_to_go)
+    values = agent.preprocess(batch.observations, batch.actions, batch.returns_to_go)
     predicted = agent(values, batch.timesteps)[0]  # [6, A]
     seen: list[torch.Tensor] = []
     agent.predict = lambda features, head=agent.action_head: seen.append(head(features)) or seen[-1]  # type: ignore[method-assign,assignment]
     for context in ("window", "stream"):
         seen.clear()
-        state = agent.init_state(1, context, torch.tensor([store.episode_returns[1]]))
-        action, reward = torch.zeros(1, dtype=torch.int64), torch.zeros(1)
+        policy = Policy(agent, context, store.episode_returns[1])
+        reward = 0.0
         for t in range(6):
-            stack = torch.from_numpy(naive_stack(as_episodes(store), episode, t))[None]
-            _, state = agent.act(stack, action, reward, state)
-            action = torch.tensor([store.actions[start + t]])
-            reward = torch.tensor([store.rewards[start + t]])
+            policy.act(naive_stack(as_episodes(store), episode, t), reward)
+            policy.action = store.actions[start + t : start + t + 1]
+            reward = store.rewards[start + t]
         torch.testing.assert_close(torch.cat(seen), predicted, rtol=1e-4, atol=1e-5)
 
 
@@ -304,11 +304,10 @@ def test_clipped_rewards_count_alike_in_training_and_acting(store: EpisodeStore)
     rewards = np.clip(store.rewards[3:15], -1, 1)
     assert store.rewards.max() > 1 and conditioned.episode_returns[1] == rewards.sum()
     agent = SequenceAgent.for_dataset(agent_config(returns=returns), store).eval()
-    state = agent.init_state(1, "stream", torch.tensor([8.0]))
-    stack, action = torch.zeros(1, 4, *SIDES, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64)
-    _, state = agent.act(stack, action, torch.zeros(1), state)
-    _, state = agent.act(stack, action, torch.tensor([400.0]), state)
-    assert state.return_to_go.tolist() == [(8.0 - 1.0) / 2.0]
+    policy, stack = Policy(agent, "stream", 8.0), np.zeros((1, 4, *SIDES), np.uint8)
+    policy.act(stack)
+    policy.act(stack, 400.0)
+    assert policy.return_to_go.tolist() == [(8.0 - 1.0) / 2.0]
     clipped = dataclasses.replace(store, info={"rewards": "clipped"})
     with pytest.raises(UserError, match=r"holds rewards clipped .* set agent.returns.clipped"):
         SequenceAgent.for_dataset(agent_config(), clipped)

@@ -11,18 +11,20 @@ import pytest
 import torch
 from conftest import frame_episodes, random_episodes, write_npz
 from ops_inputs import conv_inputs, scan_inputs, single, with_grads
-from small_agents import KINDS, A, K, S, every_backbone, every_pair, make, random_batch
+from small_agents import KINDS, A, K, S, drawn_steps, every_backbone, every_pair, make, random_batch
 from torch import Tensor
 
 from decision_seq import ops
-from decision_seq.agents import AgentConfig, SequenceAgent
-from decision_seq.agents.base import Context
+from decision_seq.agents import AgentConfig
 from decision_seq.data.store import EpisodeStore, open_store
 from decision_seq.data.transforms import ReturnSpec
 from decision_seq.data.windows import Batch, WindowSampler
 from decision_seq.ops.dispatch import BACKENDS, choose
 from decision_seq.ops.pytorch import reference
+from decision_seq.policy import Policy
+from decision_seq.policy.graph import GraphEngine
 from decision_seq.run_config import DataConfig, RunConfig, TrainConfig
+from decision_seq.settings import Context
 from decision_seq.train.faults import FiniteGuard
 from decision_seq.train.loop import Learner, gradient_step
 from decision_seq.train.optim import make_optimizer
@@ -104,25 +106,6 @@ def test_losses_and_gradients_are_those_of_the_cpu(kind: str, config: type[Agent
             torch.testing.assert_close(b.grad.cpu(), a.grad, rtol=1e-3, atol=1e-5, msg=name)
 
 
-def play(agent: SequenceAgent, context: Context, discrete: bool) -> list[Tensor]:
-    """Actions of all steps, then those of the last from the state before it once more."""
-    generator = torch.Generator().manual_seed(3)
-    state, lanes = agent.init_state(3, context, torch.tensor([5.0, 6.0, 7.0])), 3
-    action = torch.zeros(lanes, dtype=torch.int64) if discrete else torch.zeros(lanes, A)
-    actions, given = [], None
-    for _ in range(3 * K):
-        given = (
-            torch.randn(lanes, S, generator=generator),
-            action,
-            torch.rand(lanes, generator=generator),
-            state,
-        )
-        action, state = agent.act(*given)
-        actions.append(action.cpu())
-    assert given is not None
-    return [*actions, agent.act(*given)[0].cpu()]
-
-
 @every_pair
 @pytest.mark.parametrize("context", ["window", "stream"])
 @pytest.mark.parametrize("discrete", [False, True])
@@ -131,10 +114,12 @@ def test_actions_are_those_of_the_cpu_and_recorded(
 ) -> None:
     agent = make(kind, config, discrete)
     here = copy.deepcopy(agent).to(GPU)
-    expected, actions = play(agent, context, discrete), play(here, context, discrete)
-    for a, b in zip(actions, expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
-    assert here._recorder.possible and here._recorder.recorded is not None
+    policies = [Policy(a, context, [5.0, 6.0, 7.0], 3) for a in (agent, here)]
+    for seen in drawn_steps(3 * K, 3, np.random.default_rng(3)):
+        expected, action = (policy.act(*seen) for policy in policies)
+        np.testing.assert_allclose(action, expected, rtol=1e-4, atol=1e-4)
+    engine = policies[1].engine
+    assert isinstance(engine, GraphEngine) and engine.possible and engine.graph is not None
 
 
 @pytest.mark.parametrize("resident", [True, False])

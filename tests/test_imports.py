@@ -33,12 +33,6 @@ ORDER = [
 ]
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 
-# files that still import each other, as names below decision_seq
-CIRCLES = [
-    {"agents.at_once", "agents.base", "agents.context", "agents.recorded"},
-    {"backbones.base", "backbones.stack"},
-]
-
 
 def modules() -> dict[str, Path]:
     """Every file by its name below decision_seq; a room's __init__ is the room."""
@@ -116,8 +110,7 @@ def test_every_room_says_what_it_is_for() -> None:
 
 
 def test_no_two_files_import_each_other() -> None:
-    new = [sorted(circle) for circle in circles() if not any(circle <= old for old in CIRCLES)]
-    assert new == []
+    assert [sorted(circle) for circle in circles()] == []
 
 
 def report_files() -> list[str]:

@@ -21,7 +21,8 @@ from decision_seq.agents.max_return import MaxReturnConfig
 from decision_seq.agents.return_conditioned import ReturnConditionedConfig
 from decision_seq.backbones import BackboneConfig
 from decision_seq.backbones.attention import AttentionConfig
-from decision_seq.backbones.base import EVERY, Block, LayerState, Layout, Mixer
+from decision_seq.backbones.block import Block
+from decision_seq.backbones.contract import EVERY, LayerState, Layout, Mixer
 from decision_seq.backbones.mamba import MambaConfig
 from decision_seq.backbones.none import NoneConfig
 from decision_seq.data.store import EpisodeStore, open_store
@@ -118,7 +119,7 @@ def test_jacobian_against_finite_differences(toy_store: EpisodeStore, config: Ag
         for linear in (module for module in mixer.modules() if isinstance(module, nn.Linear)):
             linear.weight.data *= 12  # untrained, the past hardly matters
     batch = full_windows(toy_store, agent, 4, count=2, seed=0)
-    values = agent.values(batch.observations, batch.actions, batch.returns_to_go)
+    values = agent.preprocess(batch.observations, batch.actions, batch.returns_to_go)
     read = 3 * len(config.tokens) + agent.action_position
 
     @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,7 +12,6 @@ from hypothesis import strategies as st
 from small_agents import KINDS, A, K, S, make, random_batch
 
 from decision_seq.agents import AgentSpec, SequenceAgent
-from decision_seq.agents.base import Context
 from decision_seq.agents.max_return import MaxReturn, MaxReturnConfig, expectile_errors
 from decision_seq.backbones import BackboneConfig
 from decision_seq.data.store import open_store
@@ -19,6 +19,8 @@ from decision_seq.data.transforms import ReturnSpec
 from decision_seq.data.windows import WindowSampler
 from decision_seq.errors import UserError
 from decision_seq.eval.rollout.episodes import rollout
+from decision_seq.policy import Policy
+from decision_seq.settings import Context
 
 every_backbone = pytest.mark.parametrize("kind", [k for k in KINDS if k != "none"])
 
@@ -52,7 +54,7 @@ def test_the_loss_is_least_at_the_expectile(values: list[float], expectile: floa
 
 
 def returns_predicted(agent: MaxReturn, batch: object) -> torch.Tensor:
-    values = agent.values(batch.observations, batch.actions, batch.returns_to_go)  # type: ignore[attr-defined]
+    values = agent.preprocess(batch.observations, batch.actions, batch.returns_to_go)  # type: ignore[attr-defined]
     features = agent.backbone(agent.embedding(values, batch.timesteps))  # type: ignore[attr-defined]
     return agent.predict_return(features[:, :: len(agent.config.tokens)])  # [B, K]
 
@@ -72,7 +74,7 @@ def test_a_predicted_return_does_not_see_its_own(kind: str, t: int) -> None:
 @every_backbone
 def test_the_loss_is_the_actions_and_the_returns(kind: str) -> None:
     agent, batch = agent_of(kind, expectile=0.8), random_batch(lengths=[2, K, 4])
-    values = agent.values(batch.observations, batch.actions, batch.returns_to_go)
+    values = agent.preprocess(batch.observations, batch.actions, batch.returns_to_go)
     action = (agent(values, batch.timesteps) - batch.actions).square().mean(-1)[batch.mask].mean()
     short = (batch.returns_to_go - returns_predicted(agent, batch))[batch.mask]
     best = torch.where(short > 0, 0.8 * short**2, 0.2 * short**2).mean()
@@ -86,16 +88,16 @@ def test_acting_asks_for_the_return_it_predicts(kind: str, context: Context) -> 
     agent = agent_of(kind)
     generator = torch.Generator().manual_seed(4)
     observations = torch.randn(2, K, S, generator=generator)
-    actions = torch.zeros(2, K, A)
-    asked = torch.zeros(2, K)
-    state, action = agent.init_state(2, context), torch.zeros(2, A)
-    for t in range(K):
-        action, state = agent.act(observations[:, t], action, torch.rand(2), state)
-        actions[:, t], asked[:, t] = action, state.return_to_go
+    head, asked_for = agent.predict_return, []
+    agent.predict_return = lambda x: asked_for.append(head(x)) or asked_for[-1]  # type: ignore
+    policy = Policy(agent, context, lanes=2)
+    acted = [policy.act(observations[:, t].numpy(), torch.rand(2).numpy()) for t in range(K)]
+    actions, asked = torch.from_numpy(np.stack(acted, axis=1)), torch.stack(asked_for, dim=1)
+    agent.predict_return = head  # type: ignore[method-assign]
     batch = random_batch(2)
     batch.observations, batch.actions, batch.returns_to_go = observations, actions, asked
     batch.timesteps = torch.arange(K).expand(2, K)
-    values = agent.values(observations, actions, asked)
+    values = agent.preprocess(observations, actions, asked)
     torch.testing.assert_close(agent(values, batch.timesteps), actions, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(returns_predicted(agent, batch), asked, rtol=1e-4, atol=1e-5)
     assert asked.std() > 1e-4

@@ -62,7 +62,7 @@ def test_a_failing_compiler_is_reported(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("CC", "false")
     monkeypatch.setenv("DECISION_SEQ_CACHE", str(tmp_path))
     with pytest.raises(native.KernelUnavailable, match="false failed"):
-        native.compiled()
+        native.SCAN_LIBRARY.compiled()
 
 
 @needs_c
@@ -70,7 +70,7 @@ def test_an_unwritable_cache_is_reported(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "file").touch()
     monkeypatch.setenv("DECISION_SEQ_CACHE", str(tmp_path / "file"))
     with pytest.raises(native.KernelUnavailable, match="could not be built"):
-        native.library.__wrapped__()
+        native.SCAN_LIBRARY.load.__wrapped__()
 
 
 def test_forcing_a_backend_that_cannot_run_is_a_user_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,7 +85,7 @@ def test_forcing_a_backend_that_cannot_run_is_a_user_error(monkeypatch: pytest.M
 def test_two_may_compile_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DECISION_SEQ_CACHE", str(tmp_path))
     with ThreadPoolExecutor(2) as pool:
-        first, second = pool.map(lambda _: native.compiled(), range(2))
+        first, second = pool.map(lambda _: native.SCAN_LIBRARY.compiled(), range(2))
     assert first == second
     assert list((tmp_path / "kernels").iterdir()) == [first]
 

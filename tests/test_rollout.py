@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from decision_seq.agents import AgentSpec, SequenceAgent
-from decision_seq.agents.base import Context
 from decision_seq.agents.behaviour_cloning import BehaviourCloningConfig
 from decision_seq.agents.return_conditioned import ReturnConditionedConfig
 from decision_seq.backbones.mamba import MambaConfig
@@ -18,6 +17,8 @@ from decision_seq.envs.reference_scores import normalized_score
 from decision_seq.envs.registry import MUJOCO_IDS, env_id, make
 from decision_seq.errors import UserError
 from decision_seq.eval.rollout.episodes import KEPT, rollout
+from decision_seq.policy import Policy
+from decision_seq.settings import Context
 
 
 def agent_for(
@@ -44,12 +45,11 @@ def test_a_lane_is_a_plain_gymnasium_episode(context: Context) -> None:
     row = rollout(agent, "hopper", [1000.0], 1, 5, context)[0]
     env = gym.make("Hopper-v5")
     observation, _ = env.reset(seed=5)
-    state = agent.init_state(1, context, torch.tensor([1000.0]))
-    action, reward, total, length, ended = torch.zeros(1, 3), 0.0, 0.0, 0, False
+    policy = Policy(agent, context, 1000.0, action_space=env.action_space)
+    reward, total, length, ended = 0.0, 0.0, 0, False
     while not ended:
-        seen = torch.from_numpy(observation.astype(np.float32))[None]
-        action, state = agent.act(seen, action, torch.tensor([reward], dtype=torch.float32), state)
-        observation, reward, terminated, truncated, _ = env.step(action[0].numpy())
+        action = policy.act(observation.astype(np.float32), reward)
+        observation, reward, terminated, truncated, _ = env.step(action)
         total, length, ended = total + reward, length + 1, terminated or truncated
     assert (row.length, row.episode_return) == (length, pytest.approx(total, rel=1e-12))
     assert row.normalized_score == pytest.approx(100 * (total + 20.272305) / (3234.3 + 20.272305))
@@ -75,9 +75,9 @@ def test_lanes_do_not_depend_on_what_runs_beside_them(context: Context, env: str
 
 def test_an_agent_looks_no_more_at_lanes_that_have_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     agent, looked, actions = agent_for(11, 3), [], []
-    act = agent.act
+    act = Policy.act
     monkeypatch.setattr(
-        agent, "act", lambda seen, *rest: looked.append(len(seen)) or act(seen, *rest)
+        Policy, "act", lambda self, seen, *rest: looked.append(len(seen)) or act(self, seen, *rest)
     )
     rows = rollout(agent, "hopper", [1000.0], 8, 10, "stream", actions=actions)
     going = [sum(row.length > step for row in rows) for step in range(len(looked))]

@@ -1,4 +1,5 @@
-"""SequenceAgent: tokens in, actions out, trained on windows and acting step by step.
+"""SequenceAgent: what is predicted from tokens, and the loss. How a trained agent acts is
+`decision_seq.policy`.
 
 An agent owns all it needs to act: observation statistics, return and action scales are buffers, so
 a checkpoint acts in the environment with nothing but itself.
@@ -8,16 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal, TypeVar
+from typing import ClassVar, TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from decision_seq.agents.at_once import AtOnce
-from decision_seq.agents.context import CONTEXTS, Memory, Moment, StepInput
-from decision_seq.agents.recorded import Recorder
 from decision_seq.backbones import BackboneConfig, Layout
 from decision_seq.backbones.mamba import MambaConfig
 from decision_seq.config import register as register_config
@@ -31,7 +29,8 @@ from decision_seq.model.encoders import FrameEncoder, ImageEncoderConfig, Nature
 from decision_seq.model.tokens import TimestepInit, TokenEmbedding
 from decision_seq.ops.layers import Dropout
 
-Context = Literal["window", "stream"]
+# feeds the named tokens of a step to the backbone, in order -> features [lanes, D] at the last
+Extend = Callable[[tuple[str, ...]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -106,17 +105,6 @@ class AgentSpec:
         return len(self.observation_shape) == 2
 
 
-@dataclass
-class AgentState:
-    """What an agent carries from step to step, for every lane."""
-
-    target_return: Tensor  # [lanes] float32, scaled: what a lane starts from
-    return_to_go: Tensor  # [lanes] float32, scaled
-    timestep: Tensor  # [lanes] int64, of the next observation
-    seed: Tensor  # [lanes] int64, of the actions that are drawn
-    memory: Memory
-
-
 class SequenceAgent(nn.Module):
     """Predicts a_t from the output at the last token before it, which is s_t unless an agent says
     otherwise. B windows, K steps, T tokens a step, D = width."""
@@ -159,11 +147,6 @@ class SequenceAgent(nn.Module):
             self.register_buffer("observation_mean", torch.zeros(spec.observation_shape))
             self.register_buffer("observation_std", torch.ones(spec.observation_shape))
         self.register_buffer("action_scale", torch.ones(() if spec.discrete else spec.action_dim))
-        usual = all(
-            getattr(type(self), name) is getattr(SequenceAgent, name)
-            for name in ("values", "look", "predict", "advance")
-        )
-        self._at_once, self._recorder = AtOnce(self, usual), Recorder()
 
     @classmethod
     def for_dataset(cls, config: AgentConfig, store: EpisodeStore) -> SequenceAgent:
@@ -206,20 +189,20 @@ class SequenceAgent(nn.Module):
     # ---- training -------------------------------------------------------------------------
 
     def loss(self, batch: Batch, valid: Tensor | None = None) -> Tensor:
-        """Mean over valid steps of `errors`; in training with `penalty`. `valid` [] is
+        """Mean over valid steps of `per_step_loss`; in training with `penalty`. `valid` [] is
         what their sum is divided by, where the batch is a share of a larger one."""
         penalty = self.penalty() if self.training else 0.0  # not an error: no validation
         valid = batch.mask.sum() if valid is None else valid
-        return (self.errors(batch) * batch.mask).sum() / valid + penalty
+        return (self.per_step_loss(batch) * batch.mask).sum() / valid + penalty
 
     def penalty(self) -> Tensor | float:
         """What training adds to the loss on account of the weights."""
         encoder = 0.0 if self.encoder is None else self.encoder.penalty()
         return self.backbone.penalty() + encoder
 
-    def errors(self, batch: Batch) -> Tensor:
+    def per_step_loss(self, batch: Batch) -> Tensor:
         """[B, K] error of every step: the action's."""
-        values = self.values(batch.observations, batch.actions, batch.returns_to_go)
+        values = self.preprocess(batch.observations, batch.actions, batch.returns_to_go)
         return self.action_errors(self(values, batch.timesteps), values["action"])
 
     def action_errors(self, predicted: Tensor, actions: Tensor) -> Tensor:
@@ -233,7 +216,7 @@ class SequenceAgent(nn.Module):
         """Actions for every step of the windows.
 
         Args:
-            values: normalised inputs by token kind, from `values`.
+            values: normalised inputs by token kind, from `preprocess`.
             timesteps: [B, K] int64.
 
         Returns:
@@ -243,7 +226,7 @@ class SequenceAgent(nn.Module):
         read = slice(self.action_position, None, len(self.config.tokens))
         return self.predict(self.backbone(tokens, read))  # features [B, K, D]
 
-    def values(
+    def preprocess(
         self, observations: Tensor, actions: Tensor, returns_to_go: Tensor
     ) -> dict[str, Tensor]:
         """Raw observations [.., S] (or stacks of frames [.., 4, H, W] uint8), actions [.., A] and
@@ -262,8 +245,18 @@ class SequenceAgent(nn.Module):
         return action if self.spec.discrete else torch.tanh(action)
 
     @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.action_head.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the parameters."""
+        return self.action_head.weight.dtype
+
+    @property
     def features(self) -> int:
-        """Numbers that `values` makes of an observation: S, or the features of an image."""
+        """Numbers that `preprocess` makes of an observation: S, or the features of an image."""
         return self.spec.observation_shape[0] if self.encoder is None else self.encoder.features
 
     @property
@@ -271,130 +264,15 @@ class SequenceAgent(nn.Module):
         """Index among a step's tokens of the one where its action is read."""
         return len(self.config.inputs) - 1
 
-    # ---- acting ---------------------------------------------------------------------------
-
-    @property
-    def device(self) -> torch.device:
-        """Where the parameters are."""
-        return self.action_head.weight.device
-
-    def init_state(
-        self,
-        lanes: int,
-        context: Context = "window",
-        target_return: Tensor | None = None,
-        seed: Tensor | None = None,
-    ) -> AgentState:
-        """State of `lanes` parallel environments before their first observation.
+    def forward_step(self, values: dict[str, Tensor], extend: Extend) -> Tensor:
+        """Predictions for one environment step of every lane, as `forward` gives them at the step.
 
         Args:
-            lanes: number of parallel environments.
-            context: "window" recomputes the last K steps at each step (the papers' evaluation);
-                "stream" carries the backbone's state. They agree while t < K.
-            target_return: [lanes] return to ask for, in the environment's units.
-            seed: [lanes] int64 of the draws of sampled actions, by default the lane's number. A
-                lane's draws depend on its own seed and timestep alone.
-        """
-        if context not in CONTEXTS:
-            raise UserError(f"context is {context!r}; it must be one of {', '.join(CONTEXTS)}")
-        if target_return is None:
-            if self.config.follows_target:
-                raise UserError("this agent is conditioned on a return; give it a target return")
-            target_return = torch.zeros(lanes)
-        target = target_return.to(self.device, torch.float32) / self.config.returns.scale
-        return AgentState(
-            target_return=target,
-            return_to_go=target.clone(),
-            timestep=torch.zeros(lanes, dtype=torch.int64, device=self.device),
-            seed=torch.arange(lanes) if seed is None else seed,
-            memory=CONTEXTS[context].empty(self, lanes),
-        )
-
-    @torch.inference_mode()
-    def act(
-        self, observation: Tensor, prev_action: Tensor, prev_reward: Tensor, state: AgentState
-    ) -> tuple[Tensor, AgentState]:
-        """Choose an action in every lane. Call in eval mode, or dropout stays on.
-
-        Args:
-            observation: [lanes, S] raw, or stacks of frames [lanes, 4, H, W] uint8.
-            prev_action: [lanes, A] (or [lanes]) taken at the step before; ignored at t = 0.
-            prev_reward: [lanes] received for it; ignored at t = 0.
-            state: from `init_state` or the last call.
+            values: the step's inputs by token kind, from `preprocess`. An agent that makes up a
+                token itself writes it there.
+            extend: feeds tokens of the step to the backbone.
 
         Returns:
-            Actions [lanes, A] in the environment's units (or indices [lanes]), and the new state.
+            [lanes, A]
         """
-        device, times = self.device, state.timestep.tolist()
-        to_go = self._still_to_go(prev_reward.to(device, torch.float32), state, times)
-        seen = observation.to(device), prev_action.to(device), to_go
-        now = Moment(*seen, state.timestep, times, state.memory)
-        if (done := self._at_once.predict(now)) is not None:
-            predicted, memory = done
-        else:
-            predicted, to_go, memory = self._recorder.advance(self, now)
-        later = state.timestep + 1
-        after = AgentState(state.target_return, to_go, later, state.seed, memory)
-        return self.choose(predicted, state), after
-
-    def _still_to_go(self, reward: Tensor, state: AgentState, times: list[int]) -> Tensor:
-        """[lanes] return-to-go, scaled, once `reward` [lanes] has been received by all lanes but
-        those at time 0."""
-        returns, before = self.config.returns, state.return_to_go
-        if returns.delayed:  # nothing arrives on the way
-            return before
-        spent = reward.clamp(-1, 1) if returns.clipped else reward
-        after = before - spent / returns.scale
-        return torch.where(state.timestep > 0, after, before) if 0 in times else after
-
-    def advance(self, now: Moment) -> tuple[Tensor, Tensor, Memory]:
-        """One step of all lanes -> predictions [lanes, A], the returns-to-go [lanes] that were
-        acted on, and what is remembered. On a GPU it waits for nothing."""
-        values = self.values(now.observation, now.action, now.to_go)
-        step = StepInput(values, now.timestep, now.times)
-        features, memory = self.look(now.memory, step)  # [lanes, D]
-        return self.predict(features), step.now["return_to_go"], memory
-
-    def look(self, memory: Memory, step: StepInput) -> tuple[Tensor, Memory]:
-        """Take the step in. Returns features [lanes, D] where the action is read.
-
-        An agent that makes up a token itself writes it into `step.now`.
-        """
-        return memory.advance(self, step, self.config.inputs)
-
-    def choose(self, predicted: Tensor, state: AgentState) -> Tensor:
-        """Predictions [lanes, A] -> actions in the environment's units, or indices [lanes]."""
-        if not self.spec.discrete:
-            return predicted * self.action_scale
-        if self.config.temperature:  # the likeliest under Gumbel noise is a sample
-            noise = gumbel_noise(state.seed, state.timestep, predicted.shape[-1])
-            predicted = predicted / self.config.temperature + noise.to(predicted)
-        return predicted.argmax(-1)
-
-    def reset(self, state: AgentState, lanes: Tensor) -> AgentState:
-        """`lanes` [lanes] bool begin a new episode with their target; others are untouched."""
-        lanes = lanes.to(self.device)
-        return replace(
-            state,
-            return_to_go=torch.where(lanes, state.target_return, state.return_to_go),
-            timestep=state.timestep.masked_fill(lanes, 0),
-            memory=state.memory.reset(self, lanes),
-        )
-
-    def select(self, state: AgentState, lanes: Tensor) -> AgentState:
-        """The state of those `lanes` [lanes] bool alone."""
-        here = lanes.to(self.device)
-        return AgentState(
-            target_return=state.target_return[here],
-            return_to_go=state.return_to_go[here],
-            timestep=state.timestep[here],
-            seed=state.seed[lanes.cpu()],
-            memory=state.memory.holding([t[here] for t in state.memory.tensors()]),
-        )
-
-
-def gumbel_noise(seeds: Tensor, timesteps: Tensor, width: int) -> Tensor:
-    """[lanes, width] standard Gumbel noise, a pure function of each lane's seed and timestep."""
-    pairs = zip(seeds.tolist(), timesteps.tolist(), strict=True)
-    draws = [np.random.default_rng(pair).gumbel(size=width) for pair in pairs]
-    return torch.from_numpy(np.stack(draws))
+        return self.predict(extend(self.config.inputs))

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from decision_seq.agents.base import AgentConfig, AgentSpec, SequenceAgent, register
-from decision_seq.agents.context import Memory, StepInput
+from decision_seq.agents.base import AgentConfig, AgentSpec, Extend, SequenceAgent, register
 from decision_seq.backbones.none import NoneConfig
 from decision_seq.data.windows import Batch
 from decision_seq.errors import UserError
@@ -54,9 +53,9 @@ class MaxReturn(SequenceAgent):
         self.expectile = config.expectile
         self.return_head = nn.Linear(config.backbone.width, 1)
 
-    def errors(self, batch: Batch) -> Tensor:
+    def per_step_loss(self, batch: Batch) -> Tensor:
         """[B, K] error of every step: the action's and the return's."""
-        values = self.values(batch.observations, batch.actions, batch.returns_to_go)
+        values = self.preprocess(batch.observations, batch.actions, batch.returns_to_go)
         tokens = self.dropout(self.embedding(values, batch.timesteps))  # [B, K * T, D]
         features = self.backbone(tokens).unflatten(1, (-1, len(self.config.tokens)))
         action = self.predict(features[:, :, self.action_position])  # [B, K, A]
@@ -69,11 +68,10 @@ class MaxReturn(SequenceAgent):
         """Features at observation tokens [.., D] -> the best return in reach [..], scaled."""
         return self.return_head(features).squeeze(-1)
 
-    def look(self, memory: Memory, step: StepInput) -> tuple[Tensor, Memory]:
-        """See the observation, predict the return, and go on from it as the return token."""
-        seen, memory = memory.advance(self, step, ("observation",))
-        step.now["return_to_go"] = self.predict_return(seen)
-        return memory.advance(self, step, ("return_to_go",))
+    def forward_step(self, values: dict[str, Tensor], extend: Extend) -> Tensor:
+        """Predict the return at the observation, and go on from it as the return token."""
+        values["return_to_go"] = self.predict_return(extend(("observation",)))
+        return self.predict(extend(("return_to_go",)))
 
 
 def expectile_errors(predicted: Tensor, actual: Tensor, expectile: float) -> Tensor:

@@ -1,7 +1,8 @@
 """Backbones: what mixes information along time. One file each; importing it registers it."""
 
 from decision_seq.backbones import attention, conv, hybrid, imixer, lstm, mamba, mamba2, mixer, none
-from decision_seq.backbones.base import Backbone, BackboneConfig, Layout, Mixer, State
+from decision_seq.backbones.block import Backbone, BackboneConfig
+from decision_seq.backbones.contract import Layout, Mixer, State
 
 __all__ = [
     "Backbone",

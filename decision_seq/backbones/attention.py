@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from decision_seq.backbones.base import EVERY, BackboneConfig, LayerState, Layout, Mixer
-from decision_seq.backbones.stack import Kernel, KernelCall
+from decision_seq.backbones.block import BackboneConfig
+from decision_seq.backbones.contract import EVERY, LayerState, Layout, Mixer
 from decision_seq.config import register
 from decision_seq.errors import UserError
 from decision_seq.ops.layers import attention, attention_weights, band, split_heads
@@ -37,13 +37,6 @@ class Attention(Mixer):
 
     No positions: the timestep embedding of the tokens carries them, as published.
     """
-
-    kernel = Kernel(
-        "attention",
-        ("qkv.weight", "qkv.bias", "out.weight", "out.bias"),
-        ("keys", "values", "valid"),
-        (torch.float32, torch.float32, torch.bool),
-    )
 
     def __init__(self, config: AttentionConfig, window: int) -> None:
         super().__init__()
@@ -94,17 +87,6 @@ class Attention(Mixer):
         keep = slice(max(0, keys.shape[1] - self.window), None)
         cache = {"keys": keys[:, keep], "values": values[:, keep], "valid": valid[:, keep]}
         return self.out(y.transpose(1, 2).flatten(2)), cache
-
-    def kernel_call(self, state: LayerState, lanes: int, tokens: int, remember: bool) -> KernelCall:
-        """Heads, window, and tokens in the cache before and after."""
-        width, cached = self.out.weight.shape[0], state["valid"].shape[1]
-        assert width % self.heads == 0
-        kept = min(cached + tokens, self.window) if remember else 0
-        before, after = (
-            ((lanes, tokens, width), (lanes, tokens, width), (lanes, tokens))
-            for tokens in (cached, kept)
-        )
-        return KernelCall((self.heads, self.window, cached, kept), before, after)
 
     @torch.no_grad()
     def token_map(self, x: Tensor) -> Tensor:

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from decision_seq.backbones.base import BackboneConfig, LayerState, Layout, Mixer
-from decision_seq.backbones.stack import Kernel, KernelCall
+from decision_seq.backbones.block import BackboneConfig
+from decision_seq.backbones.contract import LayerState, Layout, Mixer
 from decision_seq.config import register
 from decision_seq.errors import UserError
 
@@ -39,8 +39,6 @@ class KindConv(Mixer):
     kind(l) = l mod T is what the token at the output is (return, state or action), so that a state
     weighs what came before it otherwise than an action does. Tokens before the first are zeros.
     """
-
-    kernel = Kernel("conv", ("weight", "bias"), ("last", "count"), (torch.float32, torch.int64))
 
     def __init__(self, config: ConvConfig, tokens_per_step: int) -> None:
         super().__init__()
@@ -70,12 +68,6 @@ class KindConv(Mixer):
         position = state["count"][:, None] + torch.arange(n, device=x.device)  # [B, n]
         new_state = {"last": seen[:, n:], "count": state["count"] + n}
         return self._filter(seen, position), new_state
-
-    def kernel_call(self, state: LayerState, lanes: int, tokens: int, remember: bool) -> KernelCall:
-        """T and W; the state keeps its shapes."""
-        kinds, taps, width = self.weight.shape
-        shapes = (lanes, taps - 1, width), (lanes,)
-        return KernelCall((kinds, taps), shapes, shapes)
 
     def token_map(self, x: Tensor) -> Tensor:
         """[B, L, D] -> [B, 1, L, L]: mean over channels of |w[kind(l), l - s]|."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from decision_seq.backbones.base import BackboneConfig, Block, Layout, Mixer
+from decision_seq.backbones.block import BackboneConfig, Block
+from decision_seq.backbones.contract import Layout, Mixer
 from decision_seq.config import register
 from decision_seq.errors import UserError
 

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from decision_seq.backbones.base import BackboneConfig, LayerState, Layout, Mixer
+from decision_seq.backbones.block import BackboneConfig
+from decision_seq.backbones.contract import LayerState, Layout, Mixer
 from decision_seq.backbones.lags import LagLinear, TimeMixer, append, positions_of
 from decision_seq.config import register
 from decision_seq.errors import UserError

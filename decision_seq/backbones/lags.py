@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from decision_seq.backbones.base import LayerState, Mixer
+from decision_seq.backbones.contract import LayerState, Mixer
 
 Positions = Literal["absolute", "toeplitz"]
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from decision_seq.backbones.base import BackboneConfig, LayerState, Layout, Mixer
+from decision_seq.backbones.block import BackboneConfig
+from decision_seq.backbones.contract import LayerState, Layout, Mixer
 from decision_seq.config import register
 
 

@@ -15,14 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from decision_seq.backbones.base import (
-    EVERY,
-    BackboneConfig,
-    LayerState,
-    Layout,
-    Mixer,
-)
-from decision_seq.backbones.stack import Kernel, KernelCall
+from decision_seq.backbones.block import BackboneConfig
+from decision_seq.backbones.contract import EVERY, LayerState, Layout, Mixer
 from decision_seq.config import register
 from decision_seq.errors import UserError
 from decision_seq.ops import (
@@ -59,16 +53,6 @@ class Mamba(Mixer):
 
     dt, B and C are read from the input u, itself a short causal convolution of the tokens.
     """
-
-    kernel = Kernel(
-        "mamba",
-        (
-            *("in_proj.weight", "conv1d.weight", "conv1d.bias", "x_proj.weight"),
-            *("dt_proj.weight", "dt_proj.bias", "A_log", "D", "out_proj.weight"),
-        ),
-        ("conv", "h"),
-        (torch.float32, torch.float32),
-    )
 
     def __init__(self, config: MambaConfig) -> None:
         super().__init__()
@@ -117,12 +101,6 @@ class Mamba(Mixer):
         dt, B, C = self._select(u)
         y, h = selective_scan_step(u, dt, self._A(), B, C, self.D, z, state["h"])
         return self.out_proj(y), {"conv": conv, "h": h}
-
-    def kernel_call(self, state: LayerState, lanes: int, tokens: int, remember: bool) -> KernelCall:
-        """E, N, k and the rank of dt; the state keeps its shapes."""
-        channels, taps = self.channels, self.taps
-        shapes = (lanes, taps - 1, channels), (lanes, channels, self.d_state)
-        return KernelCall((channels, self.d_state, taps, self.dt_rank), shapes, shapes)
 
     @torch.no_grad()
     def token_map(self, x: Tensor) -> Tensor:

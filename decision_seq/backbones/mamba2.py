@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from decision_seq.backbones.base import BackboneConfig, LayerState, Layout, Mixer
+from decision_seq.backbones.block import BackboneConfig
+from decision_seq.backbones.contract import LayerState, Layout, Mixer
 from decision_seq.config import register
 from decision_seq.errors import UserError
 from decision_seq.ops import causal_conv_silu, causal_conv_silu_step

@@ -16,14 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from decision_seq.backbones.base import (
-    EVERY,
-    BackboneConfig,
-    Block,
-    LayerState,
-    Layout,
-    Mixer,
-)
+from decision_seq.backbones.block import BackboneConfig, Block
+from decision_seq.backbones.contract import EVERY, LayerState, Layout, Mixer
 from decision_seq.backbones.lags import LagLinear, Positions, TimeMixer, append, positions_of
 from decision_seq.config import register
 from decision_seq.errors import UserError

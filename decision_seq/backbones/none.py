@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from decision_seq.backbones.base import BackboneConfig, LayerState, Layout, Mixer
-from decision_seq.backbones.stack import Kernel
+from decision_seq.backbones.block import BackboneConfig
+from decision_seq.backbones.contract import LayerState, Layout, Mixer
 from decision_seq.config import register
 
 
@@ -23,8 +23,6 @@ class NoneConfig(BackboneConfig):
 
 class Pointwise(Mixer):
     """y_l = W x_l + b: attention that sees only itself."""
-
-    kernel = Kernel("none", ("linear.weight", "linear.bias"))
 
     def __init__(self, config: NoneConfig) -> None:
         super().__init__()

@@ -9,9 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from decision_seq.backbones.stack import Watch, Weights
-from decision_seq.ops import Embedding, Token, embed_step, streams
-
 TimestepInit = Literal["zero", "published", "none"]
 
 
@@ -61,8 +58,6 @@ class TokenEmbedding(nn.Module):
             nn.init.zeros_(self.timestep.weight)
         if bounded and discrete and "action" in self.embed:
             nn.init.normal_(self.embed["action"].weight, std=0.02)  # type: ignore[arg-type]
-        self.watch = Watch(self)
-        self.weights = Weights(self, [name for name, _ in self.named_parameters()])
 
     def forward(
         self, values: dict[str, Tensor], timesteps: Tensor, kinds: Sequence[str] | None = None
@@ -97,26 +92,9 @@ class TokenEmbedding(nn.Module):
         Returns:
             [B, len(kinds), D]
         """
-        if not self._streams(timestep, kinds):
-            before = torch.stack([timestep - int(kind == "action") for kind in kinds], dim=1)
-            one = {kind: values[kind].unsqueeze(1) for kind in kinds}  # K = 1
-            return self(one, before.clamp(min=0).unsqueeze(1), kinds)
-        assert self.timestep is not None
-        norm, shared = self.norm, (self.timestep.weight, self.norm.weight, self.norm.bias)
-        tokens = [self._streamed(kind, values[kind]) for kind in kinds]
-        return embed_step(tokens, timestep, Embedding(*shared, norm.eps, self.bounded))
-
-    def _streams(self, timestep: Tensor, kinds: Sequence[str]) -> bool:
-        """Whether the kernel can embed these."""
-        if self.timestep is None:
-            return False
-        possible = streams(self.timestep.weight, len(timestep), len(kinds))
-        return possible and self.watch.intact() and self.weights.addresses() is not None
-
-    def _streamed(self, kind: str, value: Tensor) -> Token:
-        """[B, ...], a token of one step for the kernel."""
-        own = self.embed[kind]._parameters
-        return Token(features(kind, value), own["weight"], own.get("bias"), kind == "action")  # type: ignore[arg-type]
+        before = torch.stack([timestep - int(kind == "action") for kind in kinds], dim=1)
+        one = {kind: values[kind].unsqueeze(1) for kind in kinds}  # K = 1
+        return self(one, before.clamp(min=0).unsqueeze(1), kinds)
 
     def _tokens(self, values: dict[str, Tensor], kinds: Sequence[str]) -> Tensor:
         """[B, K, len(kinds), D]"""

@@ -7,39 +7,17 @@ layers.py.
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from decision_seq.ops.c.cpu_stream import (
-    Addresses,
-    Embedding,
-    Layer,
-    Stack,
-    Token,
-    embed_step,
-    policy_step,
-    stack_step,
-)
 from decision_seq.ops.dispatch import Backend, BackendStatus, choose, scan_backends
 
 __all__ = [
-    "Addresses",
     "BackendStatus",
-    "Embedding",
-    "Layer",
-    "Stack",
-    "Token",
     "causal_conv_silu",
     "causal_conv_silu_step",
-    "embed_step",
-    "policy_step",
     "scan_backends",
     "selective_scan",
     "selective_scan_step",
-    "stack_step",
-    "streams",
 ]
-
-MAX_STREAMED_TOKENS = 96  # of a lane at once; for more, threads can do better than a lane each
 
 
 def selective_scan(
@@ -143,30 +121,6 @@ def causal_conv_silu_step(
     backend, _, dtype = _prepare(x)
     y, history = backend.conv_step(*_cast(dtype, x, weight, bias, history))
     return _like(x, y), history
-
-
-def streams(like: Tensor, lanes: int, tokens: int) -> bool:
-    """Whether `embed_step`, `stack_step` and `policy_step` can continue the streams of `lanes` by
-    `tokens` each, of like's dtype and device: not with gradients or autocast, nor by many."""
-    some = lanes > 0 and 0 < tokens <= MAX_STREAMED_TOKENS
-    if not some or like.dtype is not torch.float32 or not like.is_cpu or watched():
-        return False
-    if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
-        return False
-    return not torch.compiler.is_compiling() and choose(torch.float32, "cpu").streams
-
-
-def watched() -> bool:
-    """Whether something else is to see the operations one by one: what traces, transforms or counts
-    them, or computes shapes alone."""
-    if torch.compiler.is_compiling():  # the compiler sees what it needs to
-        return False
-    return (
-        torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or torch._C._is_tracing()
-        or forward_ad._current_level >= 0
-    )
 
 
 def _prepare(x: Tensor) -> tuple[Backend, torch.dtype, torch.dtype]:

@@ -32,7 +32,6 @@ class Backend:
     scan_step: Callable[..., tuple[Tensor, Tensor]] = reference.selective_scan_step
     conv: Callable[..., Tensor] = reference.causal_conv_silu
     conv_step: Callable[..., tuple[Tensor, Tensor]] = reference.causal_conv_silu_step
-    streams: bool = False  # whether the calls of cpu_stream.py are for it
 
 
 @dataclass(frozen=True)
@@ -55,10 +54,7 @@ BACKENDS = {
             unusable=cpu.unusable,
             accepts=cpu.accepts,
             scan=cpu.selective_scan,
-            scan_step=cpu.selective_scan_step,
             conv=cpu.causal_conv_silu,
-            conv_step=cpu.causal_conv_silu_step,
-            streams=True,
             half=True,
         ),
         Backend(

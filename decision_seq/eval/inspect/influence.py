@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from decision_seq.agents import SequenceAgent
-from decision_seq.backbones.base import Mixer
+from decision_seq.backbones.contract import Mixer
 from decision_seq.data.store import EpisodeStore
 from decision_seq.data.windows import Batch, WindowSampler
 from decision_seq.errors import UserError
@@ -151,7 +151,7 @@ def full_windows(
 
 
 def _forward(agent: SequenceAgent, batch: Batch) -> Tensor:
-    values = agent.values(batch.observations, batch.actions, batch.returns_to_go)
+    values = agent.preprocess(batch.observations, batch.actions, batch.returns_to_go)
     return agent(values, batch.timesteps).float()  # [B, K, A]
 
 

@@ -9,10 +9,8 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from gymnasium import spaces
 
 from decision_seq.agents import SequenceAgent
-from decision_seq.agents.base import Context
 from decision_seq.agents.fit import check_fit
 from decision_seq.agents.return_prior import ReturnPrior
 from decision_seq.envs.fastest import open_lanes
@@ -21,6 +19,8 @@ from decision_seq.envs.quiet import quiet_mujoco
 from decision_seq.envs.reference_scores import references, scaled
 from decision_seq.errors import UserError
 from decision_seq.eval.rows import Episode
+from decision_seq.policy import Policy
+from decision_seq.settings import Context
 
 KEPT = 0.75  # finished lanes are dropped once no more than this share of those seen go on
 
@@ -166,36 +166,28 @@ def _run(
     count = len(seeds)
     observations = lanes.reset(seeds)
     target = choose(torch.from_numpy(observations))
-    state = agent.init_state(count, context, target, torch.tensor(seeds))
-    shape = (count,) if agent.spec.discrete else (count, agent.spec.action_dim)
-    action = torch.zeros(shape, dtype=torch.int64 if agent.spec.discrete else torch.float32)
+    targets = None if target is None else target.numpy()
+    policy = Policy(agent, context, targets, count, seeds, lanes.action_space)
     rewards, active = np.zeros(count), np.ones(count, bool)
-    seen = np.arange(count)  # the lanes that the agent still looks at
-    taken = _to_environment(action, lanes.action_space).copy()
+    going = np.arange(count)  # the lanes that the policy still looks at
     records = _Records(
-        targets=np.zeros(count) if target is None else target.numpy(),
+        targets=np.zeros(count) if targets is None else targets,
         returns=np.zeros(count),
         lengths=np.zeros(count, np.int64),
         milliseconds=np.zeros(count),
         novelty=[],
     )
+    taken = policy.action.copy()  # [lanes, ...]
     while active.any():
         if prior is not None:
             novelty = np.zeros(count)
             novelty[active] = prior.novelty(torch.from_numpy(observations[active])).numpy()
             records.novelty.append(novelty)
         start = time.perf_counter()
-        going = active[seen]
-        if going.mean() <= KEPT:
-            keep = torch.from_numpy(going)
-            seen, action, state = seen[going], action[keep], agent.select(state, keep)
-        action, state = agent.act(
-            torch.from_numpy(observations[seen]),
-            action,
-            torch.from_numpy(rewards[seen].astype(np.float32)),
-            state,
-        )
-        taken[seen] = _to_environment(action, lanes.action_space)
+        if active[going].mean() <= KEPT:
+            policy.keep(active[going])
+            going = going[active[going]]
+        taken[going] = policy.act(observations[going], rewards[going])
         observations, rewards, terminated, truncated = lanes.step(taken, active)
         records.milliseconds[active] += 1e3 * (time.perf_counter() - start)
         records.returns[active] += rewards[active]
@@ -216,8 +208,3 @@ def _check_finite(records: _Records, env: str, seeds: list[int]) -> None:
             f"{seeds[bad[0]]}; ask for targets near the data's returns, or look for the fault in "
             "the environment's rewards and observations"
         )
-
-
-def _to_environment(action: torch.Tensor, space: spaces.Space) -> np.ndarray:
-    values = action.cpu().numpy()
-    return np.clip(values, space.low, space.high) if isinstance(space, spaces.Box) else values

@@ -1,6 +1,6 @@
-"""Compile the C files here for this machine on first use and load it through ctypes.
+"""Compile C files for this machine on first use and load them through ctypes.
 
-The library lands in the user's cache under a hash of everything that decides its content, so a new
+A library lands in the user's cache under a hash of everything that decides its content, so a new
 version, compiler or processor compiles anew and nothing is ever overwritten in use.
 """
 
@@ -14,12 +14,12 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from decision_seq.errors import UserError
 from decision_seq.files import cache_dir
 
-FOLDER = Path(__file__).parent / "csrc"
-HEADERS, SOURCES = sorted(FOLDER.glob("*.h")), sorted(FOLDER.glob("*.c"))
+HERE = Path(__file__).parent / "csrc"
 # Not -ffast-math: it would break the rounding inside exp2_vec.
 FLAGS = [
     "-O3",
@@ -34,20 +34,14 @@ LIBRARIES = ["-lm"]
 # Tried in turn: Apple's compiler has no OpenMP, some compilers do not know -march=native.
 MACHINE_FLAGS = [["-march=native", "-fopenmp"], ["-march=native"], ["-fopenmp"], []]
 
-POINTER, INT, LONG, FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_long, ctypes.c_float
+POINTER, INT, LONG = ctypes.c_void_p, ctypes.c_int, ctypes.c_long
 VIEW = [POINTER, LONG]  # data and row stride
 SCAN = [*VIEW, *VIEW, POINTER, *VIEW, *VIEW, POINTER, *VIEW]  # u, dt, A, B, C, D, z
 SIGNATURES = {
     "scan_forward": [*SCAN, *[POINTER] * 2, *[INT] * 7],
     "scan_backward": [POINTER, *SCAN, *[POINTER] * 8, *[INT] * 7],
-    "scan_step": [*SCAN, *[POINTER] * 3, *[INT] * 5],
-    "conv_forward": [*VIEW, *[POINTER] * 5, *[INT] * 6],
+    "conv_forward": [*VIEW, *[POINTER] * 3, *[INT] * 6],
     "conv_backward": [POINTER, *VIEW, *[POINTER] * 5, *[INT] * 6],
-    "softplus_values": [POINTER, LONG],
-    "gelu_values": [POINTER, LONG],
-    "embed_step": [*[POINTER] * 5, FLOAT, POINTER, *[INT] * 5],
-    "policy_step": [POINTER, FLOAT, FLOAT],
-    "stack_step": [POINTER, POINTER, INT, POINTER, FLOAT, POINTER, *[INT] * 6],
 }
 
 
@@ -55,52 +49,64 @@ class KernelUnavailable(Exception):
     """The kernel cannot run here; the message is one clause saying why."""
 
 
-@functools.cache
-def unusable() -> str:
-    """Why the kernel cannot run on this machine, or "" if it can. Compiles it if need be."""
-    try:
-        library()
-    except KernelUnavailable as error:
-        return str(error)
-    return ""
+class Library:
+    """The C files of a folder as one library; headers are looked for there and beside this file.
 
+    Args:
+        name: of its file in the cache.
+        folder: of the sources.
+        signatures: function -> (what it returns, its arguments), as ctypes has them.
+    """
 
-@functools.cache
-def library() -> ctypes.CDLL:
-    """The loaded kernel. Raises KernelUnavailable."""
-    try:
-        loaded = ctypes.CDLL(str(compiled()))
-    except OSError as error:
-        raise KernelUnavailable(f"it could not be built or loaded ({error})") from error
-    for name, signature in SIGNATURES.items():
-        getattr(loaded, name).argtypes = signature
-        getattr(loaded, name).restype = ctypes.c_int
-    return loaded
+    def __init__(self, name: str, folder: Path, signatures: dict[str, tuple[Any, list]]) -> None:
+        self.name, self.folder, self.signatures = name, folder, signatures
+        self.unusable = functools.cache(self._unusable)
+        self.load = functools.cache(self._load)
 
+    def _unusable(self) -> str:
+        """Why it cannot run on this machine, or "" if it can. Compiles it if need be."""
+        try:
+            self.load()
+        except KernelUnavailable as error:
+            return str(error)
+        return ""
 
-def compiled() -> Path:
-    """The path of the compiled library, built now unless the cache has it."""
-    compiler = find_compiler()
-    version = run([*compiler, "--version"])
-    code = [file.read_text() for file in (*HEADERS, *SOURCES)]
-    identity = [*code, str(FLAGS), str(MACHINE_FLAGS), version.stdout, processor()]
-    key = hashlib.sha256("\0".join(identity).encode()).hexdigest()[:16]
-    folder = cache_folder()
-    target = folder / f"scan-{key}.so"
-    if target.exists():
-        return target
-    folder.mkdir(parents=True, exist_ok=True)
-    # Built under another name and then renamed: another process sees all of it or nothing.
-    with tempfile.TemporaryDirectory(dir=folder) as build:
-        output = Path(build) / "scan.so"
-        for machine_flags in MACHINE_FLAGS:
-            files = [*map(str, SOURCES), *LIBRARIES, "-o", str(output)]
-            result = run([*compiler, *machine_flags, *FLAGS, *files])
-            if result.returncode == 0:
-                output.replace(target)
-                return target
-    lines = result.stderr.strip().splitlines() or ["no message"]
-    raise KernelUnavailable(f"{compiler[0]} failed on it: {lines[-1]}")
+    def _load(self) -> ctypes.CDLL:
+        """The loaded library. Raises KernelUnavailable."""
+        try:
+            loaded = ctypes.CDLL(str(self.compiled()))
+        except OSError as error:
+            raise KernelUnavailable(f"it could not be built or loaded ({error})") from error
+        for name, (result, arguments) in self.signatures.items():
+            getattr(loaded, name).argtypes = arguments
+            getattr(loaded, name).restype = result
+        return loaded
+
+    def compiled(self) -> Path:
+        """The path of the compiled library, built now unless the cache has it."""
+        compiler = find_compiler()
+        version = run([*compiler, "--version"])
+        sources = sorted(self.folder.glob("*.c"))
+        headers = sorted({*self.folder.glob("*.h"), *HERE.glob("*.h")})
+        code = [file.read_text() for file in (*headers, *sources)]
+        identity = [*code, str(FLAGS), str(MACHINE_FLAGS), version.stdout, processor()]
+        key = hashlib.sha256("\0".join(identity).encode()).hexdigest()[:16]
+        folder = cache_folder()
+        target = folder / f"{self.name}-{key}.so"
+        if target.exists():
+            return target
+        folder.mkdir(parents=True, exist_ok=True)
+        # Built under another name and then renamed: another process sees all of it or nothing.
+        with tempfile.TemporaryDirectory(dir=folder) as build:
+            output = Path(build) / target.name
+            for machine_flags in MACHINE_FLAGS:
+                files = [f"-I{HERE}", *map(str, sources), *LIBRARIES, "-o", str(output)]
+                result = run([*compiler, *machine_flags, *FLAGS, *files])
+                if result.returncode == 0:
+                    output.replace(target)
+                    return target
+        lines = result.stderr.strip().splitlines() or ["no message"]
+        raise KernelUnavailable(f"{compiler[0]} failed on it: {lines[-1]}")
 
 
 def find_compiler() -> list[str]:
@@ -135,3 +141,6 @@ def processor() -> str:
     first = cpuinfo.read_text().split("\n\n")[0].splitlines()
     fields = ("model name", "flags", "Features", "CPU part", "uarch", "isa")
     return "\n".join(line for line in first if line.startswith(fields))
+
+
+SCAN_LIBRARY = Library("scan", HERE, {name: (INT, own) for name, own in SIGNATURES.items()})

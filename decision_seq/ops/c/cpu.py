@@ -1,4 +1,4 @@
-"""The C kernels as differentiable torch operators, and direct calls for streaming.
+"""The C kernels as differentiable torch operators.
 
 On CPU, in float32, with inputs and outputs of the layers (u, z, x, y) in bfloat16 where mixed
 precision has them so. Inputs may be views whose rows are evenly spaced, such as halves of a
@@ -12,11 +12,11 @@ from torch import Tensor
 
 from decision_seq.ops import autograd
 from decision_seq.ops.autograd import checkpoint_every
-from decision_seq.ops.c import build as native
-from decision_seq.ops.c.build import unusable as unusable
-from decision_seq.ops.pytorch import reference
+from decision_seq.ops.c.build import SCAN_LIBRARY
 
 BLOCK = 16  # channels a vector, V in scan.c
+
+unusable = SCAN_LIBRARY.unusable
 
 # OpenMP's threads do not survive fork(): a forked child that asked for them would wait forever.
 _single_thread = False
@@ -46,7 +46,7 @@ def threads() -> int:
 
 
 def call(name: str, *arguments: float) -> None:
-    if getattr(native.library(), name)(*arguments):
+    if getattr(SCAN_LIBRARY.load(), name)(*arguments):
         raise MemoryError(f"{name}: out of memory")
 
 
@@ -137,31 +137,6 @@ def _scan_outputs(u: Tensor, A: Tensor, with_grad: bool) -> tuple[Tensor, Tensor
 scan_cpu = autograd.scan_operator("scan_cpu", _scan, _scan_backward, _scan_outputs)
 
 
-def selective_scan_step(
-    u: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    z: Tensor | None,
-    state: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Straight to the kernel: at one token a call, an operator's dispatch would cost more."""
-    if torch.compiler.is_compiling():
-        return reference.selective_scan_step(u, dt, A, B, C, D, z, state)
-    u, dt, B, C = rows(u), rows(dt), rows(B), rows(C)
-    z = None if z is None else rows(z)
-    A, D, state = A.contiguous(), D.contiguous(), state.contiguous()
-    y, new_state = torch.empty_like(u), torch.empty_like(state)
-    call(
-        "scan_step",
-        *(*view(u), *view(dt), A.data_ptr(), *view(B), *view(C), D.data_ptr(), *view(z)),
-        *(state.data_ptr(), new_state.data_ptr(), y.data_ptr(), *u.shape, A.shape[1], threads()),
-    )
-    return y, new_state
-
-
 # ---------------------------------------------------------------- causal convolution
 
 
@@ -170,7 +145,13 @@ def causal_conv_silu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def _conv_silu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    y, _ = _conv(x, weight, bias, None)
+    x, weight, bias = rows(x), weight.contiguous(), bias.contiguous()
+    y = x.new_empty(x.shape)
+    call(
+        "conv_forward",
+        *(*view(x), weight.data_ptr(), bias.data_ptr(), y.data_ptr()),
+        *(half(x), *x.shape, weight.shape[-1], threads()),
+    )
     return y
 
 
@@ -189,25 +170,3 @@ def _conv_silu_backward(
 
 
 conv_silu_cpu = autograd.conv_operator("conv_silu_cpu", _conv_silu, _conv_silu_backward)
-
-
-def causal_conv_silu_step(
-    x: Tensor, weight: Tensor, bias: Tensor, history: Tensor
-) -> tuple[Tensor, Tensor]:
-    if torch.compiler.is_compiling():
-        return reference.causal_conv_silu_step(x, weight, bias, history)
-    return _conv(x, weight, bias, history.contiguous())
-
-
-def _conv(x: Tensor, weight: Tensor, bias: Tensor, history: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The convolution after `history` (None: a fresh start), and the history for what follows."""
-    x, weight, bias = rows(x), weight.contiguous(), bias.contiguous()
-    y = x.new_empty(x.shape)
-    new_history = torch.empty(0 if history is None else history.shape)
-    call(
-        "conv_forward",
-        *(*view(x), weight.data_ptr(), bias.data_ptr()),
-        *(0 if history is None else history.data_ptr(), y.data_ptr(), new_history.data_ptr()),
-        *(half(x), *x.shape, weight.shape[-1], threads()),
-    )
-    return y, new_history

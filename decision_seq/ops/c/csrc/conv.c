@@ -1,10 +1,9 @@
-/* Causal depthwise convolution along time + SiLU on the CPU: forward, backward and streaming. */
+/* Causal depthwise convolution along time + SiLU on the CPU, forward and backward. */
 
 #include "simd.h"
 
 typedef struct {
     const void *x; /* `half` or not, and so are y, dy and dx */
-    const float *history; /* [batch][taps - 1][E], or NULL for zeros; only where x is not half */
     int half;
     long x_row;
     int batch, length, width, taps;
@@ -30,8 +29,6 @@ INLINE void tap_rows(const Conv *c, int b, int t, const void **rows) {
         const int from = t - (c->taps - 1) + tap;
         if (from >= 0)
             rows[tap] = place(c->x, ((long)b * c->length + from) * c->x_row, c->half);
-        else if (c->history)
-            rows[tap] = c->history + ((long)(b + 1) * (c->taps - 1) + from) * c->width;
         else
             rows[tap] = NULL;
     }
@@ -60,11 +57,10 @@ INLINE void conv_forward_row(const Conv *c, int b, int t, void *y, int half) {
     }
 }
 
-/* history and new_history may be NULL. Returns 0, or -1 if memory runs out. */
-int conv_forward(const void *x, long x_row, const float *weight, const float *bias,
-                 const float *history, void *y, float *new_history, int half, int batch, int length,
-                 int width, int taps, int threads) {
-    Conv c = {x, history, half, x_row, batch, length, width, taps, NULL};
+/* Returns 0, or -1 if memory runs out. */
+int conv_forward(const void *x, long x_row, const float *weight, const float *bias, void *y, int half,
+                 int batch, int length, int width, int taps, int threads) {
+    Conv c = {x, half, x_row, batch, length, width, taps, NULL};
     if (pack_weight(&c, weight, bias)) return -1;
     if ((long)batch * length * width * taps < SMALL) threads = 1;
 #pragma omp parallel for collapse(2) schedule(static) num_threads(threads)
@@ -74,13 +70,6 @@ int conv_forward(const void *x, long x_row, const float *weight, const float *bi
                 conv_forward_row(&c, b, t, y, 1);
             else
                 conv_forward_row(&c, b, t, y, 0);
-    for (int b = 0; new_history && b < batch; b++) {
-        const void *rows[taps];
-        tap_rows(&c, b, length, rows);
-        for (int tap = 0; tap < taps - 1; tap++)
-            memcpy(new_history + ((long)b * (taps - 1) + tap) * width, rows[tap],
-                   width * sizeof(float));
-    }
     free(c.weight);
     return 0;
 }
@@ -126,7 +115,7 @@ INLINE void conv_backward_block(const Conv *c, int b, int e, int taps, int lanes
 int conv_backward(const void *dy, const void *x, long x_row, const float *weight,
                   const float *bias, void *dx, float *dweight, float *dbias, int half, int batch,
                   int length, int width, int taps, int threads) {
-    Conv c = {x, NULL, half, x_row, batch, length, width, taps, NULL};
+    Conv c = {x, half, x_row, batch, length, width, taps, NULL};
     if (pack_weight(&c, weight, bias)) return -1;
     if ((long)batch * length * width * taps < SMALL) threads = 1;
     const long part = (taps + 1) * padded(&c);

@@ -1,0 +1,257 @@
+"""Policy: a snapshot of a trained agent that acts, lane by lane, and remembers what it has to."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from gymnasium import spaces
+
+from decision_seq.agents import SequenceAgent, load_agent
+from decision_seq.envs.atari import FRAME_STACK
+from decision_seq.errors import UserError
+from decision_seq.policy.contexts import CONTEXTS
+from decision_seq.policy.eager import EagerEngine, Engine, Inputs
+from decision_seq.policy.graph import GraphEngine
+from decision_seq.policy.native import NativeEngine
+from decision_seq.run_folder import agent_path
+from decision_seq.settings import Context
+
+EngineName = Literal["auto", "native", "graph", "eager"]
+ENGINES: dict[str, Any] = {"native": NativeEngine, "graph": GraphEngine, "eager": EagerEngine}
+
+
+class Policy:
+    """Acts in `lanes` parallel environments.
+
+    The agent's weights are copied when the policy is made; what is trained or loaded afterwards is
+    not seen. A policy remembers actions, rewards and what came before, so a loop passes it no more
+    than observations and rewards.
+
+    Args:
+        agent: the trained agent.
+        context: "window" recomputes the last K steps at each step (the papers' evaluation);
+            "stream" carries the backbone's state at constant cost. They agree while t < K.
+        target_return: return to ask for in the environment's units, one for all or [lanes]; agents
+            without return tokens take none.
+        lanes: number of parallel environments.
+        seed: [lanes] of the draws of sampled actions, by default the lane's number. A lane's draws
+            depend on its own seed and timestep alone.
+        action_space: of the environment; actions are clipped to it, and remembered so.
+        engine: "native" (C on a CPU), "graph" (a CUDA graph) or "eager" (PyTorch, the reference);
+            auto takes the first that serves.
+
+    Raises:
+        UserError: the agent needs a target return, or the engine cannot serve it.
+    """
+
+    def __init__(
+        self,
+        agent: SequenceAgent,
+        context: Context = "window",
+        target_return: float | Sequence[float] | np.ndarray | None = None,
+        lanes: int = 1,
+        seed: Sequence[int] | np.ndarray | None = None,
+        action_space: spaces.Space[Any] | None = None,
+        engine: EngineName = "auto",
+    ) -> None:
+        if context not in CONTEXTS:
+            raise UserError(f"context is {context!r}; it must be one of {', '.join(CONTEXTS)}")
+        if target_return is None and agent.config.follows_target:
+            raise UserError("this agent is conditioned on a return; give it a target return")
+        self.config, self.spec, self.context, self.lanes = agent.config, agent.spec, context, lanes
+        own = agent.spec.observation_shape
+        self.observation_shape = (FRAME_STACK, *own) if agent.spec.frames else own
+        self.counts_rewards = self.config.follows_target and not self.config.returns.delayed
+        self.action_scale = agent.action_scale.detach().cpu().numpy().astype(np.float32)
+        self.space = action_space
+        target = 0.0 if target_return is None else target_return
+        scaled = torch.as_tensor(np.asarray(target)).to(torch.float32) / self.config.returns.scale
+        self.target = np.broadcast_to(scaled.numpy(), lanes).copy()
+        self.seed = np.arange(lanes) if seed is None else np.asarray(seed)
+        self.return_to_go, self.timestep = self.target.copy(), np.zeros(lanes, np.int64)
+        shape = (lanes,) if agent.spec.discrete else (lanes, agent.spec.action_dim)
+        self.action = np.zeros(shape, np.int64 if agent.spec.discrete else np.float32)
+        self.engine_name, self.engine = self._choose_engine(agent, engine)
+
+    def act(self, observation: Any, reward: Any = None) -> Any:
+        """The next action.
+
+        Args:
+            observation: [lanes, S] of any float dtype, or stacks of frames [lanes, 4, H, W] uint8;
+                with one lane also without the first dimension.
+            reward: [lanes] or a number, received for the action before; None at an episode's start,
+                and for agents that count no rewards.
+
+        Returns:
+            [lanes, A] float32 in the environment's units, or indices [lanes] int64; without the
+            first dimension where the observation had none.
+
+        Raises:
+            UserError: a shape that does not fit, or a reward is missing.
+        """
+        return self._act(observation, reward, greedy=False)
+
+    def predict(
+        self,
+        observation: Any,
+        state: Any = None,
+        episode_start: Any = None,
+        deterministic: bool = False,
+        reward: Any = None,
+    ) -> tuple[Any, None]:
+        """`act` in Stable-Baselines3's form, which has no place for rewards: an agent that counts
+        them needs `reward` as well.
+
+        Args:
+            observation: see `act`.
+            state: ignored; the policy keeps its own.
+            episode_start: [lanes] bool, lanes that begin an episode.
+            deterministic: take the likeliest of discrete actions instead of sampling.
+            reward: see `act`.
+
+        Returns:
+            The action, and None for the state.
+        """
+        if episode_start is not None:
+            self.reset(np.atleast_1d(np.asarray(episode_start, bool)))
+        return self._act(observation, reward, deterministic), None
+
+    def reset(self, lanes: Any = None) -> None:
+        """`lanes` (bool [lanes], or their numbers) begin an episode with their target; by default
+        all of them. Others are untouched."""
+        chosen = self._mask(lanes)
+        self.return_to_go = np.where(chosen, self.target, self.return_to_go)
+        self.timestep = np.where(chosen, 0, self.timestep)
+        self.engine.reset(chosen)
+
+    def keep(self, lanes: Any) -> None:
+        """Only `lanes` (bool [lanes], or their numbers) go on, in their order."""
+        chosen = self._mask(lanes)
+        for name in ("target", "return_to_go", "timestep", "seed", "action"):
+            setattr(self, name, getattr(self, name)[chosen])
+        self.lanes = int(chosen.sum())
+        self.engine.keep(chosen)
+
+    def _act(self, observation: Any, reward: Any, greedy: bool) -> Any:
+        seen = np.asarray(observation)
+        single = self.lanes == 1 and seen.shape == self.observation_shape
+        if not single and seen.shape != (self.lanes, *self.observation_shape):
+            raise UserError(
+                f"observation has shape {list(seen.shape)}; this policy takes "
+                f"{[self.lanes, *self.observation_shape]}"
+            )
+        if self.counts_rewards:
+            self._count(reward)
+        seen = seen[None] if single else seen
+        self.action = self._decode_action(self.engine.step(self._inputs(seen)), greedy)
+        self.timestep = self.timestep + 1
+        action = self.action.copy()  # its user may change it
+        return action[0] if single else action
+
+    def _inputs(self, observation: np.ndarray) -> Inputs:
+        return Inputs(observation, self.action, self.return_to_go, self.timestep)
+
+    def _count(self, reward: Any) -> None:
+        """R_{t+1} = R_t - r_t in scaled units, in lanes that have acted."""
+        acted = self.timestep > 0
+        if reward is None and acted.any():
+            raise UserError(
+                "act() needs the reward of the step before, to count the return-to-go down; pass "
+                "it, or call reset() where an episode begins"
+            )
+        if reward is None:
+            return
+        received = np.asarray(reward, np.float32)
+        if self.config.returns.clipped:
+            received = received.clip(-1, 1)
+        after = self.return_to_go - received / np.float32(self.config.returns.scale)
+        self.return_to_go = np.where(acted, after, self.return_to_go)
+
+    def _decode_action(self, predicted: np.ndarray, greedy: bool) -> np.ndarray:
+        """Predictions [lanes, A] -> actions in the environment's units, or indices [lanes]."""
+        if not self.spec.discrete:
+            action = predicted * self.action_scale
+            if isinstance(self.space, spaces.Box):
+                action = action.clip(self.space.low, self.space.high)
+            return action
+        if self.config.temperature and not greedy:  # the likeliest under Gumbel noise is a sample
+            noise = gumbel_noise(self.seed, self.timestep, predicted.shape[-1])
+            predicted = predicted / self.config.temperature + noise
+        return predicted.argmax(-1)
+
+    def _mask(self, lanes: Any) -> np.ndarray:
+        """[lanes] bool"""
+        if lanes is None:
+            return np.ones(self.lanes, bool)
+        lanes = np.asarray(lanes)
+        if lanes.dtype == bool and lanes.shape != (self.lanes,):
+            raise UserError(f"lanes has shape {list(lanes.shape)}; expected [{self.lanes}]")
+        mask = np.zeros(self.lanes, bool)
+        mask[lanes] = True
+        return mask
+
+    def _choose_engine(self, agent: SequenceAgent, name: str) -> tuple[str, Engine]:
+        if name != "auto" and name not in ENGINES:
+            raise UserError(f"engine is {name!r}; it must be auto or one of {', '.join(ENGINES)}")
+        if name != "auto" and (why := ENGINES[name].unusable(agent)):
+            raise UserError(f"engine {name} cannot act for this agent: {why}; use auto")
+        if name == "auto":
+            name = next(n for n, engine in ENGINES.items() if not engine.unusable(agent))
+            if name == "native" and not self._agree(agent):
+                print("decision-seq: the agent has hooks or patches; PyTorch acts", file=sys.stderr)
+                name = "eager"
+        return name, ENGINES[name](agent, self.context, self.lanes)
+
+    def _agree(self, agent: SequenceAgent) -> bool:
+        """Whether C and PyTorch predict the same for two steps of two lanes: an agent whose methods
+        were patched, or that has hooks, is not what C takes it for."""
+        native, eager = (engine(agent, self.context, 2) for engine in (NativeEngine, EagerEngine))
+        draw, shape = np.random.default_rng(0), (2, *self.action.shape[1:])
+        for step in range(2):
+            inputs = Inputs(
+                draw.standard_normal((2, *self.observation_shape), np.float32),
+                np.zeros(shape, self.action.dtype),
+                draw.standard_normal(2, np.float32),
+                np.full(2, step),
+            )
+            expected = eager.step(inputs)
+            if not np.allclose(native.step(inputs), expected, rtol=1e-3, atol=1e-3, equal_nan=True):
+                return False
+        return True
+
+
+def load_policy(
+    run: Path | str,
+    context: Context = "window",
+    target_return: float | Sequence[float] | np.ndarray | None = None,
+    lanes: int = 1,
+    checkpoint: Literal["last", "validation"] = "last",
+    device: str = "cpu",
+    **options: Any,
+) -> Policy:
+    """A policy of a trained run.
+
+    Args:
+        run: its folder, or an agent file.
+        context, target_return, lanes: see `Policy`.
+        checkpoint: the last, or the one with the lowest validation loss.
+        device: where to act.
+        options: others of `Policy`.
+
+    Raises:
+        UserError: there is no such run, or it cannot be read.
+    """
+    path = Path(run)
+    agent = load_agent(agent_path(path, checkpoint) if not path.is_file() else path, device)
+    return Policy(agent, context, target_return, lanes, **options)
+
+
+def gumbel_noise(seeds: np.ndarray, timesteps: np.ndarray, width: int) -> np.ndarray:
+    """[lanes, width] standard Gumbel noise, a pure function of each lane's seed and timestep."""
+    pairs = zip(seeds.tolist(), timesteps.tolist(), strict=True)
+    return np.stack([np.random.default_rng(pair).gumbel(size=width) for pair in pairs])
