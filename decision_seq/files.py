@@ -193,16 +193,20 @@ def cache_dir() -> Path:
 
     Raises UserError where the user has no home.
     """
-    if explicit := os.environ.get("DECISION_SEQ_CACHE"):
-        return Path(explicit)
-    if base := os.environ.get("XDG_CACHE_HOME"):
-        return Path(base) / "decision-seq"
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    place = os.environ.get("DECISION_SEQ_CACHE") or os.path.join(base, "decision-seq")
+    return in_home(place, "DECISION_SEQ_CACHE")
+
+
+def in_home(place: str, variable: str) -> Path:
+    """The folder `place`, where ~ is the user's home. Raises UserError, naming the variable that
+    says where else it may be, if the user has none."""
     try:
-        return Path.home() / ".cache" / "decision-seq"
+        return Path(place).expanduser()
     except RuntimeError:  # a container that does not know its user, say
         raise UserError(
-            "this user has no home folder to keep datasets in; set DECISION_SEQ_CACHE to a folder "
-            "that can be written"
+            f"this user has no home folder to keep datasets in; set {variable} to a folder that "
+            "can be written"
         ) from None
 
 
@@ -230,7 +234,7 @@ def _elsewhere(path: Path) -> str:
     """What to do where `path` cannot be written: the cache and the imported datasets are in a
     folder that nobody named."""
     library = os.environ.get("DECISION_SEQ_DATA")
-    if library and Path(path).is_relative_to(library):
+    if library and Path(path).is_relative_to(os.path.expanduser(library)):
         return "set DECISION_SEQ_DATA to a folder that can be written, or free space"
     with contextlib.suppress(UserError):  # no home, so it is not the cache
         if Path(path).is_relative_to(cache_dir()):

@@ -23,6 +23,8 @@ from decision_seq.data.tools.export import EXPORTERS
 from decision_seq.data.tools.library import listing, verify
 from decision_seq.errors import UserError
 
+SEEDS = (3, 4, 5, 2**63 + 9)
+
 
 def test_import_list_and_open_again(tmp_path: Path) -> None:
     path = by_npz(tmp_path, random_episodes(LENGTHS))
@@ -78,18 +80,18 @@ def test_damage_is_noticed(tmp_path: Path) -> None:
 
 
 def test_seeds_and_missing_ends_are_imported_and_exported(tmp_path: Path) -> None:
-    recorded = {"episode_seeds": np.array([3, 4, 5, 9]), "incomplete_episodes": np.array([1])}
+    recorded = {"episode_seeds": np.array(SEEDS, np.uint64), "incomplete_episodes": np.array([1])}
     path = write_npz(tmp_path / "a.npz", random_episodes(LENGTHS), **recorded)
     store = import_dataset([str(path)], "mine")
     EXPORTERS["npz"](store, str(tmp_path / "out.npz"))
     EXPORTERS["minari"](open_store([str(path)]), "mine/recorded-v0")
     for source in (str(path), "mine", str(tmp_path / "out.npz"), "mine/recorded-v0"):
         episodes = resolve(source).read()
-        assert (episodes.seeds, episodes.incomplete) == ((3, 4, 5, 9), (1,)), source
+        assert (episodes.seeds, episodes.incomplete) == (SEEDS, (1,)), source
         assert open_store([source]).hash == store.hash
     check.write_npz(tmp_path / "part.npz", resolve("mine").read(), np.array([1, 3]))
     part = resolve(str(tmp_path / "part.npz")).read()
-    assert (part.seeds, part.incomplete) == ((4, 9), (0,))
+    assert (part.seeds, part.incomplete) == ((4, SEEDS[3]), (0,))
     with np.load(tmp_path / "out.npz") as file:  # by the name it once had
         old = {k.replace("incomplete_", "unended_"): array for k, array in file.items()}
     np.savez(tmp_path / "old.npz", **old)
@@ -177,6 +179,24 @@ def test_an_environment_of_a_class_is_recorded_by_its_name(tmp_path: Path) -> No
         assert open_store(["mine/classy-v0"]).hash == store.hash
     finally:
         del gym.registry["Classy-v0"]
+
+
+def test_returns_that_were_rounded_when_they_were_imported_are_refused(tmp_path: Path) -> None:
+    """Once they were differences of sums over all episodes."""
+    episodes = random_episodes([3, 4])
+    for name, rewards in (("usual", episodes.rewards), ("huge", np.r_[-1e20, np.ones(6)])):
+        path = write_npz(tmp_path / "a.npz", episodes, rewards=rewards, meta=None)
+        store = import_dataset([str(path)], name)
+        total = np.concatenate([[0.0], np.cumsum(store.rewards, dtype=np.float64)])
+        old = np.repeat(total[store.offsets[1:]], store.lengths) - total[:-1]
+        np.save(stored.library() / name / "returns_to_go.npy", old.astype(np.float32))
+        meta = stored.library() / name / "meta.json"
+        content = json.loads(meta.read_text())
+        del content["layout"]
+        meta.write_text(json.dumps(content))
+    assert open_store(["usual"]).episodes == 2
+    with pytest.raises(UserError, match=r"huge: its returns are wrong: .* import it again"):
+        open_store(["huge"])
 
 
 def test_names_that_hide_one_another_are_told(

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 from conftest import random_episodes, write_npz
 
+from decision_seq.data.sources import stored
 from decision_seq.data.store import open_store
 from decision_seq.data.tools.library import import_dataset
 from decision_seq.errors import UserError
-from decision_seq.files import writing
+from decision_seq.files import cache_dir, writing
 
 STRANGER = ["unshare", "-U", "--map-user=12345", "--map-group=12345"]  # whom passwd does not know
 PLACES = ("HOME", "USER", "LOGNAME", "XDG_CACHE_HOME", "MINARI_DATASETS_PATH")
@@ -73,6 +74,14 @@ def test_a_cache_that_cannot_be_written_is_named(
     with pytest.raises(UserError, match="choose another folder"), writing(tmp_path / "run"):
         (tmp_path / "home" / "x").mkdir()
     assert open_store([str(tmp_path / "a.npz")]).episodes == 2
+
+
+def test_home_may_be_named_by_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in an env_file, which no shell expands."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("DECISION_SEQ_DATA", "~/library")
+    monkeypatch.setenv("DECISION_SEQ_CACHE", "~/cache")
+    assert cache_dir() == tmp_path / "cache" and stored.library() == tmp_path / "library"
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])

@@ -89,6 +89,18 @@ def test_d4rl_v0_without_timeouts_ends_at_a_thousand_steps(tmp_path: Path) -> No
     assert v0.info["env_id"] == "Hopper-v2"
 
 
+def test_hdf5_files_of_other_layouts_are_told_how_to_be_read(tmp_path: Path) -> None:
+    """Robomimic's, say, or the file within a Minari dataset: an episode each group."""
+    import h5py
+
+    with h5py.File(tmp_path / "demo.hdf5", "w") as file:
+        for number in range(2000):
+            file.create_group(f"demo_{number}")
+    with pytest.raises(UserError, match=r"by its id, .* hand the episodes over with ") as error:
+        open_store([str(tmp_path / "demo.hdf5")])
+    assert len(str(error.value)) < 700
+
+
 def test_a_file_that_claims_to_be_huge_is_refused(tmp_path: Path) -> None:
     import h5py
 

@@ -42,6 +42,9 @@ def test_own_names_by_a_file_beside_the_log(tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match=r"columns\.yaml: column `x` is listed twice"):
         open_store([str(path)])
+    (tmp_path / "log.columns.yaml").rename(tmp_path / "log.columns.yml")
+    with pytest.raises(UserError, match=r"columns\.yml: column `x` is listed twice"):
+        open_store([str(path)])
     (tmp_path / "log.columns.yaml").write_text("episodes: run\n")
     with pytest.raises(UserError, match="`episodes` is not a known key; the nearest is `episode`"):
         open_store([str(path)])

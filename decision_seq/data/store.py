@@ -151,8 +151,19 @@ def write_store(folder: Path, episodes: Episodes, meta: dict[str, Any]) -> None:
         findings = [finding.plain() for finding in episodes.findings]
         kept = {"incomplete": episodes.incomplete, "seeds": episodes.seeds, "findings": findings}
         meta = {"episodes_per_source": [len(lengths)], "info": episodes.info, **kept} | meta
-        text = json.dumps({"hash": checksum(arrays), **meta})
+        text = json.dumps({"hash": checksum(arrays), "layout": LAYOUT, **meta})
         (temporary / "meta.json").write_text(text, encoding="utf-8")
+
+
+def _check_sums(folder: Path, arrays: Mapping[str, Any]) -> None:
+    """Datasets were imported when returns were differences of sums over all episodes: raise
+    UserError where that rounded them."""
+    exact = returns_to_go(arrays["rewards"], arrays["offsets"])
+    if not np.allclose(arrays["returns_to_go"], exact, rtol=1e-3, atol=1e-6):
+        raise UserError(
+            f"{folder}: its returns are wrong: huge rewards of some episodes rounded those of "
+            "others when it was imported; delete this folder and import it again"
+        )
 
 
 def checksum(arrays: Mapping[str, Any]) -> str:
@@ -170,6 +181,8 @@ def open_folder(folder: Path, name: str) -> EpisodeStore:
     """Open a dataset in our layout. Raises UserError if it is damaged."""
     meta = stored.read_meta(folder)
     arrays = stored.load_arrays(folder, ARRAYS)
+    if "layout" not in meta:
+        _check_sums(folder, arrays)
     return EpisodeStore(
         **arrays,
         info=meta["info"],

@@ -19,6 +19,7 @@ import numpy as np
 
 from decision_seq.data.episodes import Episodes, from_flat
 from decision_seq.data.findings import Finding
+from decision_seq.data.sources.episode_list import HAND_OVER
 from decision_seq.envs.reference_scores import find_d4rl
 from decision_seq.errors import UserError
 
@@ -37,8 +38,9 @@ def read(path: Path) -> Episodes:
             keys = ("observations", "actions", "rewards", "terminals")
             if missing := [key for key in keys if key not in file]:
                 raise UserError(
-                    f"{path}: key `{missing[0]}` is missing (found {', '.join(file)}); "
-                    f"a D4RL file has {', '.join(keys)} and, from v1 on, timeouts"
+                    f"{path}: key `{missing[0]}` is missing (found {', '.join(file)[:200]}); a "
+                    f"D4RL file has {', '.join(keys)} and, from v1 on, timeouts: give a Minari "
+                    f"dataset by its id, and of other layouts {HAND_OVER}"
                 )
             observations, actions, rewards, terminals = (_array(path, file, k) for k in keys)
             timeouts = _array(path, file, "timeouts") if "timeouts" in file else None

@@ -46,7 +46,7 @@ def read(path: Path) -> Episodes:
             if missing := [key for key in KEYS if key not in theirs]:
                 hint = HINTS.get(missing[0], f"or {HAND_OVER}")
                 raise UserError(
-                    f"{path}: key `{missing[0]}` is missing (found {', '.join(file.files)}); "
+                    f"{path}: key `{missing[0]}` is missing (found {', '.join(file.files)[:200]}); "
                     f"a dataset needs {', '.join(KEYS)}: {hint}"
                 )
             arrays = (file[theirs[key]] for key in KEYS)

@@ -14,7 +14,7 @@ import numpy as np
 from decision_seq.data.episodes import Episodes
 from decision_seq.data.findings import from_plain
 from decision_seq.errors import UserError
-from decision_seq.files import cache_dir
+from decision_seq.files import cache_dir, in_home
 
 NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 COLUMNS = ("observations", "actions", "rewards", "terminated", "truncated", "offsets")
@@ -23,7 +23,7 @@ COLUMNS = ("observations", "actions", "rewards", "terminated", "truncated", "off
 def library() -> Path:
     """Where imported datasets live: DECISION_SEQ_DATA, else a folder of the cache."""
     explicit = os.environ.get("DECISION_SEQ_DATA")
-    return Path(explicit) if explicit else cache_dir() / "library"
+    return in_home(explicit, "DECISION_SEQ_DATA") if explicit else cache_dir() / "library"
 
 
 def find(name: str) -> Path | None:

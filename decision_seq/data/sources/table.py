@@ -6,7 +6,8 @@
 file's order. A single column `action` of whole numbers holds discrete actions. `step` and
 `truncated` may be missing: an episode that ends without being terminated was truncated. Columns of
 other names are ignored. A log with its own names has a YAML file beside it that says what is what
-(log.columns.yaml for log.csv, or columns.yaml for a whole folder), with the fields of `Columns`.
+(log.columns.yaml for log.csv, or columns.yaml for a whole folder; .yml does as well), with the
+fields of `Columns`.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ class Columns:
 
 def columns_file(path: Path) -> list[Path]:
     """The YAML file that belongs to a log, if there is one."""
-    candidates = (path.with_name(f"{path.stem}.columns.yaml"), path.with_name("columns.yaml"))
-    return [file for file in candidates if file.is_file()][:1]
+    names = (f"{path.stem}.columns.yaml", f"{path.stem}.columns.yml", "columns.yaml", "columns.yml")
+    return [file for file in map(path.with_name, names) if file.is_file()][:1]
 
 
 def read_csv(path: Path) -> Episodes:

@@ -136,7 +136,7 @@ def write_npz(path: Path, episodes: Episodes, which: np.ndarray) -> None:
         meta["findings"] = [finding.plain() for finding in episodes.findings]
     recorded: dict[str, Any] = {
         "incomplete_episodes": np.flatnonzero(np.isin(which, episodes.incomplete)),
-        "episode_seeds": np.array(episodes.seeds, np.int64)[which if episodes.seeds else []],
+        "episode_seeds": np.array(episodes.seeds, np.uint64)[which if episodes.seeds else []],
     }
     with atomic_file(path) as temporary, temporary.open("wb") as file:
         np.savez(
