@@ -86,11 +86,18 @@ def behaviour_for(
         return _blind(start), provenance | kept
     if tier == UNIFORM:
         return uniform, {"behaviour": "uniform from the action space", "tier": tier}
-    there = dict.fromkeys([*embedded, *toys, *games, UNIFORM])
+    there = ", ".join(dict.fromkeys([*embedded, *toys, *games, UNIFORM]))
     raise UserError(
-        f"there is no behaviour policy {env}-{tier}, but {', '.join(f'{env}-{t}' for t in there)} "
-        "(`decision-seq list tiers` has all environments); roll out your own with --policy"
+        f"{env}-{tier}: {env} has no player {tier!r}; there is: {there}; of other environments "
+        f"{', '.join(collectable())}, and {UNIFORM} of any; roll out your own with --policy"
     )
+
+
+def collectable() -> list[str]:
+    """`hopper-medium` and so on: environments with tiers of their own."""
+    names = {identifier: name for name, identifier in NAMES.items()}
+    own = [f"{names[identifier]}-{tier}" for identifier, tier in (*TOYS, *GAMES)]
+    return [f"{env}-{tier}" for env, tier, _ in embedded_tiers()] + own
 
 
 def uniform(rng: np.random.Generator, env: gym.Env[Any, Any]) -> Act:
