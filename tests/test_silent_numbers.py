@@ -72,7 +72,7 @@ def test_a_constant_column_is_not_blown_up(values: np.ndarray) -> None:
     )
     seen = torch.from_numpy(store.observations[:1].repeat(2, axis=0))
     seen[1, 1] *= 1 + 1e-5
-    inputs = agent.values(seen, torch.zeros(2, 2), torch.zeros(2))["observation"]
+    inputs = agent.preprocess(seen, torch.zeros(2, 2), torch.zeros(2))["observation"]
     assert abs(float(inputs[1, 1] - inputs[0, 1])) <= 1e-5 * max(1, abs(values).max()) * 1.01
 
 
