@@ -8,7 +8,6 @@ States are values: a step makes a new one and leaves the old as it was. Dimensio
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -25,31 +24,6 @@ class StepBatch:
     values: dict[str, Tensor]  # return_to_go [lanes], observation [lanes, F], action: the PREVIOUS
     timestep: Tensor  # [lanes] int64, 0 where an episode begins
     times: list[int]  # the same: asking a GPU for them would wait for it
-
-
-class PolicyState(Protocol):
-    """The contract of both."""
-
-    @classmethod
-    def empty(cls, agent: SequenceAgent, lanes: int) -> PolicyState:
-        """Before the first step."""
-
-    def extend(
-        self, agent: SequenceAgent, step: StepBatch, kinds: tuple[str, ...]
-    ) -> tuple[Tensor, PolicyState]:
-        """Take in the step's tokens `kinds`: all that come before its action, or the next of them.
-
-        Returns features [lanes, D] at the last of `kinds`, and the new state.
-        """
-
-    def reset(self, agent: SequenceAgent, lanes: Tensor) -> PolicyState:
-        """`lanes` [lanes] bool as new."""
-
-    def tensors(self) -> list[Tensor]:
-        """All that is remembered, [lanes, ...] each."""
-
-    def holding(self, tensors: list[Tensor]) -> PolicyState:
-        """Another, of those `tensors` instead."""
 
 
 @dataclass
@@ -75,7 +49,11 @@ class WindowState:
     def extend(
         self, agent: SequenceAgent, step: StepBatch, kinds: tuple[str, ...]
     ) -> tuple[Tensor, WindowState]:
-        """Write `kinds` into the step's column, recompute the window, read it at that column."""
+        """Take in the step's tokens `kinds`: all that come before its action, or the next of them.
+        They are written into the step's column, and the window is recomputed.
+
+        Returns features [lanes, D] at the last of `kinds`, and the new state.
+        """
         order, k = agent.config.tokens, agent.config.context_length
         lane = torch.arange(len(step.times), device=agent.device)
         column = step.timestep.clamp(max=k - 1)
@@ -169,7 +147,8 @@ class StreamState:
         return StreamState([{name: next(rest) for name in layer} for layer in self.state])
 
 
-CONTEXTS: dict[str, type[WindowState] | type[StreamState]] = {
+PolicyState = WindowState | StreamState
+CONTEXTS: dict[str, type[PolicyState]] = {
     "window": WindowState,
     "stream": StreamState,
 }

@@ -17,7 +17,7 @@ from decision_seq.errors import UserError
 from decision_seq.policy.contexts import CONTEXTS
 from decision_seq.policy.eager import EagerEngine, Engine, Inputs
 from decision_seq.policy.graph import GraphEngine
-from decision_seq.policy.native import NativeEngine
+from decision_seq.policy.native.engine import NativeEngine
 from decision_seq.run_folder import agent_path
 from decision_seq.settings import Context
 

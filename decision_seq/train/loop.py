@@ -235,9 +235,9 @@ def gradient_step(learner: Learner, sampler: WindowSampler, config: RunConfig) -
     learner.optimizer.found_inf = skip  # type: ignore[attr-defined]  # read by fused AdamW
     learner.optimizer.step()
     if settings.ema is not None:
-        averages: list[torch.Tensor] = list(learner.averaged.parameters())
         with torch.no_grad():
-            torch._foreach_lerp_(averages, learner.weights, 1 - settings.ema)
+            for average, weight in zip(learner.averaged.parameters(), learner.weights, strict=True):
+                average.lerp_(weight, 1 - settings.ema)
             for old, new in zip(learner.averaged.buffers(), agent.buffers(), strict=True):
                 old.copy_(new)  # not weights: what a mixer knows about its present ones
     learner.loss_sum += loss.masked_fill(skip.bool(), 0)

@@ -12,15 +12,11 @@ from decision_seq.run_config import TrainConfig
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """AdamW over two groups: matrices decay; biases, norms, embeddings, A_log and D do not."""
-    undecayed = {
-        f"{path}.{name}" if path else name
-        for path, module in model.named_modules()
-        for name, parameter in module.named_parameters(recurse=False)
-        if isinstance(module, nn.Embedding) or parameter.ndim < 2 or name in ("bias", "A_log")
-    }
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for name, parameter in model.named_parameters():
-        groups[name not in undecayed].append(parameter)
+        path, _, own = name.rpartition(".")
+        table = isinstance(model.get_submodule(path), nn.Embedding)
+        groups[parameter.ndim >= 2 and not table and own not in ("bias", "A_log")].append(parameter)
     return torch.optim.AdamW(
         [
             {"params": groups[True], "weight_decay": config.weight_decay},

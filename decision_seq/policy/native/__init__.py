@@ -3,7 +3,3 @@
 With one lane a step of PyTorch's takes several times as long as its arithmetic: the weights have
 pushed everything else out of the nearer caches by the time each small operation runs.
 """
-
-from decision_seq.policy.native.engine import NativeEngine
-
-__all__ = ["NativeEngine"]

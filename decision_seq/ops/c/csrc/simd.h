@@ -36,13 +36,6 @@ typedef float vec __attribute__((vector_size(4 * V)));
 typedef unsigned uvec __attribute__((vector_size(4 * V)));
 typedef uint16_t halfvec __attribute__((vector_size(2 * V)));
 typedef int ivec __attribute__((vector_size(4 * V)));
-typedef float vec4 __attribute__((vector_size(16)));
-
-#if defined(__clang__) || __GNUC__ >= 12
-#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else
-#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (ivec){__VA_ARGS__})
-#endif
 
 INLINE long ceil_div(long a, long b) { return (a + b - 1) / b; }
 INLINE int min_int(int a, int b) { return a < b ? a : b; }
@@ -126,27 +119,6 @@ INLINE float sum_lanes(vec v) {
     memcpy(q, h, sizeof q);
     q[0] += q[1];
     return (q[0][0] + q[0][2]) + (q[0][1] + q[0][3]);
-}
-
-/* What sum_lanes gives for each of four, for the price of little more than one: in each step two
- * vectors are added into one that holds the halves of both. */
-INLINE vec4 sum_lanes_of_4(const vec *v) {
-    typedef float half __attribute__((vector_size(2 * V)));
-    vec pair[2];
-    for (int i = 0; i < 2; i++)
-        pair[i] = SHUFFLE(v[2 * i], v[2 * i + 1], 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28,
-                          13, 29) +
-                  SHUFFLE(v[2 * i], v[2 * i + 1], 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14,
-                          30, 15, 31);
-    const vec all =
-        SHUFFLE(pair[0], pair[1], 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) +
-        SHUFFLE(pair[0], pair[1], 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
-    half h[2];
-    vec4 q[2];
-    memcpy(h, &all, sizeof h);
-    h[0] += h[1];
-    memcpy(q, h, sizeof q);
-    return q[0] + q[1];
 }
 
 INLINE float max_lanes(vec v) {
@@ -253,36 +225,6 @@ INLINE vec softplus(vec x) {
     p = p * q + 1.f / 3;
     p = p * q + 1.f;
     return at_least(x, 0.f) + 2.f * s * p;
-}
-
-INLINE uvec count_from(unsigned first) {
-    return first + (uvec){0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-}
-
-/* V rows of V floats, transposed: in each round, halves, quarters ... of two rows change places. */
-INLINE void transpose_block(const float *from, long from_row, float *to, long to_row) {
-#ifdef __clang__ /* has no __builtin_shuffle */
-    for (int i = 0; i < V; i++)
-        for (int j = 0; j < V; j++) to[i * to_row + j] = from[j * from_row + i];
-#else
-    const ivec at = (ivec)count_from(0);
-    vec v[V];
-    for (int r = 0; r < V; r++) v[r] = load(from + r * from_row, V);
-#pragma GCC unroll 4
-    for (int half = V / 2; half; half /= 2) {
-        const ivec upper = (at & half) != 0;
-        const ivec left = (upper & (at - half + V)) | (~upper & at);
-        const ivec right = (upper & (at + V)) | (~upper & (at + half));
-#pragma GCC unroll 16
-        for (int r = 0; r < V; r++)
-            if (!(r & half)) {
-                const vec a = v[r], b = v[r + half];
-                v[r] = __builtin_shuffle(a, b, left);
-                v[r + half] = __builtin_shuffle(a, b, right);
-            }
-    }
-    for (int r = 0; r < V; r++) store(to + r * to_row, v[r], V);
-#endif
 }
 
 #endif
