@@ -92,10 +92,25 @@ class EvalConfig:
     context: Context = "window"  # the papers' evaluation; stream carries state at O(1) a step
     seed: int = 0  # of the environments: episode i starts from seed + i, whatever the target
     interval: int = 0  # also roll out every so many training steps; 0: only when evaluate is called
+    # an episode is cut off there; by default only in an environment that names no time limit, at
+    # ten times the longest episode of the data
+    max_steps: int | None = None
+    # returns of a random policy and of an expert, for normalized scores; by default the data's own,
+    # else the published ones
+    score_reference: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if self.episodes < 1 or self.interval < 0:
             raise UserError("episodes must be at least 1 and interval at least 0")
+        if self.max_steps is not None and self.max_steps < 1:
+            raise UserError(f"max_steps is {self.max_steps}; it must be at least 1, or left out")
+        if self.score_reference is not None:
+            low, high = self.score_reference
+            if not (math.isfinite(low) and math.isfinite(high)) or low == high:
+                raise UserError(
+                    f"score_reference is {list(self.score_reference)}; it must be two different "
+                    "returns, of a random policy and of an expert"
+                )
         if self.targets != "auto" and not all(math.isfinite(target) for target in self.targets):
             raise UserError(f"targets is {list(self.targets)}; they must be finite numbers")
         if not 0 < self.target_quantile < 1:

@@ -178,6 +178,11 @@ class OldReset(Plain):
         return np.zeros(2)
 
 
+class NoOptions(Plain):
+    def reset(self, seed: int | None = None) -> Any:  # type: ignore[override]
+        return np.zeros(2), {}
+
+
 class NoInfo(Plain):
     def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
         return np.zeros(2)
@@ -268,6 +273,7 @@ class Demanding(Plain):
     ("kind", "said"),
     [
         (OldReset, r"reset failed .*seed.*reset\(self, \*, seed=None, options=None\)"),
+        (NoOptions, r"reset failed .*options.*reset\(self, \*, seed=None, options=None\)"),
         (NoInfo, r"reset gave an array .*returns \(observation, info\)"),
         (FourValues, r"step gave 4 values .*`truncated` a time limit"),
         (OtherShape, r"reset gave an array of float64 of shape \(1,\) as observation"),

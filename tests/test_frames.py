@@ -169,7 +169,7 @@ def test_sources_are_joined_on_disk() -> None:
     assert isinstance(whole.observations, np.memmap)
     assert np.array_equal(whole.observations, np.concatenate([p.observations for p in parts]))
     other = dataclasses.replace(parts[1], info={"env_id": "ALE/Breakout-v5"})
-    with pytest.raises(UserError, match=r"b: is of ALE/Breakout-v5, but a of Pong.*; sources"):
+    with pytest.raises(UserError, match=r"b: is of .*Breakout-.*, but a of .*Pong.*; sources"):
         concatenate([parts[0], other], ["a", "b"])
 
 

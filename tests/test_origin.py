@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -17,10 +18,11 @@ from conftest import random_episodes, write_npz
 from gymnasium import spaces
 from minari.data_collector.episode_buffer import EpisodeBuffer
 
-from decision_seq.agents import AgentSpec, SequenceAgent
+from decision_seq.agents import AgentSpec, SequenceAgent, load_agent
 from decision_seq.agents.fit import check_fit
 from decision_seq.agents.return_conditioned import ReturnConditionedConfig
 from decision_seq.backbones.mamba import MambaConfig
+from decision_seq.config import to_plain
 from decision_seq.data import from_episodes, import_dataset, open_store
 from decision_seq.data.tools.check import examine
 from decision_seq.data.tools.collect import collect
@@ -28,7 +30,10 @@ from decision_seq.data.tools.export import to_minari, to_npz
 from decision_seq.envs.reference_scores import references, scoring
 from decision_seq.envs.registry import make
 from decision_seq.errors import UserError, say_once
+from decision_seq.eval.rollout import rollout
+from decision_seq.eval.rollout.protocol import evaluate_agent
 from decision_seq.run_config import run_config
+from decision_seq.run_folder import agent_path
 from decision_seq.train.loop import train
 
 CHEETAH, WALKER = "HalfCheetah-v5", "Walker2d-v5"  # as wide as each other
@@ -406,3 +411,61 @@ def test_what_is_collected_is_what_was_seen_and_chosen(monkeypatch: pytest.Monke
     assert store.observations[:, 0].tolist() == [0, 1, 2, 3, 4, 5]
     assert store.actions[:, 0].tolist() == [0.5] * 6
     assert store.truncated.tolist() == [False] * 5 + [True] and not store.terminated.any()
+
+
+def acted(env: str, source: str, run: Path, **protocol: Any) -> list[dict[str, Any]]:
+    """Rows of an evaluation of a run of one step; `env` is the evaluation's alone."""
+    plan = {"targets": [5], "episodes": 2, **protocol}
+    plain = to_plain(config(open_store([source]).info.get("env_id", env), source)) | {"eval": plan}
+    trained_in = run_config(plain, {}, "test")
+    if not run.exists():
+        train(trained_in, run, torch.device("cpu"))
+    agent = load_agent(agent_path(run, "last"))
+    return evaluate_agent(agent, dataclasses.replace(trained_in, env=env), run, 1, "last")
+
+
+def test_rows_say_whose_references_they_are_scored_by(tmp_path: Path) -> None:
+    plain = npz(tmp_path / "plain.npz", "Hopper-v5", 11, 3)
+    own = npz(tmp_path / "own.npz", "Hopper-v4", 11, 3, ref_min=0, ref_max=50)
+    bare = npz(tmp_path / "bare.npz", TRICKY, 11, 3)
+
+    def said(*arguments: Any, **protocol: Any) -> tuple[Any, ...]:
+        row = acted(*arguments, **protocol)[0]
+        assert row["normalized_score"] == row["normalized_scores"].get(row["score_reference"])
+        if row["reference_returns"]:
+            low, high = row["reference_returns"]
+            wanted = 100 * (row["episode_return"] - low) / (high - low)
+            assert row["normalized_score"] == pytest.approx(wanted)
+        return row["env"], row["score_reference"], row["reference_returns"]
+
+    d4rl = (-20.272305, 3234.3)
+    assert said("hopper", plain, tmp_path / "a") == ("Hopper-v5", "d4rl", d4rl)
+    named = said("hopper", plain, tmp_path / "a", score_reference=[0, 10])
+    assert named == ("Hopper-v5", "run", (0, 10))
+    assert said("Hopper-v4", own, tmp_path / "b") == ("Hopper-v4", "data", (0, 50))
+    assert said("hopper", own, tmp_path / "b") == ("Hopper-v5", "data", (0, 50))
+    # neither the data's nor D4RL's are of an environment that is made with other arguments
+    other = "Hopper-v5?healthy_reward=2"
+    assert said(other, own, tmp_path / "b") == (other, None, None)
+    assert said(TRICKY, bare, tmp_path / "c") == (TRICKY, None, None)
+
+
+def test_an_agent_acts_in_what_the_data_took(doors: str, tmp_path: Path) -> None:
+    """Doors asserts that it is given 1, 2 or 3; its reward is for 1."""
+    first = [dict(e, actions=np.ones(9, int)) for e in episodes(1)]
+    for number, data in enumerate((episodes(1), first)):
+        name = f"doors-{number}"
+        from_episodes(data, name, env=doors)
+        agent = SequenceAgent.for_dataset(
+            ReturnConditionedConfig(context_length=3, backbone=MambaConfig(width=8, layers=1)),
+            open_store([name]),
+        ).eval()
+        with torch.no_grad():
+            agent.action_head.bias[:] = torch.tensor([9.0, 3, 2, 1])[: agent.spec.action_dim]
+        taken: list[np.ndarray] = []
+        (row,) = rollout(agent, doors, [5.0], 1, 0, "window", actions=taken)
+        # 0, which the data never took, is the likeliest; the nearest that there is, is taken
+        assert {int(action[0]) for action in taken} == {1} and row.episode_return == 9
+    collect(f"{doors}?start=-1", lambda *_: lambda _: -1, 18, "mine/low-v0", 0, {"behaviour": "x"})
+    (row, _) = acted(f"{doors}?start=-1", "mine/low-v0", tmp_path / "run")
+    assert row["length"] == 9

@@ -12,6 +12,7 @@ from decision_seq.agents.behaviour_cloning import BehaviourCloningConfig
 from decision_seq.agents.return_conditioned import ReturnConditionedConfig
 from decision_seq.backbones.mamba import MambaConfig
 from decision_seq.data.transforms import ReturnSpec
+from decision_seq.envs.fastest import open_lanes
 from decision_seq.envs.lanes import Lanes
 from decision_seq.envs.reference_scores import normalized_score
 from decision_seq.envs.registry import MUJOCO_IDS, env_id, make
@@ -71,6 +72,40 @@ def test_lanes_do_not_depend_on_what_runs_beside_them(context: Context, env: str
     for together, single in zip(many, alone, strict=True):
         assert together.length == single.length
         assert together.episode_return == pytest.approx(single.episode_return, rel=1e-3)
+
+
+class Endless(gym.Env):
+    """Never ends, and names no limit."""
+
+    observation_space = gym.spaces.Box(-9, 9, (3,), np.float32)
+    action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: object = None) -> tuple:
+        super().reset(seed=seed)
+        return np.zeros(3, np.float32), {}
+
+    def step(self, action: np.ndarray) -> tuple:
+        return np.zeros(3, np.float32), 1.0, False, False, {}
+
+
+def test_episodes_that_never_end_are_cut_off() -> None:
+    gym.register("Endless-v0", Endless)
+    agent = agent_for(3, 1)
+    longest = agent.spec.max_timestep + 1
+
+    def lengths(env: str, limit: int | None = None) -> tuple[int, int | None]:
+        first, second = rollout(agent, env, [5.0], 2, 0, "window", max_steps=limit)
+        assert first.length == second.length == first.episode_return
+        return first.length, first.max_steps
+
+    try:
+        assert lengths("Endless-v0") == (10 * longest, 10 * longest)
+        assert lengths("Endless-v0", 4) == (4, 4)
+        assert lengths("Endless-v0?max_episode_steps=6") == (6, None)
+        assert lengths("Endless-v0?max_episode_steps=6", 4) == (4, 4)
+    finally:
+        del gym.registry["Endless-v0"]
+    assert open_lanes("hopper", 4).limit == 1000 == open_lanes("hopper", 1).limit
 
 
 def test_an_agent_looks_no_more_at_lanes_that_have_ended(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ def evaluate(
     checkpoint: Literal["last", "validation", "best"] = "last",
     env: str | None = None,
     seed: int | None = None,
+    max_steps: int | None = None,
     video: tuple[Literal["median", "best", "worst"], ...] | None = None,
     device: Device = "auto",
 ) -> None:
@@ -38,6 +39,7 @@ def evaluate(
             kept, chosen by rollouts of their own and reported next to the last.
         env: another environment, version or arguments (Hopper-v5?max_episode_steps=500).
         seed: of the first episode's environment.
+        max_steps: cut episodes off there; by default only where the environment names no limit.
         video: film each target's median, best and worst episode, or those named, to RUN/videos.
     """
     from decision_seq.agents import load_agent
@@ -55,7 +57,7 @@ def evaluate(
     index, on = read_index(run), torch_device(device)
     config = evaluation_config(
         run, env, targets=targets, target_quantile=target_quantile, episodes=episodes,
-        context=context, seed=seed,
+        context=context, seed=seed, max_steps=max_steps,
     )  # fmt: skip
     actions: list[Any] | None = None
     if video is not None:

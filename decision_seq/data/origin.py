@@ -6,14 +6,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from decision_seq.data.findings import Finding
-from decision_seq.envs.variants import Difference, difference
+from decision_seq.envs.variants import Difference, difference, known
 from decision_seq.errors import UserError
 
 
 def recorded(info: Mapping[str, Any]) -> list[str]:
-    """The environments that a dataset's `info` names: one, none, or several variants of one."""
+    """The environments that a dataset's `info` names: one, none, or several variants of one. What
+    is known here of their arguments counts, whatever was known when the data were read."""
     own = info.get("env_id")
-    return [own] if own else list(info.get("env_ids", ()))
+    found = map(known, [own] if own else info.get("env_ids", ()))
+    return [str(one) if one.module is None else f"{one.module}:{one}" for one in found]
 
 
 def together(

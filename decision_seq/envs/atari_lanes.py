@@ -8,7 +8,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from decision_seq.envs.atari import FRAME_STACK, SIDE, AtariGame
+from decision_seq.envs.atari import FRAME_SKIP, FRAME_STACK, MAX_FRAMES, SIDE, AtariGame
 from decision_seq.envs.lanes import Lanes
 
 
@@ -34,6 +34,11 @@ class AtariLanes(Lanes):
         self.games: list[AtariGame] = [first, *more]
         self.id, self.envs, self.action_space = identifier, [env, *more], env.action_space
         self._stacks = np.zeros((count, FRAME_STACK, SIDE, SIDE), np.uint8)
+
+    @property
+    def limit(self) -> int:
+        """Steps after which the console ends a game."""
+        return MAX_FRAMES // FRAME_SKIP
 
     def reset(self, seeds: Sequence[int]) -> np.ndarray:
         """Start an episode in every lane, lane i from `seeds[i]`. Returns stacks [lanes, 4, 84, 84]

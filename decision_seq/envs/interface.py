@@ -30,7 +30,7 @@ def check(env: gym.Env[Any, Any], name: str) -> None:
     inner: Any = env
     while type(inner) in BY_GYMNASIUM:  # these take apart what they are given, and fail on it
         inner = inner.env
-    begun = _call(name, inner.reset, RESET, seed=0)
+    begun = _call(name, inner.reset, RESET, seed=0, options=None)
     if not (isinstance(begun, tuple) and len(begun) == 2 and isinstance(begun[1], Mapping)):
         raise UserError(f"environment {name}: reset gave {_described(begun)}; in gymnasium {RESET}")
     _check_observation(env, name, "reset", begun[0])

@@ -26,6 +26,12 @@ class Lanes:
         shape = self.envs[0].observation_space.shape or ()
         self._observations = np.zeros((count, *shape), np.float32)
 
+    @property
+    def limit(self) -> int | None:
+        """Steps after which the environment itself ends an episode; None if it names no limit."""
+        spec = self.envs[0].spec
+        return spec.max_episode_steps if spec else None
+
     def reset(self, seeds: Sequence[int]) -> np.ndarray:
         """Start an episode in every lane, lane i from `seeds[i]`. Returns [lanes, S] float32."""
         for lane, seed in enumerate(seeds):
@@ -44,7 +50,8 @@ class Lanes:
         terminated, truncated = np.zeros((2, len(self.envs)), bool)
         discrete = isinstance(self.action_space, spaces.Discrete)
         for lane in np.flatnonzero(active):
-            action = int(actions[lane]) if discrete else actions[lane]
+            # a copy, which an environment may clip in place
+            action = int(actions[lane]) if discrete else actions[lane].copy()
             observation, reward, terminated[lane], truncated[lane], _ = self.envs[lane].step(action)
             self._observations[lane], rewards[lane] = observation, reward
         return self._observations.copy(), rewards, terminated, truncated

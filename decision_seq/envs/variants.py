@@ -54,7 +54,7 @@ class Difference:
 def difference(recorded: str, used: str) -> Difference | None:
     """How the environment that data record differs from another, or None: if there are several
     differences, the gravest. Both may be unknown here; nothing is imported."""
-    data, other = _known(recorded), _known(used)
+    data, other = known(recorded), known(used)
     if data == other or _stand_in(data) == other:
         return None
     kind = _kind(data, other)
@@ -85,8 +85,8 @@ def _kind(data: Identity, other: Identity) -> Kind | None:
 def stand_in(recorded: str, width: int | None = None) -> str:
     """The environment to make for data that record this one: itself, unless it is gone; then the
     same in a version that is here, if there is one with observations of that width."""
-    here = str(_stand_in(_known(recorded)))
-    if width is None or _known(recorded).id not in STAND_INS:
+    here = str(_stand_in(known(recorded)))
+    if width is None or known(recorded).id not in STAND_INS:
         return here
     return fitting(recorded, re.sub(r"-v[23]\b", "-v4", recorded), width) or here
 
@@ -95,7 +95,7 @@ def fitting(recorded: str | None, used: str, width: int) -> str | None:
     """An environment whose observations have this width: the one recorded, or a version of `used`,
     plain or with one of its switches the other way round. None if there is none."""
     tried = [stand_in(recorded)] if recorded else []
-    identity = _known(used)
+    identity = known(used)
     family = [i for i in gym.registry if _family(Identity(i)) == _family(identity)]
     for identifier in dict.fromkeys([identity.id, *reversed(family)]):  # then the newest first
         if identifier not in gym.registry:
@@ -121,7 +121,8 @@ def _switched(identifier: str) -> Iterator[Identity]:
             yield Identity(identifier, {name: not value})
 
 
-def _known(name: str) -> Identity:
+def known(name: str) -> Identity:
+    """As `registry.canonical`, or as it is written where it is not registered here."""
     try:
         typed = Identity.parse(name)
     except UserError:  # a stranger's data may say anything

@@ -52,6 +52,8 @@ OLDER: Row = {
     "episodes": None,
     "lanes": None,
     "trained_steps": None,
+    "max_steps": None,
+    "reference_returns": None,
     "parameters": None,
     "peak_memory_mib": None,
     "hardware": None,
@@ -68,8 +70,10 @@ class Episode:
     env_seed: int
     episode_return: float
     length: int
+    max_steps: int | None  # where episodes were cut off, if not by the environment alone
     normalized_score: float | None
-    score_reference: str | None  # the published form of references behind it, e.g. human
+    score_reference: str | None  # whose references: run, data, or a published form, e.g. human
+    reference_returns: tuple[float, float] | None  # of a random policy and an expert
     normalized_scores: dict[str, float]  # by every form there is
     milliseconds_per_step: float  # wall time of one step of all lanes that go on
     # how far the states it acted in lie from the data, in standard deviations of the data's own

@@ -88,8 +88,8 @@ class Policy:
                 and for agents that count no rewards.
 
         Returns:
-            [lanes, A] float32 in the environment's units, or indices [lanes] int64; without the
-            first dimension where the observation had none.
+            [lanes, A] float32 in the environment's units, or numbers [lanes] int64 as it counts its
+            actions; without the first dimension where the observation had none.
 
         Raises:
             UserError: a shape that does not fit, or a reward is missing.
@@ -148,9 +148,10 @@ class Policy:
         if self.counts_rewards:
             self._count(reward)
         seen = seen[None] if single else seen
-        self.action = self._decode_action(self.engine.step(self._inputs(seen)), greedy)
+        action = self._decode_action(self.engine.step(self._inputs(seen)), greedy)
+        # remembered is a copy, since its user may change it; discrete actions are counted from 0
+        self.action = action - self.spec.action_start if self.spec.discrete else action.copy()
         self.timestep = self.timestep + 1
-        action = self.action.copy()  # its user may change it
         return action[0] if single else action
 
     def _inputs(self, observation: np.ndarray) -> Inputs:
@@ -173,7 +174,7 @@ class Policy:
         self.return_to_go = np.where(acted, after, self.return_to_go)
 
     def _decode_action(self, predicted: np.ndarray, greedy: bool) -> np.ndarray:
-        """Predictions [lanes, A] -> actions in the environment's units, or indices [lanes]."""
+        """Predictions [lanes, A] -> actions as the environment takes them, or numbers [lanes]."""
         if not self.spec.discrete:
             action = predicted * self.action_scale
             if isinstance(self.space, spaces.Box):
@@ -182,7 +183,10 @@ class Policy:
         if self.config.temperature and not greedy:  # the likeliest under Gumbel noise is a sample
             noise = gumbel_noise(self.seed, self.timestep, predicted.shape[-1])
             predicted = predicted / self.config.temperature + noise
-        return predicted.argmax(-1)
+        action = predicted.argmax(-1) + self.spec.action_start
+        if isinstance(self.space, spaces.Discrete):  # fewer than the data's numbers allow for
+            action = action.clip(self.space.start, self.space.start + self.space.n - 1)
+        return action
 
     def _mask(self, lanes: Any) -> np.ndarray:
         """[lanes] bool"""

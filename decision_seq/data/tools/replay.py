@@ -115,7 +115,7 @@ def _action(episodes: Episodes, row: int) -> Any:
     """As the environment takes it."""
     if episodes.actions.ndim == 1:
         return int(episodes.actions[row]) + episodes.info.get("action_start", 0)
-    return episodes.actions[row]
+    return np.array(episodes.actions[row])  # an environment may clip it in place
 
 
 def _sample(episodes: Episodes, name: str, env: gym.Env[Any, Any]) -> np.ndarray:
@@ -150,7 +150,7 @@ def _deviations(
     for i, row in enumerate(rows):
         position = np.concatenate([np.zeros(hidden), before[i, : model.nq - hidden]])
         simulator.set_state(position, before[i, model.nq - hidden :])
-        observation, reward, *_ = simulator.step(episodes.actions[row])
+        observation, reward, *_ = simulator.step(_action(episodes, row))
         simulated[i] = np.append(observation[:width], reward)
     rounding = AMPLIFIED * ROUNDING * np.append(magnitude(before), magnitude(rewards))
     return (np.abs(simulated - recorded) - rounding) / _usual(after - before, before, rewards)

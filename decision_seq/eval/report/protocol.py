@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from decision_seq.envs.identity import Identity
 from decision_seq.envs.registry import NAMES
 from decision_seq.eval.compare.ledger import read_ledger
 from decision_seq.eval.report.runs import Run, checkpoints
@@ -15,6 +16,8 @@ from decision_seq.eval.rows import Row, target_label
 from decision_seq.spans import spans, successive
 
 CHOSEN = ("validation", "best")  # checkpoints beside the last
+# what an evaluation can be asked for, beside targets and seeds
+PLANNED = ("checkpoint", "env", "context", "target_quantile", "max_steps")
 
 
 def protocol(runs: Sequence[Run]) -> list[tuple[str, str]]:
@@ -90,9 +93,9 @@ def _training(run: Run, folder: str) -> list[str]:
 def _evaluations(run: Run, folder: str) -> Iterator[str]:
     """The commands whose rows the report is made from: of each kind of rows, those targets that
     share their seeds together."""
-    kinds: dict[tuple[str, str, str, float | None], dict[float | None, set[int]]] = {}
+    kinds: dict[tuple[Any, ...], dict[float | None, set[int]]] = {}
     for row in [*run.rows, *(row for kind in CHOSEN for row in newest(run.others, kind))]:
-        kind = (row["checkpoint"], row["env"], row["context"], row["target_quantile"])
+        kind = tuple(row[key] for key in PLANNED)
         target = None if row["target_rule"] == "auto" else row["target"]
         kinds.setdefault(kind, {}).setdefault(target, set()).add(row["env_seed"])
     for kind, by_target in kinds.items():
@@ -101,33 +104,27 @@ def _evaluations(run: Run, folder: str) -> Iterator[str]:
             shared.setdefault(frozenset(own), []).extend([] if target is None else [target])
         for seeds, targets in shared.items():
             for span in successive(seeds):
-                words = _evaluation(run, *kind, tuple(targets), span)
+                words = _evaluation(run, dict(zip(PLANNED, kind, strict=True)), targets, span)
                 yield shlex.join(["decision-seq", "evaluate", folder, *words])
 
 
-def _evaluation(
-    run: Run,
-    checkpoint: str,
-    env: str,
-    context: str,
-    quantile: float | None,
-    targets: tuple[float, ...],
-    seeds: range,
-) -> list[str]:
-    """The options of a command: what differs from the run's config."""
-    plan = run.config.eval
-    name = run.config.env.rpartition(":")[2]  # its module is not imported for a report
+def _evaluation(run: Run, done: Row, targets: Sequence[float], seeds: range) -> list[str]:
+    """The options of a command: what was `done`, where it differs from the run's config."""
+    plan, quantile = run.config.eval, done["target_quantile"]
+    typed = Identity.parse(run.config.env)  # its module is not imported for a report
+    planned_env = str(Identity(NAMES.get(typed.id.lower(), typed.id), typed.arguments))
     options = [
-        ("--checkpoint", checkpoint, "last"),
-        ("--env", env, NAMES.get(name.lower(), name)),
-        ("--context", context, plan.context),
+        ("--checkpoint", done["checkpoint"], "last"),
+        ("--env", done["env"], planned_env),
+        ("--context", done["context"], plan.context),
         ("--episodes", len(seeds), plan.episodes),
         ("--seed", seeds.start, plan.seed),
+        ("--max-steps", done["max_steps"], plan.max_steps),
     ]
     words = [str(w) for flag, found, planned in options if found != planned for w in (flag, found)]
     if quantile is not None and (plan.targets, plan.target_quantile) != ("auto", quantile):
         words += ["--targets", "auto", "--target-quantile", f"{quantile:g}"]
-    elif targets and targets != plan.targets:
+    elif targets and tuple(targets) != plan.targets:
         words += ["--targets", *(f"{target:.10g}" for target in targets)]
     return words
 

@@ -123,8 +123,10 @@ def score_table(runs: Sequence[Run]) -> list[Score]:
 
 
 def unit_of(rows: Sequence[Row]) -> str:
-    """ "normalized" where every row has such a score, else "return"."""
-    return "normalized" if all(r["normalized_score"] is not None for r in rows) else "return"
+    """ "normalized" where every row has such a score by one reference, else "return"."""
+    scored = all(r["normalized_score"] is not None for r in rows)
+    references = {tuple(r["reference_returns"]) for r in rows if r["reference_returns"]}
+    return "normalized" if scored and len(references) <= 1 else "return"
 
 
 def value(row: Row, unit: str) -> float:

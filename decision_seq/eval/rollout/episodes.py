@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,12 +16,13 @@ from decision_seq.agents.return_prior import ReturnPrior
 from decision_seq.envs.fastest import open_lanes
 from decision_seq.envs.lanes import Lanes
 from decision_seq.envs.quiet import quiet_mujoco
-from decision_seq.envs.reference_scores import references, scaled
+from decision_seq.envs.reference_scores import scaled, scoring
 from decision_seq.errors import UserError
 from decision_seq.eval.rows import Episode
 from decision_seq.policy import Policy
 from decision_seq.settings import Context
 
+PATIENCE = 10  # times the longest episode of the data, where nothing else ends one
 KEPT = 0.75  # finished lanes are dropped once no more than this share of those seen go on
 
 
@@ -48,6 +49,8 @@ def rollout(
     prior: ReturnPrior | None = None,
     target_quantile: float = 0.9,
     actions: list[np.ndarray] | None = None,
+    max_steps: int | None = None,
+    references: Mapping[str, tuple[float, float]] | None = None,
 ) -> list[Episode]:
     """Run `episodes` whole episodes for each target return, side by side.
 
@@ -66,6 +69,10 @@ def rollout(
         prior: proposes targets, and says how far the visited states lie from the data.
         target_quantile: of the return given the first observation, for "auto".
         actions: to this list every step's are added, [lanes, ...] as the environment took them.
+        max_steps: where episodes are cut off; by default only in an environment that names no time
+            limit, at ten times the longest episode of the data.
+        references: (random, expert) returns of normalized scores by name, the one to use first; by
+            default the published ones.
 
     Raises:
         UserError: the agent does not fit the environment, or has no target to follow, or an
@@ -84,9 +91,14 @@ def rollout(
         return torch.tensor(lane_targets, dtype=torch.float64) if rule == "given" else None
 
     lanes = open_lanes(env, len(lane_seeds))
+    if max_steps is None and lanes.limit is None:
+        max_steps = PATIENCE * (agent.spec.max_timestep + 1)
+    known = scoring(lanes.id) if references is None else references
     try:
         check_fit(agent.spec, lanes.envs[0])
-        records = _run(agent, lanes, choose, lane_seeds, context, on_step, prior, actions)
+        records = _run(
+            agent, lanes, choose, lane_seeds, context, on_step, prior, actions, max_steps
+        )
         _check_finite(records, lanes.id, lane_seeds)
     finally:
         lanes.close()
@@ -110,7 +122,8 @@ def rollout(
             env_seed=lane_seeds[i],
             episode_return=float(records.returns[i]),
             length=int(records.lengths[i]),
-            **_scores(lanes.id, float(records.returns[i])),
+            max_steps=max_steps,
+            **_scores(known, float(records.returns[i])),
             milliseconds_per_step=round(float(records.milliseconds[i] / records.lengths[i]), 4),
             **distances(i),
         )
@@ -118,11 +131,13 @@ def rollout(
     ]
 
 
-def _scores(env: str, episode_return: float) -> dict[str, Any]:
-    scores = {form: scaled(episode_return, of) for form, of in references(env).items()}
+def _scores(references: Mapping[str, tuple[float, float]], episode_return: float) -> dict[str, Any]:
+    first = next(iter(references), None)
+    scores = {form: scaled(episode_return, of) for form, of in references.items()}
     return {
-        "normalized_score": next(iter(scores.values()), None),
-        "score_reference": next(iter(scores), None),
+        "normalized_score": None if first is None else scores[first],
+        "score_reference": first,
+        "reference_returns": None if first is None else references[first],
         "normalized_scores": scores,
     }
 
@@ -161,6 +176,7 @@ def _run(
     on_step: Callable[[int, int], None],
     prior: ReturnPrior | None,
     actions: list[np.ndarray] | None,
+    max_steps: int | None,
 ) -> _Records:
     """One episode in every lane."""
     count = len(seeds)
@@ -194,6 +210,8 @@ def _run(
         records.lengths[active] += 1
         if actions is not None:
             actions.append(taken.copy())
+        if max_steps is not None:
+            truncated |= records.lengths >= max_steps
         active &= ~(terminated | truncated)
         on_step(count - int(active.sum()), count)
     return records

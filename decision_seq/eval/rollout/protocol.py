@@ -17,8 +17,10 @@ from rich.table import Table
 from decision_seq import __version__
 from decision_seq.agents import SequenceAgent, load_agent
 from decision_seq.agents.return_prior import load_prior
-from decision_seq.data.tools.info import read_summary
+from decision_seq.data.tools.info import own_references, read_summary
+from decision_seq.envs.reference_scores import scoring
 from decision_seq.envs.registry import env_id, versions
+from decision_seq.envs.variants import difference
 from decision_seq.errors import UserError
 from decision_seq.eval.rollout.episodes import rollout
 from decision_seq.eval.rows import CHECKPOINT_RULES, Row, add_rows, target_label
@@ -102,7 +104,7 @@ def evaluate_agent(
     protocol, device = config.eval, agent.device
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    data = read_summary(run / "dataset.json")
+    data, name = read_summary(run / "dataset.json"), env_id(config.env)
     episodes = rollout(
         agent,
         config.env,
@@ -114,6 +116,8 @@ def evaluate_agent(
         load_prior(run),
         protocol.target_quantile,
         actions,
+        protocol.max_steps,
+        scoring(name, _references_of_data(agent, data, name), protocol.score_reference),
     )
     return add_rows(
         run,
@@ -121,7 +125,7 @@ def evaluate_agent(
         agent=config.name,
         backbone=config.agent.backbone.kind,
         train_seed=config.seed,
-        env=env_id(config.env),
+        env=name,
         dataset={"name": data["name"], "hash": data["hash"]},
         context=protocol.context,
         context_length=config.agent.context_length,
@@ -145,6 +149,16 @@ def evaluate_agent(
             **versions(),
         },
     )
+
+
+def _references_of_data(
+    agent: SequenceAgent, data: Mapping[str, Any], env: str
+) -> tuple[float, float] | None:
+    """The dataset's own (random, expert) returns, where the environment is that of the data or
+    another version of it."""
+    differs = difference(agent.spec.env, env) if agent.spec.env else None
+    other = differs and differs.kind in ("environment", "arguments", "added arguments")
+    return None if other else own_references(data)
 
 
 def _rule(checkpoint: str, config: RunConfig) -> str:
@@ -194,6 +208,9 @@ def summary_table(rows: list[Row]) -> None:
             f"Episodes took up to {longest} steps, the longest in training {trained}: all steps "
             "beyond share the last timestep's embedding."
         )
+    cut_off = sum(row["length"] == row["max_steps"] for row in rows)
+    if cut_off:
+        print(f"{cut_off} of {len(rows)} episodes were cut off after {first['max_steps']} steps.")
     if first["env"].startswith("Walker2d-v5"):
         print("Walker2d-v5 has other foot friction than v2 to v4: these are not D4RL-v2 scores.")
 
