@@ -28,6 +28,7 @@ from decision_seq.settings import Context
 from decision_seq.train.faults import FiniteGuard
 from decision_seq.train.loop import Learner, gradient_step
 from decision_seq.train.optim import make_optimizer
+from decision_seq.train.random import RandomStream
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no GPU")
 GPU = torch.device("cuda", 0)
@@ -154,7 +155,8 @@ def test_a_gradient_step_waits_for_nothing(kind: str, resident: bool, tmp_path: 
     settings = TrainConfig(steps=9, batch_size=8)
     config = RunConfig("Hopper-v5", DataConfig((str(file),)), agent.config, settings)
     guard, optimizer = FiniteGuard(0, GPU), make_optimizer(agent, settings)
-    learner = Learner(agent, agent, optimizer, guard, *torch.zeros(2, device=GPU))
+    sums, stream = torch.zeros(2, device=GPU), RandomStream(0, GPU)
+    learner = Learner(agent, agent, optimizer, guard, *sums, random=stream)
     for _ in range(3):  # to load kernels
         gradient_step(learner, windows, config)
     torch.cuda.set_sync_debug_mode("error")
