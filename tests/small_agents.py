@@ -25,6 +25,8 @@ from decision_seq.policy.policy import EngineName
 from decision_seq.run_folder import agent_at, read_index
 from decision_seq.settings import Context
 
+# of a row; all else repeats bit for bit on a CPU
+MEASURED = ("milliseconds_per_step", "peak_memory_mib")
 K, S, A = 5, 4, 3
 KINDS = sorted(BackboneConfig.registry)
 every_backbone = pytest.mark.parametrize("kind", KINDS)

@@ -17,7 +17,7 @@ import pytest
 import torch
 import yaml
 from rich.console import Console
-from small_agents import evaluated
+from small_agents import MEASURED, evaluated
 
 from decision_seq.cli import main
 from decision_seq.errors import UserError
@@ -27,7 +27,7 @@ from decision_seq.eval.compare.ledger import Ledger, read_ledger
 from decision_seq.eval.compare.live_table import LiveTable, progress
 from decision_seq.eval.compare.matrix import load_matrix, run_matrix
 from decision_seq.eval.compare.runners import Allocation, allocate, free_memory
-from decision_seq.eval.rows import MEASURED, read_rows
+from decision_seq.eval.rows import read_rows
 from decision_seq.files import exclusive, read_jsonl
 from decision_seq.run_config import write_run_config
 from decision_seq.run_folder import read_index

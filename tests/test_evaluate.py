@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_agents import evaluated
+from small_agents import MEASURED, evaluated
 
 from decision_seq.agents import load_agent
 from decision_seq.errors import UserError
 from decision_seq.eval.rollout.protocol import evaluate_best, evaluation_config
-from decision_seq.eval.rows import MEASURED, Row, read_rows
+from decision_seq.eval.rows import Row, read_rows
 from decision_seq.run_config import run_config
 from decision_seq.run_folder import agent_at, saved_steps
 from decision_seq.train.loop import train

@@ -29,7 +29,6 @@ FIELDS = frozenset(
         "run",
     }
 )
-MEASURED = ("milliseconds_per_step", "peak_memory_mib")  # all else repeats bit for bit on a CPU
 
 # what `checkpoint` in a row says -> how it was chosen
 CHECKPOINT_RULES = {
