@@ -405,11 +405,13 @@ def test_what_is_collected_is_what_was_seen_and_chosen(monkeypatch: pytest.Monke
 
     try:
         collect("Shared-v0", half, 6, "mine/shared-v0", 0, {"behaviour": "half"})
+        examined = examine(["mine/shared-v0"])  # which plays the actions again
     finally:
         del gym.registry["Shared-v0"]
     store = open_store(["mine/shared-v0"])
     assert store.observations[:, 0].tolist() == [0, 1, 2, 3, 4, 5]
-    assert store.actions[:, 0].tolist() == [0.5] * 6
+    assert store.actions[:, 0].tolist() == [0.5] * 6 == examined.episodes.actions[:, 0].tolist()
+    assert "replay" not in [f.rule for f in examined.findings]
     assert store.truncated.tolist() == [False] * 5 + [True] and not store.terminated.any()
 
 

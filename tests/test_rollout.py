@@ -108,6 +108,24 @@ def test_episodes_that_never_end_are_cut_off() -> None:
     assert open_lanes("hopper", 4).limit == 1000 == open_lanes("hopper", 1).limit
 
 
+class Clipping(Endless):
+    """Changes the action that it is given."""
+
+    def step(self, action: np.ndarray) -> tuple:
+        action *= 0
+        return super().step(action)
+
+
+def test_an_environment_that_changes_its_action_changes_no_other() -> None:
+    gym.register("Clipping-v0", Clipping, max_episode_steps=5)
+    taken: list[np.ndarray] = []
+    try:
+        rollout(agent_for(3, 1), "Clipping-v0", [5.0], 2, 0, "window", actions=taken)
+    finally:
+        del gym.registry["Clipping-v0"]
+    assert len(taken) == 5 and all(np.abs(step).min() > 0 for step in taken)
+
+
 def test_an_agent_looks_no_more_at_lanes_that_have_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     agent, looked, actions = agent_for(11, 3), [], []
     act = Policy.act
