@@ -224,7 +224,7 @@ def test_players_beat_chance() -> None:
     assert sum(breakout) > 10 and max(breakout) > 1  # not clipped
     assert sum(first_rewards("pong", 500, "random")) < -5
     assert sum(first_rewards("breakout", 800, "random")) < 10
-    with pytest.raises(UserError, match="no behaviour policy pong-simple, but pong-random"):
+    with pytest.raises(UserError, match="no player 'simple'; there is: random, medium, expert"):
         behaviour_for("pong", "simple", None)
 
 
