@@ -147,24 +147,6 @@ def conv(options: Options) -> Iterator[Table]:
     )
 
 
-@benchmark("scan-step", "a hundred streamed tokens of one lane, scan alone")
-def scan_step(options: Options) -> Iterator[Table]:
-    u, dt, A, B, C, D, z = (t.detach() for t in scan_inputs((1, 1, WIDTH, STATES), options.device))
-    state = torch.randn(1, *A.shape, device=options.device)
-
-    def repeat(step: Callable[..., object]) -> Call:
-        return lambda: [step(u, dt, A, B, C, D, z, state) for _ in range(100)]
-
-    backends = [
-        backend for backend in usable(options) if backend.name not in ("torch", "mamba_ssm")
-    ]
-    yield Table(
-        f"100 streamed tokens, one lane, scan step, E {WIDTH} N {STATES}",
-        interleaved({backend.name: repeat(backend.scan_step) for backend in backends}, options),
-        base=backends[0].name,
-    )
-
-
 def long_scan(name: str) -> Call:
     """For `peak_memory`."""
     return forward_backward(BACKENDS[name].scan, scan_inputs(LONG_SHAPE))

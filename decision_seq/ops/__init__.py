@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from decision_seq.ops.dispatch import Backend, BackendStatus, choose, scan_backends
+from decision_seq.ops.pytorch import reference
 
 __all__ = [
     "BackendStatus",
@@ -45,7 +46,7 @@ def selective_scan(
     _check_scan(u, dt, A, B, C, D, z)
     backend, layer, dtype = _prepare(u)
     (own, gate), rest = _cast(layer, u, z), _cast(dtype, dt, A, B, C, D)
-    return _like(u, backend.scan(own, *rest, gate))
+    return backend.scan(own, *rest, gate).to(u.dtype)
 
 
 def selective_scan_step(
@@ -76,7 +77,7 @@ def selective_scan_step(
     _check_device(state, u)
     backend, _, dtype = _prepare(u)
     y, state = backend.scan_step(*_cast(dtype, u, dt, A, B, C, D, z, state))
-    return _like(u, y), state
+    return y.to(u.dtype), state
 
 
 def causal_conv_silu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -95,7 +96,7 @@ def causal_conv_silu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """
     _check_conv(x, weight, bias)
     backend, layer, dtype = _prepare(x)
-    return _like(x, backend.conv(*_cast(layer, x), *_cast(dtype, weight, bias)))
+    return backend.conv(x.to(layer), weight.to(dtype), bias.to(dtype)).to(x.dtype)
 
 
 def causal_conv_silu_step(
@@ -118,25 +119,24 @@ def causal_conv_silu_step(
     if history.shape != expected:
         raise ValueError(f"history must be [B, k-1, E] = {list(expected)}, got {_s(history)}")
     _check_device(history, x)
-    backend, _, dtype = _prepare(x)
-    y, history = backend.conv_step(*_cast(dtype, x, weight, bias, history))
-    return _like(x, y), history
+    wide = (t.to(_wide(x)) for t in (x, weight, bias, history))
+    y, history = reference.causal_conv_silu_step(*wide)
+    return y.to(x.dtype), history
 
 
 def _prepare(x: Tensor) -> tuple[Backend, torch.dtype, torch.dtype]:
     """The backend for a layer's input x, the dtype in which it takes that, and that of the rest."""
-    dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
-    backend = choose(dtype, "cpu" if x.is_cpu else x.device.type)
-    return backend, x.dtype if backend.half and x.dtype is torch.bfloat16 else dtype, dtype
+    backend = choose(_wide(x), x.device.type)
+    own = x.dtype if backend.half and x.dtype is torch.bfloat16 else _wide(x)
+    return backend, own, _wide(x)
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype is torch.float64 else torch.float32
 
 
 def _cast(dtype: torch.dtype, *tensors: Tensor | None) -> list[Tensor | None]:
-    # A streamed token passes here thousands of times a second, and even a void .to() takes 1 us.
-    return [t if t is None or t.dtype is dtype else t.to(dtype) for t in tensors]
-
-
-def _like(x: Tensor, y: Tensor) -> Tensor:
-    return y if y.dtype is x.dtype else y.to(x.dtype)
+    return [t if t is None else t.to(dtype) for t in tensors]
 
 
 def _check_scan(

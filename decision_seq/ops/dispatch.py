@@ -31,7 +31,6 @@ class Backend:
     scan: Callable[..., Tensor] = reference.selective_scan
     scan_step: Callable[..., tuple[Tensor, Tensor]] = reference.selective_scan_step
     conv: Callable[..., Tensor] = reference.causal_conv_silu
-    conv_step: Callable[..., tuple[Tensor, Tensor]] = reference.causal_conv_silu_step
 
 
 @dataclass(frozen=True)

@@ -34,11 +34,11 @@ INLINE void tap_rows(const Conv *c, int b, int t, const void **rows) {
     }
 }
 
-INLINE vec convolve(const Conv *c, const void **rows, int e, int lanes, int half) {
+INLINE vec convolve(const Conv *c, const void **rows, int e, int elements, int half) {
     vec sum = load(c->weight + c->taps * padded(c) + e, V);
     for (int tap = 0; tap < c->taps; tap++)
         if (rows[tap])
-            sum += load_from(rows[tap], e, lanes, half) * load(c->weight + tap * padded(c) + e, V);
+            sum += load_from(rows[tap], e, elements, half) * load(c->weight + tap * padded(c) + e, V);
     return sum;
 }
 
@@ -76,7 +76,7 @@ int conv_forward(const void *x, long x_row, const float *weight, const float *bi
 
 /* One row of the batch and one block of channels, forward in time. The last `taps` inputs and
  * gradients of the sum slide through x and dsum, so that dx follows taps - 1 steps behind. */
-INLINE void conv_backward_block(const Conv *c, int b, int e, int taps, int lanes, int half,
+INLINE void conv_backward_block(const Conv *c, int b, int e, int taps, int elements, int half,
                                 const void *dy, void *dx, float *dweight) {
     const vec bias = load(c->weight + taps * padded(c) + e, V);
     vec weight[taps], dw[taps], x[taps], dsum[taps], dbias = splat(0);
@@ -92,11 +92,11 @@ INLINE void conv_backward_block(const Conv *c, int b, int e, int taps, int lanes
         }
         x[taps - 1] = dsum[taps - 1] = splat(0);
         if (t < c->length) {
-            x[taps - 1] = load_from(c->x, row * c->x_row + e, lanes, half);
+            x[taps - 1] = load_from(c->x, row * c->x_row + e, elements, half);
             vec sum = bias;
             for (int tap = 0; tap < taps; tap++) sum += x[tap] * weight[tap];
             const vec slope = silu_slope(sum, sigmoid(sum));
-            const vec grad = load_from(dy, row * c->width + e, lanes, half) * slope;
+            const vec grad = load_from(dy, row * c->width + e, elements, half) * slope;
             for (int tap = 0; tap < taps; tap++) dw[tap] += x[tap] * grad;
             dbias += grad;
             dsum[taps - 1] = grad;
@@ -104,7 +104,7 @@ INLINE void conv_backward_block(const Conv *c, int b, int e, int taps, int lanes
         if (t >= taps - 1) {
             vec sum = splat(0);
             for (int tap = 0; tap < taps; tap++) sum += dsum[taps - 1 - tap] * weight[tap];
-            store_to(dx, (row - (taps - 1)) * c->width + e, sum, lanes, half);
+            store_to(dx, (row - (taps - 1)) * c->width + e, sum, elements, half);
         }
     }
     for (int tap = 0; tap < taps; tap++) store(dweight + tap * padded(c) + e, dw[tap], V);
@@ -127,14 +127,14 @@ int conv_backward(const void *dy, const void *x, long x_row, const float *weight
 #pragma omp parallel for collapse(2) schedule(dynamic, 4) num_threads(threads)
     for (int b = 0; b < batch; b++)
         for (int e = 0; e < width; e += V) {
-            const int lanes = min_int(V, width - e);
+            const int elements = min_int(V, width - e);
             float *own = parts + b * part;
-            if (lanes == V && taps == 4 && half)
+            if (elements == V && taps == 4 && half)
                 conv_backward_block(&c, b, e, 4, V, 1, dy, dx, own);
-            else if (lanes == V && taps == 4)
+            else if (elements == V && taps == 4)
                 conv_backward_block(&c, b, e, 4, V, 0, dy, dx, own);
             else
-                conv_backward_block(&c, b, e, taps, lanes, half, dy, dx, own);
+                conv_backward_block(&c, b, e, taps, elements, half, dy, dx, own);
         }
     for (int e = 0; e < width; e++)
         for (int tap = 0; tap <= taps; tap++) {

@@ -1,4 +1,4 @@
-/* Selective scan on the CPU, forward and backward; scan_step.c continues one from a state.
+/* Selective scan on the CPU, forward and backward.
  *
  *   h_t = exp(dt_t A) h_{t-1} + dt_t u_t B_t,    y_t = (C_t h_t + D u_t) silu(z_t)
  *
@@ -50,7 +50,7 @@ INLINE float *checkpoint_at(const Scan *s, float *checkpoints, int b, int chunk,
 
 /* All steps of `count` states from n0 on, for one block of channels. `sums` [L][V] collects what the
  * groups add up to; the first group starts it with the skip term, the last one applies the gate. */
-INLINE void forward_group(const Scan *s, int b, int block, int n0, int count, int lanes, int half,
+INLINE void forward_group(const Scan *s, int b, int block, int n0, int count, int elements, int half,
                           float *sums, void *y, float *checkpoints) {
     const int e = block * V, last = n0 + count == s->states;
     const float *rates = s->rates + ((long)block * s->states + n0) * V;
@@ -62,8 +62,8 @@ INLINE void forward_group(const Scan *s, int b, int block, int n0, int count, in
         if (checkpoints && t % s->chunk == 0)
             for (int n = 0; n < count; n++)
                 store(checkpoint_at(s, checkpoints, b, t / s->chunk, block, n0 + n), h[n], V);
-        const vec dt = load(s->dt + row * s->dt_row + e, lanes);
-        const vec u = load_from(s->u, row * s->u_row + e, lanes, half), x = dt * u;
+        const vec dt = load(s->dt + row * s->dt_row + e, elements);
+        const vec u = load_from(s->u, row * s->u_row + e, elements, half), x = dt * u;
         vec sum = n0 ? load(sums + (long)t * V, V) : skip * u;
 #pragma GCC unroll 8
         for (int n = 0; n < count; n++) {
@@ -75,20 +75,20 @@ INLINE void forward_group(const Scan *s, int b, int block, int n0, int count, in
             continue;
         }
         if (s->z) {
-            const vec z = load_from(s->z, row * s->z_row + e, lanes, half);
+            const vec z = load_from(s->z, row * s->z_row + e, elements, half);
             sum *= z * sigmoid(z);
         }
-        store_to(y, row * s->width + e, sum, lanes, half);
+        store_to(y, row * s->width + e, sum, elements, half);
     }
 }
 
-INLINE void forward_block(const Scan *s, int b, int block, int lanes, int half, float *sums,
+INLINE void forward_block(const Scan *s, int b, int block, int elements, int half, float *sums,
                           void *y, float *checkpoints) {
     int n = 0;
     for (; n + GROUP <= s->states; n += GROUP)
-        forward_group(s, b, block, n, GROUP, lanes, half, sums, y, checkpoints);
+        forward_group(s, b, block, n, GROUP, elements, half, sums, y, checkpoints);
     if (n < s->states)
-        forward_group(s, b, block, n, s->states - n, lanes, half, sums, y, checkpoints);
+        forward_group(s, b, block, n, s->states - n, elements, half, sums, y, checkpoints);
 }
 
 /* u, z and y are `half` or not; y is contiguous. checkpoints may be NULL where no backward follows;
@@ -109,14 +109,14 @@ int scan_forward(const void *u, long u_row, const float *dt, long dt_row, const 
 #pragma omp parallel for collapse(2) schedule(dynamic, 4) num_threads(threads)
     for (int b = 0; b < batch; b++)
         for (int block = 0; block < blocks; block++) {
-            const int lanes = min_int(V, width - block * V);
+            const int elements = min_int(V, width - block * V);
             float *own = memory + omp_get_thread_num() * sums;
-            if (lanes == V && half)
+            if (elements == V && half)
                 forward_block(&s, b, block, V, 1, own, y, checkpoints);
-            else if (lanes == V)
+            else if (elements == V)
                 forward_block(&s, b, block, V, 0, own, y, checkpoints);
             else
-                forward_block(&s, b, block, lanes, half, own, y, checkpoints);
+                forward_block(&s, b, block, elements, half, own, y, checkpoints);
         }
     free(s.rates);
     return 0;
@@ -225,17 +225,17 @@ INLINE void backward_group(const Scan *s, Grads *g, Scratch *k, int b, int block
 }
 
 INLINE void backward_block(const Scan *s, Grads *g, Scratch *k, int b, int block, int start,
-                           int steps, int lanes, int half) {
+                           int steps, int elements, int half) {
     const int N = s->states, e = block * V;
     Work *w = &k->work;
     for (int t = 0; t < steps; t++) {
         const long row = (long)b * s->length + start + t;
-        const vec dy = load_from(g->dy, row * s->width + e, lanes, half);
-        w->dt[t] = load(s->dt + row * s->dt_row + e, lanes);
-        w->x[t] = w->dt[t] * load_from(s->u, row * s->u_row + e, lanes, half);
+        const vec dy = load_from(g->dy, row * s->width + e, elements, half);
+        w->dt[t] = load(s->dt + row * s->dt_row + e, elements);
+        w->x[t] = w->dt[t] * load_from(s->u, row * s->u_row + e, elements, half);
         w->dsum[t] = dy;
         if (s->z) {
-            const vec z = load_from(s->z, row * s->z_row + e, lanes, half), gate = sigmoid(z);
+            const vec z = load_from(s->z, row * s->z_row + e, elements, half), gate = sigmoid(z);
             w->dsum[t] = dy * z * gate;
             w->dgate[t] = dy * silu_slope(z, gate);
         }
@@ -251,10 +251,10 @@ INLINE void backward_block(const Scan *s, Grads *g, Scratch *k, int b, int block
     vec dD = load(dD_at, V);
     for (int t = 0; t < steps; t++) {
         const long row = (long)b * s->length + start + t, at = row * s->width + e;
-        const vec u = load_from(s->u, row * s->u_row + e, lanes, half);
-        store_to(g->du, at, w->dx[t] * w->dt[t] + w->dsum[t] * skip, lanes, half);
-        store(g->ddt + at, w->dx[t] * u + w->drate[t] * (1.f / LOG2E), lanes);
-        if (s->z) store_to(g->dz, at, w->dgate[t] * (w->sum[t] + skip * u), lanes, half);
+        const vec u = load_from(s->u, row * s->u_row + e, elements, half);
+        store_to(g->du, at, w->dx[t] * w->dt[t] + w->dsum[t] * skip, elements, half);
+        store(g->ddt + at, w->dx[t] * u + w->drate[t] * (1.f / LOG2E), elements);
+        if (s->z) store_to(g->dz, at, w->dgate[t] * (w->sum[t] + skip * u), elements, half);
         dD += w->dsum[t] * u;
     }
     store(dD_at, dD, V);
@@ -268,18 +268,18 @@ static void backward_item(const Scan *s, Grads *g, Scratch *k, int b, int span) 
         const int start = chunk * s->chunk, steps = min_int(s->chunk, s->length - start);
         memset(k->dBC, 0, (long)steps * N * 2 * V * sizeof(float));
         for (int block = first; block < end; block++) {
-            const int lanes = min_int(V, s->width - block * V);
-            if (lanes == V && s->half)
+            const int elements = min_int(V, s->width - block * V);
+            if (elements == V && s->half)
                 backward_block(s, g, k, b, block, start, steps, V, 1);
-            else if (lanes == V)
+            else if (elements == V)
                 backward_block(s, g, k, b, block, start, steps, V, 0);
             else
-                backward_block(s, g, k, b, block, start, steps, lanes, s->half);
+                backward_block(s, g, k, b, block, start, steps, elements, s->half);
         }
         const long row = ((long)span * s->batch + b) * s->length + start;
         for (long i = 0; i < (long)steps * N; i++) {
-            g->dB[row * N + i] = sum_lanes(load(k->dBC + 2 * i * V, V));
-            g->dC[row * N + i] = sum_lanes(load(k->dBC + (2 * i + 1) * V, V));
+            g->dB[row * N + i] = sum_elements(load(k->dBC + 2 * i * V, V));
+            g->dC[row * N + i] = sum_elements(load(k->dBC + (2 * i + 1) * V, V));
         }
     }
 }

@@ -1,9 +1,9 @@
 /* What the kernels share: vectors of V floats, partial loads and stores, 2^x and what is made of it.
  *
  * float32 throughout. Compiled on first use for the machine at hand and called through ctypes
- * (native.py); no header but the C library's. Ragged widths are handled by partial loads and stores
- * with zeros in the unused lanes, for which the kernels' formulas yield 0. Inner functions take
- * `lanes` and `count` and are inlined into callers that pass constants, so that the common case
+ * (build.py); no header but the C library's. Ragged widths are handled by partial loads and stores
+ * with zeros in the unused elements, for which the kernels' formulas yield 0. Inner functions take
+ * `elements` and `count` and are inlined into callers that pass constants, so that the common case
  * compiles to straight vector code.
  *
  * Determinism: work is cut into items that do not depend on the number of threads; what several
@@ -42,25 +42,25 @@ INLINE int min_int(int a, int b) { return a < b ? a : b; }
 INLINE vec splat(float x) { return x - (vec){0}; }
 
 /* Some of V floats: fast where their number is known at compile time, or by AVX-512's masks. */
-INLINE vec load(const float *p, int lanes) {
+INLINE vec load(const float *p, int elements) {
 #ifdef __AVX512F__
-    if (lanes < V) return (vec)_mm512_maskz_loadu_ps((1u << lanes) - 1, p);
-    lanes = V;
+    if (elements < V) return (vec)_mm512_maskz_loadu_ps((1u << elements) - 1, p);
+    elements = V;
 #endif
     vec v = {0};
-    memcpy(&v, p, lanes * sizeof(float));
+    memcpy(&v, p, elements * sizeof(float));
     return v;
 }
 
-INLINE void store(float *p, vec v, int lanes) {
+INLINE void store(float *p, vec v, int elements) {
 #ifdef __AVX512F__
-    if (lanes < V) {
-        _mm512_mask_storeu_ps(p, (1u << lanes) - 1, (__m512)v);
+    if (elements < V) {
+        _mm512_mask_storeu_ps(p, (1u << elements) - 1, (__m512)v);
         return;
     }
-    lanes = V;
+    elements = V;
 #endif
-    memcpy(p, &v, lanes * sizeof(float));
+    memcpy(p, &v, elements * sizeof(float));
 }
 
 /* The same of `left` floats, many or few. */
@@ -75,16 +75,16 @@ INLINE void store_some(float *p, vec v, long left) {
 
 /* Matrices that mixed precision keeps in bfloat16, the upper half of a float32, are `void *` with a
  * flag `half`; `at` counts numbers. Arithmetic is in float32. */
-INLINE vec load_from(const void *p, long at, int lanes, int half) {
-    if (!half) return load((const float *)p + at, lanes);
+INLINE vec load_from(const void *p, long at, int elements, int half) {
+    if (!half) return load((const float *)p + at, elements);
     halfvec v = {0};
-    memcpy(&v, (const uint16_t *)p + at, lanes * sizeof(uint16_t));
+    memcpy(&v, (const uint16_t *)p + at, elements * sizeof(uint16_t));
     return (vec)(__builtin_convertvector(v, uvec) << 16);
 }
 
-INLINE void store_to(void *p, long at, vec x, int lanes, int half) {
+INLINE void store_to(void *p, long at, vec x, int elements, int half) {
     if (!half) {
-        store((float *)p + at, x, lanes);
+        store((float *)p + at, x, elements);
         return;
     }
 #ifdef __AVX512BF16__
@@ -94,7 +94,7 @@ INLINE void store_to(void *p, long at, vec x, int lanes, int half) {
     const uvec nearest = bits + 0x7fff + (bits >> 16 & 1); /* the even one of two */
     const halfvec v = __builtin_convertvector(((nearest & ~nan) | (0x7fc00000 & nan)) >> 16, halfvec);
 #endif
-    memcpy((uint16_t *)p + at, &v, lanes * sizeof(uint16_t));
+    memcpy((uint16_t *)p + at, &v, elements * sizeof(uint16_t));
 }
 
 /* Where number `at` of such a matrix lies. */
@@ -109,7 +109,7 @@ INLINE vec larger(vec a, vec b) {
 
 INLINE vec at_least(vec x, float low) { return larger(x, splat(low)); }
 
-INLINE float sum_lanes(vec v) {
+INLINE float sum_elements(vec v) {
     typedef float half __attribute__((vector_size(2 * V)));
     typedef float quarter __attribute__((vector_size(V)));
     half h[2];
@@ -121,13 +121,13 @@ INLINE float sum_lanes(vec v) {
     return (q[0][0] + q[0][2]) + (q[0][1] + q[0][3]);
 }
 
-INLINE float max_lanes(vec v) {
-    float lanes[V];
-    memcpy(lanes, &v, sizeof v);
+INLINE float max_element(vec v) {
+    float elements[V];
+    memcpy(elements, &v, sizeof v);
     for (int half = V / 2; half; half /= 2)
         for (int i = 0; i < half; i++)
-            lanes[i] = lanes[i] > lanes[i + half] ? lanes[i] : lanes[i + half];
-    return lanes[0];
+            elements[i] = elements[i] > elements[i + half] ? elements[i] : elements[i + half];
+    return elements[0];
 }
 
 /* 2^x for x < 127, relative error below 2e-7, exactly 1 at 0, and next to 0 far below -126. Adding

@@ -54,12 +54,12 @@ void layer_norm(const float *norm, const float *x, int rows, int width, float ep
         vec total = splat(0), square = splat(0);
         int e = 0;
         for (; e < width; e += V) total += load(x + e, V);
-        const float mean = sum_lanes(total) / width;
+        const float mean = sum_elements(total) / width;
         for (e = 0; e + V <= width; e += V) {
             const vec off = load(x + e, V) - mean;
             square += off * off;
         }
-        float variance = sum_lanes(square);
+        float variance = sum_elements(square);
         for (; e < width; e++) variance += (x[e] - mean) * (x[e] - mean);
         variance /= width;
         const float scale = 1 / sqrtf(variance + eps) + 0 * variance; /* NaN if it overflowed */

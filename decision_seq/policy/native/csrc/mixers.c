@@ -139,13 +139,13 @@ static float weigh(const float *q, const float *keys, long row, int dim, int see
     }
     for (int j = seen; j % V; j++) score[j] = -1e30f;
     for (int j = 0; j < seen; j += V) largest = larger(largest, load(score + j, V));
-    const float most = max_lanes(largest);
+    const float most = max_element(largest);
     for (int j = 0; j < seen; j += V) {
         const vec p = exp_vec(at_least(load(score + j, V) - most, -150.f)); /* 0 in float32 */
         store(score + j, p, V);
         total += p;
     }
-    return sum_lanes(total);
+    return sum_elements(total);
 }
 
 static void attend(const Layer *own, const float *q, const float *state, int seen, float *score, float *y) {
