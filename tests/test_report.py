@@ -467,9 +467,8 @@ def test_rows_older_than_the_checkpoint_beside_them_are_named(
     data = Data(load_runs([evaluated_run]), {})
     words = "last, step 10 (older: the run's checkpoint is of step 20 now)"
     assert [score.checkpoint for score in data.scores] == [words]
-    assert "are of step 10, but the run's checkpoint is of step 20 now: evaluate" in str(
-        data.summary
-    )
+    sentence = "they are of step 10, and the run's checkpoint is of step 20 now. Evaluate"
+    assert sentence in data.summary[-1]
     assert data.commands[0].endswith("--set train.steps=10")
     evaluated(evaluated_run, context="stream")
     data = Data(load_runs([evaluated_run]), {})

@@ -194,8 +194,8 @@ def outdated(runs: Iterable[Run]) -> list[str]:
         if older := run.older(row):
             sentences.append(
                 f"The rows of {run.agent} on {run.dataset['name']} (training seed "
-                f"{run.config.seed}) are of step {row['step']}, but {older}: evaluate "
-                f"{run.folder} again."
+                f"{run.config.seed}) are older than the checkpoint beside them: they are of step "
+                f"{row['step']}, and {older}. Evaluate {run.folder} again."
             )
     return sentences
 
