@@ -24,11 +24,17 @@ T = TypeVar("T")
 V = TypeVar("V", bound=type[Any])  # a config class that `kind` can name
 
 
-def register(kind: str, summary: str) -> Callable[[V], V]:
+FORMER_KINDS: dict[str, str] = {}  # what configs and checkpoints of before say -> its name now
+
+
+def register(kind: str, summary: str, formerly: str | None = None) -> Callable[[V], V]:
     """Class decorator: make a config dataclass a choice for `kind` in its family's `registry`.
 
-    `summary` is a line about it, for `decision-seq list`.
+    `summary` is a line about it, for `decision-seq list`. The name that it had `formerly` is still
+    read, as are the old names of fields in a class's `former_fields`, {old: new}.
     """
+    if formerly:
+        FORMER_KINDS[formerly] = kind
 
     def add(config: V) -> V:
         config.kind, config.summary = kind, summary
@@ -99,6 +105,8 @@ def build(cls: type[T], data: Any, source: str, key: str = "") -> T:
     values = dict(data)
     if hasattr(cls, "registry"):
         cls = _variant(cls, values, source, prefix)
+    former = getattr(cls, "former_fields", {})
+    values = {former.get(name, name): value for name, value in values.items()}
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
     for name in values:
         if name not in fields:
@@ -142,6 +150,8 @@ def _yaml(text: str, source: str) -> Any:
 
 def _variant(cls: Any, values: dict[str, Any], source: str, prefix: str) -> Any:
     kind = values.pop("kind", None)
+    if isinstance(kind, str) and kind not in cls.registry:
+        kind = FORMER_KINDS.get(kind, kind)
     if not isinstance(kind, str):
         choices = ", ".join(sorted(cls.registry))
         raise UserError(f"{source}: `{prefix}kind` is {kind!r}; it must be one of {choices}")

@@ -35,7 +35,7 @@ PAIRS = [  # an agent that predicts its return needs a backbone that mixes token
     pytest.param(kind, config, id=f"{kind}-{config.kind}")
     for kind in KINDS
     for config in AGENTS
-    if (kind, config) != ("none", MaxReturnConfig)
+    if (kind, config) != ("pointwise", MaxReturnConfig)
 ]
 every_pair = pytest.mark.parametrize(("kind", "config"), PAIRS)
 

@@ -37,7 +37,7 @@ def tokens(batch: int, length: int, width: int = WIDTH) -> Tensor:
 
 def conv(taps: int = 6, tokens_per_step: int = 3) -> KindConv:
     torch.manual_seed(0)
-    return KindConv(ConvConfig(width=WIDTH, taps=taps), tokens_per_step)
+    return KindConv(ConvConfig(width=WIDTH, kernel_size=taps), tokens_per_step)
 
 
 @pytest.mark.parametrize("taps", [1, 2, 6])

@@ -143,7 +143,7 @@ def test_compare_resumes_and_reports(cli, toy_file: Path, tmp_path: Path) -> Non
 
 def test_list(cli) -> None:  # type: ignore[no-untyped-def]
     for what, words in {
-        "backbones": ["attention", "mamba", "none"],
+        "backbones": ["attention", "mamba", "pointwise"],
         "encoders": ["nature", "3136", "imixer"],
         "agents": ["return_conditioned", "behaviour_cloning", "decision-mamba", "bc"],
         "envs": ["Hopper-v5", "Ant-v4", "PointRun"],

@@ -57,8 +57,8 @@ def test_every_preset_on_every_environment(env: str, preset: str, tmp_path: Path
 def test_an_agent_is_named_after_what_it_is() -> None:
     other = load_run_config(CONFIGS / "hopper.yaml", ["agent.backbone.kind=attention"])
     assert other.name == "decision-transformer"
-    plain = load_run_config(CONFIGS / "hopper.yaml", ["agent.backbone.kind=none"])
-    assert plain.name == "none"  # no preset has it
+    plain = load_run_config(CONFIGS / "hopper.yaml", ["agent.backbone.kind=pointwise"])
+    assert plain.name == "pointwise"  # no preset has it
     named = load_run_config(CONFIGS / "hopper.yaml", ["name=mine"])
     assert named.name == "mine"
 
@@ -173,3 +173,10 @@ def test_scientific_notation_is_a_number() -> None:
     assert parse_overrides(["a.b=1e-4"]) == {"a": {"b": 1e-4}}
     assert "learning_rate: 0.0001" in dump_yaml(load_run_config(HOPPER))
     assert isinstance(load_run_config(HOPPER), RunConfig)
+
+
+def test_names_of_before_are_still_read() -> None:
+    overrides = ["agent.backbone.kind=none"]
+    assert load_run_config(CONFIGS / "hopper.yaml", overrides).agent.backbone.kind == "pointwise"
+    overrides = ["agent.backbone.kind=conv", "agent.backbone.taps=4"]
+    assert load_run_config(CONFIGS / "hopper.yaml", overrides).agent.backbone.kernel_size == 4  # type: ignore[attr-defined]

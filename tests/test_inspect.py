@@ -24,7 +24,7 @@ from decision_seq.backbones.attention import AttentionConfig
 from decision_seq.backbones.block import Block
 from decision_seq.backbones.contract import EVERY, LayerState, Layout, Mixer
 from decision_seq.backbones.mamba import MambaConfig
-from decision_seq.backbones.none import NoneConfig
+from decision_seq.backbones.pointwise import PointwiseConfig
 from decision_seq.data.store import EpisodeStore, open_store
 from decision_seq.errors import UserError
 from decision_seq.eval.inspect.influence import (
@@ -177,7 +177,7 @@ def test_every_backbone_can_be_inspected(toy_store: EpisodeStore, kind: str) -> 
 
 
 def test_without_mixing_the_past_has_no_influence(toy_store: EpisodeStore) -> None:
-    backbone = NoneConfig(width=8, layers=1)
+    backbone = PointwiseConfig(width=8, layers=1)
     agent = make_agent(toy_store, ReturnConditionedConfig(context_length=5, backbone=backbone))
     influence = measure_influence(agent, full_windows(toy_store, agent, 5, 4, seed=0))
     assert influence.half_life() is None and (influence.by_lag[1:] == 0).all()
@@ -220,7 +220,7 @@ def test_the_window_shown_is_the_episode_s(toy_store: EpisodeStore) -> None:
 def test_windows_are_full_and_all_are_reachable(tmp_path: Path) -> None:
     path = write_npz(tmp_path / "few.npz", random_episodes([3, 5, 2, 4]))
     store = open_store([str(path)])
-    agent = make_agent(store, ReturnConditionedConfig(backbone=NoneConfig(width=8)))
+    agent = make_agent(store, ReturnConditionedConfig(backbone=PointwiseConfig(width=8)))
     batch = full_windows(store, agent, 4, 64, seed=0)
     assert batch.mask.all()
     starts = {tuple(row) for row in batch.observations[:, 0].tolist()}

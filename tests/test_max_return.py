@@ -22,7 +22,7 @@ from decision_seq.eval.rollout.episodes import rollout
 from decision_seq.policy import Policy
 from decision_seq.settings import Context
 
-every_backbone = pytest.mark.parametrize("kind", [k for k in KINDS if k != "none"])
+every_backbone = pytest.mark.parametrize("kind", [k for k in KINDS if k != "pointwise"])
 
 
 def agent_of(kind: str, **fields: object) -> MaxReturn:
@@ -125,7 +125,7 @@ def test_it_learns_to_do_better_than_the_data_without_being_told(toy_file: Path)
 
 def test_what_it_cannot_use_is_one_sentence() -> None:
     with pytest.raises(UserError, match="never see the observation"):
-        make("none", MaxReturnConfig)
+        make("pointwise", MaxReturnConfig)
     with pytest.raises(UserError, match="expectile is 1"):
         MaxReturnConfig(expectile=1.0)
     with pytest.raises(UserError, match=r"max_return takes \[observation, return_to_go, action\]"):

@@ -75,7 +75,9 @@ def test_remembering_solves_it_and_cues_are_fair() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "steps"), [("attention", 300), ("mamba", 1000), ("none", 200)])
+@pytest.mark.parametrize(
+    ("kind", "steps"), [("attention", 300), ("mamba", 1000), ("pointwise", 200)]
+)
 def test_the_config_separates_memory_from_none(kind: str, steps: int, tmp_path: Path) -> None:
     behaviour, provenance = behaviour_for("memory-32", "medium", None)
     collect("memory-32", behaviour, 33_000, "decision-seq/memory-32/medium-v0", 0, provenance)
@@ -85,7 +87,7 @@ def test_the_config_separates_memory_from_none(kind: str, steps: int, tmp_path: 
     for context in ("window", "stream"):
         rows = rollout(agent, "memory-32", [1.0], 200, 0, context)
         mean = np.mean([row.episode_return for row in rows])
-        assert 0.35 < mean < 0.65 if kind == "none" else mean > 0.95, (context, mean)
+        assert 0.35 < mean < 0.65 if kind == "pointwise" else mean > 0.95, (context, mean)
 
 
 @pytest.fixture

@@ -138,7 +138,7 @@ def test_overflow_of_bfloat16_is_shown(tmp_path: Path) -> None:
     episodes = random_episodes([8, 8, 8], width=4)
     actions = np.arange(24) % 2
     file = write_npz(tmp_path / "a.npz", episodes, actions=actions)
-    config = config_for(file, "none", precision="bfloat16")
+    config = config_for(file, "pointwise", precision="bfloat16")
     learner, sampler = fresh(config)
     with torch.no_grad():
         learner.agent.action_head.weight.zero_()

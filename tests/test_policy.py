@@ -87,7 +87,7 @@ def test_contexts_agree_within_the_window(
     agent = make(kind, config, tokens=tokens)
     window, stream = roll(agent, "window", 2 * K), roll(agent, "stream", 2 * K)
     close(stream[:K], window[:K])
-    if kind == "none":
+    if kind == "pointwise":
         close(stream, window)
 
 

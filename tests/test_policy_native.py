@@ -25,10 +25,10 @@ MIXERS = [
     ("mamba", dict(d_state=20, d_conv=3)),
     ("attention", dict(heads=1)),
     ("attention", dict(heads=4)),
-    ("conv", dict(taps=1)),
-    ("conv", dict(taps=7)),
+    ("conv", dict(kernel_size=1)),
+    ("conv", dict(kernel_size=7)),
     ("hybrid", dict(mixers=("conv", "mamba", "attention"))),
-    ("none", {}),
+    ("pointwise", {}),
 ]
 
 

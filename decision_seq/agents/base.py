@@ -223,8 +223,8 @@ class SequenceAgent(nn.Module):
             [B, K, A]: tanh-squashed actions in units of `action_scale`, or logits if discrete.
         """
         tokens = self.dropout(self.embedding(values, timesteps))  # [B, K * T, D]
-        read = slice(self.action_position, None, len(self.config.tokens))
-        return self.predict(self.backbone(tokens, read))  # features [B, K, D]
+        actions = slice(self.action_position, None, len(self.config.tokens))
+        return self.predict(self.backbone(tokens, actions))  # features [B, K, D]
 
     def preprocess(
         self, observations: Tensor, actions: Tensor, returns_to_go: Tensor

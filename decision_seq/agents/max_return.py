@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from decision_seq.agents.base import AgentConfig, AgentSpec, Extend, SequenceAgent, register
-from decision_seq.backbones.none import NoneConfig
+from decision_seq.backbones.pointwise import PointwiseConfig
 from decision_seq.data.windows import Batch
 from decision_seq.errors import UserError
 
@@ -25,10 +25,10 @@ class MaxReturnConfig(AgentConfig):
         super().__post_init__()
         if not 0 < self.expectile < 1:
             raise UserError(f"expectile is {self.expectile}; it must be above 0 and below 1")
-        if isinstance(self.backbone, NoneConfig):
+        if isinstance(self.backbone, PointwiseConfig):
             raise UserError(
-                "backbone.kind is none, with which the action, read at the return token, would "
-                "never see the observation; choose a backbone that mixes tokens"
+                "backbone.kind is pointwise, with which the action, read at the return token, "
+                "would never see the observation; choose a backbone that mixes tokens"
             )
 
     @property

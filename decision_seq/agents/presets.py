@@ -38,7 +38,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "kind": "behaviour_cloning",
         "context_length": 1,
         "tokens": ["observation"],
-        "backbone": {"kind": "none"},
+        "backbone": {"kind": "pointwise"},
     },
 }
 

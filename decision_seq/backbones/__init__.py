@@ -1,6 +1,16 @@
 """Backbones: what mixes information along time. One file each; importing it registers it."""
 
-from decision_seq.backbones import attention, conv, hybrid, imixer, lstm, mamba, mamba2, mixer, none
+from decision_seq.backbones import (
+    attention,
+    conv,
+    hybrid,
+    imixer,
+    lstm,
+    mamba,
+    mamba2,
+    mixer,
+    pointwise,
+)
 from decision_seq.backbones.block import Backbone, BackboneConfig
 from decision_seq.backbones.contract import Layout, Mixer, State
 
@@ -18,5 +28,5 @@ __all__ = [
     "mamba",
     "mamba2",
     "mixer",
-    "none",
+    "pointwise",
 ]

@@ -49,20 +49,20 @@ class Attention(Mixer):
         nn.init.zeros_(self.qkv.bias)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, x: Tensor, read: slice = EVERY) -> Tensor:
-        """[B, L, D] -> [B, l, D]; only the l tokens of `read` ask, all are asked."""
+    def forward(self, x: Tensor, output_slice: slice = EVERY) -> Tensor:
+        """[B, L, D] -> [B, l, D]; only the l tokens of `output_slice` ask, all are asked."""
         width = x.shape[2]
         ask, tell = self.qkv.weight.split([width, 2 * width])
         ask_bias, tell_bias = self.qkv.bias.split([width, 2 * width])
-        q = F.linear(x[:, read], ask, ask_bias)  # [B, l, D]
+        q = F.linear(x[:, output_slice], ask, ask_bias)  # [B, l, D]
         kv = F.linear(x, tell, tell_bias)  # [B, L, 2 D]
-        positions = range(*read.indices(x.shape[1]))
+        positions = range(*output_slice.indices(x.shape[1]))
         dropout = self.dropout if self.training else 0.0
         return self.out(attention(q, kv, self.heads, self.window, positions, dropout))
 
-    def outputs(self, x: Tensor, read: slice) -> Tensor:
+    def outputs(self, x: Tensor, output_slice: slice) -> Tensor:
         """Queries, and all that follows from them, of those tokens alone."""
-        return self(x, read)
+        return self(x, output_slice)
 
     def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> LayerState:
         """An empty cache of keys and values; it grows to `window` tokens and then slides."""

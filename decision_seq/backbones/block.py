@@ -38,19 +38,21 @@ class Block(nn.Module):
             nn.init.normal_(layer.weight, std=0.02 / shrink)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, x: Tensor, read: slice = EVERY) -> Tensor:
-        """[B, L, D] -> [B, l, D], the outputs at the l tokens of `read` only."""
-        x = self.dropout(self.mixer.outputs(self.norm_mixer(x), read), x[:, read])
+    def forward(self, x: Tensor, output_slice: slice = EVERY) -> Tensor:
+        """[B, L, D] -> [B, l, D], the outputs at the l tokens of `output_slice` only."""
+        x = self.dropout(self.mixer.outputs(self.norm_mixer(x), output_slice), x[:, output_slice])
         return self.dropout(self.mlp(self.norm_mlp(x)), x)
 
     def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> LayerState:
         """The state before the first token: all zeros, dimension 0 is the lane."""
         return self.mixer.init_state(batch_size, device, dtype)
 
-    def step(self, x: Tensor, state: LayerState, read: slice = EVERY) -> tuple[Tensor, LayerState]:
-        """[B, n, D], state -> [B, l, D], state; the outputs at the l tokens of `read` only."""
+    def step(
+        self, x: Tensor, state: LayerState, output_slice: slice = EVERY
+    ) -> tuple[Tensor, LayerState]:
+        """[B, n, D], state -> [B, l, D], state; the outputs at the l tokens of the slice."""
         mixed, state = self.mixer.step(self.norm_mixer(x), state)
-        x = self.dropout(mixed[:, read], x[:, read])
+        x = self.dropout(mixed[:, output_slice], x[:, output_slice])
         return self.dropout(self.mlp(self.norm_mlp(x)), x), state
 
     def penalty(self) -> Tensor | float:
@@ -68,15 +70,15 @@ class Backbone(nn.Module):
         )
         self.norm = nn.LayerNorm(config.width)
 
-    def forward(self, x: Tensor, read: slice = EVERY) -> Tensor:
+    def forward(self, x: Tensor, output_slice: slice = EVERY) -> Tensor:
         """[B, L, D] -> [B, l, D], causal: output l depends on inputs <= l only.
 
-        Where only the l tokens of `read` are wanted, the last block computes no others.
+        Where only the l tokens of `output_slice` are wanted, the last block computes no others.
         """
         *blocks, last = self._blocks()
         for block in blocks:
             x = block(x)
-        return self.norm(last(x, read))
+        return self.norm(last(x, output_slice))
 
     def init_state(
         self,
@@ -88,10 +90,10 @@ class Backbone(nn.Module):
         device = torch.device(device)
         return [block.init_state(batch_size, device, dtype) for block in self._blocks()]
 
-    def step(self, x: Tensor, state: State, read: slice = EVERY) -> tuple[Tensor, State]:
+    def step(self, x: Tensor, state: State, output_slice: slice = EVERY) -> tuple[Tensor, State]:
         """The next n tokens [B, n, D] of every lane; equals `forward` on the concatenation.
 
-        Returns the outputs at the l tokens of `read` [B, l, D] and the new state.
+        Returns the outputs at the l tokens of `output_slice` [B, l, D] and the new state.
         """
         new_state = []
         *blocks, last = self._blocks()
@@ -99,7 +101,7 @@ class Backbone(nn.Module):
         for block, layer in zip(blocks, layers, strict=True):
             x, layer = block.step(x, layer)
             new_state.append(layer)
-        x, last_layer = last.step(x, last_layer, read)
+        x, last_layer = last.step(x, last_layer, output_slice)
         return self.norm(x), [*new_state, last_layer]
 
     def reset(self, state: State, lanes: Tensor) -> State:

@@ -43,10 +43,10 @@ class Mixer(nn.Module, ABC):
     def forward(self, x: Tensor) -> Tensor:
         """[B, L, D] -> [B, L, D], output l depending on inputs <= l only."""
 
-    def outputs(self, x: Tensor, read: slice) -> Tensor:
-        """[B, L, D] -> [B, l, D]: what `forward` gives at the l tokens of `read`. A mixer that can
-        leave out work for the others does."""
-        return self(x)[:, read]
+    def outputs(self, x: Tensor, output_slice: slice) -> Tensor:
+        """[B, L, D] -> [B, l, D]: what `forward` gives at the l tokens of the slice. A mixer that
+        can leave out work for the others does."""
+        return self(x)[:, output_slice]
 
     @abstractmethod
     def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> LayerState:

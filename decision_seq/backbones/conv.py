@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -20,14 +20,16 @@ from decision_seq.errors import UserError
 @register("conv", "causal filters by kind of token; cost L; streams with the last few tokens")
 @dataclass(frozen=True)
 class ConvConfig(BackboneConfig):
-    """A layer sees `taps` tokens; all layers together, layers * (taps - 1) + 1."""
+    """A layer sees `kernel_size` tokens; all layers together, layers * (kernel_size - 1) + 1."""
 
-    taps: int = 6  # W, the paper's value: two steps of (return, state, action)
+    former_fields: ClassVar[dict[str, str]] = {"taps": "kernel_size"}
+
+    kernel_size: int = 6  # W, the paper's value: two steps of (return, state, action)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.taps < 1:
-            raise UserError(f"taps is {self.taps}; it must be at least 1")
+        if self.kernel_size < 1:
+            raise UserError(f"kernel_size is {self.kernel_size}; it must be at least 1")
 
     def make_mixer(self, layout: Layout) -> Mixer:
         return KindConv(self, layout.tokens_per_step)
@@ -42,10 +44,10 @@ class KindConv(Mixer):
 
     def __init__(self, config: ConvConfig, tokens_per_step: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(tokens_per_step, config.taps, config.width))
+        self.weight = nn.Parameter(torch.empty(tokens_per_step, config.kernel_size, config.width))
         self.bias = nn.Parameter(torch.empty(tokens_per_step, config.width))
         for parameter in (self.weight, self.bias):  # as nn.Conv1d does for one input channel
-            nn.init.uniform_(parameter, -(config.taps**-0.5), config.taps**-0.5)
+            nn.init.uniform_(parameter, -(config.kernel_size**-0.5), config.kernel_size**-0.5)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, L, D] -> [B, L, D]"""
@@ -55,9 +57,9 @@ class KindConv(Mixer):
     def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> LayerState:
         """The last W - 1 tokens, and how many have passed: lanes may have begun at different
         times, and their next token is then of different kinds."""
-        _, taps, width = self.weight.shape
+        _, kernel_size, width = self.weight.shape
         return {
-            "last": torch.zeros(batch_size, taps - 1, width, device=device, dtype=dtype),
+            "last": torch.zeros(batch_size, kernel_size - 1, width, device=device, dtype=dtype),
             "count": torch.zeros(batch_size, device=device, dtype=torch.int64),
         }
 
@@ -71,11 +73,11 @@ class KindConv(Mixer):
 
     def token_map(self, x: Tensor) -> Tensor:
         """[B, L, D] -> [B, 1, L, L]: mean over channels of |w[kind(l), l - s]|."""
-        kinds, taps, _ = self.weight.shape
+        kinds, kernel_size, _ = self.weight.shape
         position = torch.arange(x.shape[1], device=x.device)
         back = position[:, None] - position  # [L, L], l - s
         size = F.pad(self.weight.detach().abs().mean(-1), (0, 1))  # [T, W + 1], zero beyond
-        back = back.masked_fill((back < 0) | (back >= taps), taps)
+        back = back.masked_fill((back < 0) | (back >= kernel_size), kernel_size)
         return size[(position % kinds)[:, None], back].expand(x.shape[0], 1, -1, -1)
 
     def _filter(self, seen: Tensor, position: Tensor) -> Tensor:
@@ -96,20 +98,20 @@ class _Filter(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, seen: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(seen, weight)
-        length, taps, _ = weight.shape[-3:]
-        y = torch.addcmul(bias, seen[:, taps - 1 :], weight[..., 0, :])
-        for k in range(1, taps):
-            y.addcmul_(seen[:, taps - 1 - k :][:, :length], weight[..., k, :])
+        length, kernel_size, _ = weight.shape[-3:]
+        y = torch.addcmul(bias, seen[:, kernel_size - 1 :], weight[..., 0, :])
+        for k in range(1, kernel_size):
+            y.addcmul_(seen[:, kernel_size - 1 - k :][:, :length], weight[..., k, :])
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         seen, weight = ctx.saved_tensors
-        length, taps, _ = weight.shape[-3:]
+        length, kernel_size, _ = weight.shape[-3:]
         seen_grad, weight_grad = torch.zeros_like(seen), torch.empty_like(weight)
-        for k in range(taps):
-            part = slice(taps - 1 - k, taps - 1 - k + length)
+        for k in range(kernel_size):
+            part = slice(kernel_size - 1 - k, kernel_size - 1 - k + length)
             seen_grad[:, part].addcmul_(grad, weight[..., k, :])
             product = grad * seen[:, part]  # [B, L, D]
             weight_grad[..., k, :] = product.sum_to_size(weight[..., k, :].shape)

@@ -35,7 +35,7 @@ class MambaConfig(BackboneConfig):
     """E = expand * width channels, each with d_state state variables."""
 
     d_state: int = 16  # N
-    d_conv: int = 4  # k, taps of the causal convolution
+    d_conv: int = 4  # k, kernel size of the causal convolution
     expand: int = 2
     init: Literal["mamba", "published"] = "mamba"  # published: dt lost, as in Decision Mamba's code
 
@@ -56,7 +56,7 @@ class Mamba(Mixer):
 
     def __init__(self, config: MambaConfig) -> None:
         super().__init__()
-        width, self.d_state, self.taps = config.width, config.d_state, config.d_conv
+        width, self.d_state, self.kernel_size = config.width, config.d_state, config.d_conv
         self.channels = channels = config.expand * width  # E
         self.dt_rank = math.ceil(width / 16)
         self.in_proj = nn.Linear(width, 2 * channels, bias=False)
@@ -72,25 +72,25 @@ class Mamba(Mixer):
         if config.init == "published":
             self._init_published()
 
-    def forward(self, x: Tensor, read: slice = EVERY) -> Tensor:
-        """[B, L, D] -> [B, l, D], the outputs at the l tokens of `read`"""
+    def forward(self, x: Tensor, output_slice: slice = EVERY) -> Tensor:
+        """[B, L, D] -> [B, l, D], the outputs at the l tokens of `output_slice`"""
         _, gate = self._projections()
-        z = F.linear(x[:, read], gate)  # [B, l, E]
+        z = F.linear(x[:, output_slice], gate)  # [B, l, E]
         u, dt, B, C = self._scan_inputs(x)
-        if read == EVERY:
+        if output_slice == EVERY:
             return self.out_proj(selective_scan(u, dt, self._A(), B, C, self.D, z))
-        y = selective_scan(u, dt, self._A(), B, C, self.D)[:, read]
+        y = selective_scan(u, dt, self._A(), B, C, self.D)[:, output_slice]
         return self.out_proj(y * F.silu(z))
 
-    def outputs(self, x: Tensor, read: slice) -> Tensor:
+    def outputs(self, x: Tensor, output_slice: slice) -> Tensor:
         """The scan needs every token, its gate and projection do not."""
-        return self(x, read)
+        return self(x, output_slice)
 
     def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> LayerState:
         """Last k - 1 inputs of the convolution and the state h, always float32."""
-        channels, _, taps = self.conv1d.weight.shape
+        channels, _, kernel_size = self.conv1d.weight.shape
         return {
-            "conv": torch.zeros(batch_size, taps - 1, channels, device=device, dtype=dtype),
+            "conv": torch.zeros(batch_size, kernel_size - 1, channels, device=device, dtype=dtype),
             "h": torch.zeros(batch_size, channels, self.d_state, device=device),  # [B, E, N]
         }
 

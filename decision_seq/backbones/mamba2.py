@@ -32,7 +32,7 @@ class Mamba2Config(BackboneConfig):
     """E = expand * width channels in H heads of P = E / H, each channel with d_state variables."""
 
     d_state: int = 64  # N; mamba_ssm has 128, and with 64 a layer is as large as one of Mamba
-    d_conv: int = 4  # k, taps of the causal convolution
+    d_conv: int = 4  # k, kernel size of the causal convolution
     expand: int = 2
     heads: int = 4  # H; mamba_ssm fixes P = 64 instead, which is this at width 128
 
@@ -81,10 +81,10 @@ class Mamba2(Mixer):
 
     def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> LayerState:
         """Last k - 1 inputs of the convolution and the state h, always float32."""
-        mixed, _, taps = self.conv1d.weight.shape
+        mixed, _, kernel_size = self.conv1d.weight.shape
         per_head = self.channels // self.heads
         return {
-            "conv": torch.zeros(batch_size, taps - 1, mixed, device=device, dtype=dtype),
+            "conv": torch.zeros(batch_size, kernel_size - 1, mixed, device=device, dtype=dtype),
             "h": torch.zeros(batch_size, self.heads, per_head, self.d_state, device=device),
         }
 

@@ -217,10 +217,10 @@ class ParallelBlock(SerialBlock):
         self.n_iter = config.n_iter
         del self.norm_mlp
 
-    def forward(self, x: Tensor, read: slice = EVERY) -> Tensor:
-        """[B, L, D] -> [B, l, D], the outputs at the l tokens of `read` only."""
+    def forward(self, x: Tensor, output_slice: slice = EVERY) -> Tensor:
+        """[B, L, D] -> [B, l, D], the outputs at the l tokens of `output_slice` only."""
         for i in range(self.n_iter):
-            wanted = read if i == self.n_iter - 1 else EVERY
+            wanted = output_slice if i == self.n_iter - 1 else EVERY
             g = self.norm_mixer(x)
             update = self.mixer(g)[:, wanted] + self.mlp(g[:, wanted])
             x = self.dropout(update, x[:, wanted])
@@ -231,7 +231,9 @@ class ParallelBlock(SerialBlock):
         one = self.mixer.init_state(batch_size, device, dtype)
         return {f"{i}.{name}": t for i in range(self.n_iter) for name, t in one.items()}
 
-    def step(self, x: Tensor, state: LayerState, read: slice = EVERY) -> tuple[Tensor, LayerState]:
+    def step(
+        self, x: Tensor, state: LayerState, output_slice: slice = EVERY
+    ) -> tuple[Tensor, LayerState]:
         """[B, n, D], state -> [B, l, D], state"""
         new_state: LayerState = {}
         for i in range(self.n_iter):
@@ -240,7 +242,7 @@ class ParallelBlock(SerialBlock):
             mixed, own = self.mixer.step(g, own)
             x = self.dropout(mixed + self.mlp(g), x)
             new_state |= {start + name: t for name, t in own.items()}
-        return x[:, read], new_state
+        return x[:, output_slice], new_state
 
 
 BLOCKS: dict[str, type[SerialBlock]] = {"serial": SerialBlock, "parallel": ParallelBlock}

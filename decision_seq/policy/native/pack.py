@@ -20,7 +20,7 @@ from decision_seq.agents.return_conditioned import ReturnConditioned
 from decision_seq.backbones.attention import Attention
 from decision_seq.backbones.conv import KindConv
 from decision_seq.backbones.mamba import Mamba
-from decision_seq.backbones.none import Pointwise
+from decision_seq.backbones.pointwise import Pointwise
 
 MAGIC, TILE, ALIGNED = 0x51455344, 64, 16
 KINDS = ("return_to_go", "observation", "action")  # in the order of csrc/policy.c
@@ -119,24 +119,26 @@ def pack_attention(mixer: Attention) -> tuple[list[int], list[np.ndarray]]:
 
 
 def pack_conv(mixer: KindConv) -> tuple[list[int], list[np.ndarray]]:
-    """Kinds, taps; the filter of each kind, by lag, and its bias."""
-    kinds, taps, _ = mixer.weight.shape
-    return [kinds, taps], [row(torch.cat([mixer.weight, mixer.bias.unsqueeze(1)], dim=1))]
+    """Kinds, kernel size; the filter of each kind, by lag, and its bias."""
+    kinds, kernel_size, _ = mixer.weight.shape
+    return [kinds, kernel_size], [row(torch.cat([mixer.weight, mixer.bias.unsqueeze(1)], dim=1))]
 
 
 def pack_mamba(mixer: Mamba) -> tuple[list[int], list[np.ndarray]]:
-    """E, N, taps and the rank of dt; what csrc/mixers.c names."""
-    channels, _, taps = mixer.conv1d.weight.shape
+    """E, N, kernel size and the rank of dt; what csrc/mixers.c names."""
+    channels, _, kernel_size = mixer.conv1d.weight.shape
     into, gate = mixer.in_proj.weight.chunk(2)
     assert mixer.conv1d.bias is not None
-    by_lag = mixer.conv1d.weight.squeeze(1).flip(1).t()  # [taps, E], tap k - 1 meets the newest
+    by_lag = (
+        mixer.conv1d.weight.squeeze(1).flip(1).t()
+    )  # [kernel_size, E], tap k - 1 meets the newest
     decay = -torch.exp(mixer.A_log.float()).t() / np.log(2)  # [N, E]
     arrays = [
         *(linear(into), linear(gate), row(torch.cat([by_lag, mixer.conv1d.bias.unsqueeze(0)]))),
         *(matrix(mixer.x_proj), matrix(mixer.dt_proj), row(decay), row(mixer.D)),
         matrix(mixer.out_proj),
     ]
-    return [channels, mixer.d_state, taps, mixer.dt_rank], arrays
+    return [channels, mixer.d_state, kernel_size, mixer.dt_rank], arrays
 
 
 def pack_pointwise(mixer: Pointwise) -> tuple[list[int], list[np.ndarray]]:

@@ -12,9 +12,9 @@ from decision_seq.backbones.contract import LayerState, Layout, Mixer
 from decision_seq.config import register
 
 
-@register("none", "no mixing along time, each token alone; cost L; nothing to carry")
+@register("pointwise", "each token alone, no mixing along time; cost L; no state", formerly="none")
 @dataclass(frozen=True)
-class NoneConfig(BackboneConfig):
+class PointwiseConfig(BackboneConfig):
     """A residual MLP on every token by itself: the baseline that asks what memory buys."""
 
     def make_mixer(self, layout: Layout) -> Mixer:
@@ -24,7 +24,7 @@ class NoneConfig(BackboneConfig):
 class Pointwise(Mixer):
     """y_l = W x_l + b: attention that sees only itself."""
 
-    def __init__(self, config: NoneConfig) -> None:
+    def __init__(self, config: PointwiseConfig) -> None:
         super().__init__()
         self.linear = nn.Linear(config.width, config.width)
 
