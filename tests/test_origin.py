@@ -26,6 +26,7 @@ from decision_seq.config import to_plain
 from decision_seq.data import from_episodes, import_dataset, open_store
 from decision_seq.data.tools.check import examine
 from decision_seq.data.tools.collect import collect
+from decision_seq.data.tools.distribution import action_lines
 from decision_seq.data.tools.export import to_minari, to_npz
 from decision_seq.envs.reference_scores import references, scoring
 from decision_seq.envs.registry import make
@@ -365,6 +366,7 @@ def test_actions_of_a_source_that_names_no_space(doors: str) -> None:
     check_fit(spec_of(zeros), make(f"{doors}?start=0"))
     mixed = open_store(["zeros", "below"])  # counted from the lower start
     assert mixed.info["action_start"] == -1
+    assert action_lines(mixed)[0].endswith("-1: 16.7 %, 0: 33.3 %, 1: 33.3 %, 2: 16.7 %")
     assert mixed.actions.tolist() == [1, 2, 3] * 9 + [0, 1, 2] * 9
 
 

@@ -31,7 +31,9 @@ def action_lines(store: EpisodeStore) -> list[str]:
     """The range of each continuous action, or how often each discrete one was taken."""
     if store.discrete:
         counts = np.bincount(store.actions)[:SHOWN_ACTIONS]
-        shares = [f"{n}: {100 * count / store.steps:.1f} %" for n, count in enumerate(counts)]
+        first = store.info.get("action_start", 0)  # as the environment counts them
+        numbered = enumerate(counts, first)
+        shares = [f"{n}: {100 * count / store.steps:.1f} %" for n, count in numbered]
         return [f"{'actions taken':22} {', '.join(shares)}"]
     low, high = store.actions.min(axis=0), store.actions.max(axis=0)
     if len(low) > SHOWN_ACTIONS:
