@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -44,3 +46,9 @@ def dense(weight: Tensor, length: int) -> Tensor:
         for s in seen(t):
             matrix[t, :, s] = row(weight, t)[t - s]
     return matrix.reshape(length * outputs, length * inputs)
+
+
+def gelu_integral(x: Tensor) -> Tensor:
+    """Phi, whose derivative is GELU."""
+    gauss = x * math.sqrt(2 / math.pi) * torch.exp(-(x**2) / 2)
+    return (x**2 + (x**2 - 1) * torch.erf(x / math.sqrt(2)) + gauss) / 4

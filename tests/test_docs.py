@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import re
 import runpy
 import shlex
@@ -36,6 +37,11 @@ def test_named_files_exist(path: Path) -> None:
     rooms = (ROOT, ROOT / "decision_seq")
     for name in re.findall(r"`([\w./-]+/[\w.-]+\.(?:py|c|h))`", path.read_text()):
         assert any((room / name).exists() for room in rooms), f"{path.name} names {name}"
+
+
+def test_examples_of_associative_memories_print_what_they_show() -> None:
+    ran = doctest.testfile(str(ROOT / "docs" / "hopfield.md"), module_relative=False)
+    assert ran.attempted > 10 and not ran.failed
 
 
 def test_own_data_from_log_to_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

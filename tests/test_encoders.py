@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from small_mixers import gelu_integral
 from torch import Tensor, nn
 
 from decision_seq.config import build, to_plain
 from decision_seq.errors import UserError
-from decision_seq.hopfield.energies import largest_mixer_step, mixer_memory
 from decision_seq.model.encoders import ImageEncoderConfig
 from decision_seq.model.encoders.mixers import (
     IMixerConfig,
@@ -236,29 +236,65 @@ def test_symmetry_breaking_by_kind() -> None:
     assert start == pytest.approx({"tokens": 1 / 3, "channels": 1 / 3}, abs=0.05)
 
 
-def test_symmetric_block_is_one_descent_step_without_the_decay() -> None:
-    block, x = make("symmetric").blocks[0], tokens()
+def energy(block: ParallelBlock, x: Tensor, g: Tensor, eps: float) -> Tensor:
+    """E = x.g - L(x) - sum Phi(W g) - sum Phi(g C^T) [B], L = N sqrt(var x + eps), of x [B, P, D].
+
+    Layer norm over tokens and channels together is the gradient of L, GELU that of Phi; a step of
+    dx/dt = W^T phi(W g) + phi(g C^T) C - x lowers E, because L is convex (arXiv:2406.12220).
+    """
     assert isinstance(block.tokens, SymmetricModule)
-    memory = mixer_memory(block.tokens.W, block.channels.W, eps=1e-5)
-    g = memory.activations({"x": x})["x"].detach().requires_grad_()
-    energy = memory.energy({"x": x}, {"x": g})
-    (gradient,) = torch.autograd.grad(energy.sum(), g)
+    assert isinstance(block.channels, SymmetricModule)
+    own = (x * g).sum((1, 2)) - PATCHES * WIDTH * (x.var((1, 2), correction=0) + eps).sqrt()
+    hidden = gelu_integral(block.tokens.W @ g).sum((1, 2))
+    return own - hidden - gelu_integral(g @ block.channels.W.mT).sum((1, 2))
+
+
+def symmetric_block(scale: float) -> ParallelBlock:
+    block = make("symmetric").blocks[0]
+    assert isinstance(block, ParallelBlock)
+    with torch.no_grad():
+        for parameter in block.parameters():
+            parameter.mul_(scale)
+    return block
+
+
+def test_what_neurons_show_is_the_gradient_of_their_lagrangian() -> None:
+    x = 2 * tokens().requires_grad_()
+    length = PATCHES * WIDTH * (x.var((1, 2), correction=0) + 1e-5).sqrt()
+    (norm,) = torch.autograd.grad(length.sum(), x)
+    torch.testing.assert_close(norm, F.layer_norm(x, (PATCHES, WIDTH)))
+    (phi,) = torch.autograd.grad(gelu_integral(x).sum(), x)
+    torch.testing.assert_close(phi, gelu(x))
+
+
+def test_symmetric_block_is_one_descent_step_without_the_decay() -> None:
+    block, x = symmetric_block(1.0), tokens()
+    g = F.layer_norm(x, (PATCHES, WIDTH)).requires_grad_()
+    (gradient,) = torch.autograd.grad(energy(block, x, g, eps=1e-5).sum(), g)
     torch.testing.assert_close(block(x) - x, -gradient + x, rtol=0, atol=1e-10)
 
 
+@torch.no_grad()
 def test_energy_of_the_symmetric_mixer_falls_along_descent() -> None:
     for scale in (0.3, 1.0, 3.0):
-        block, x = make("symmetric").blocks[0], tokens()
-        with torch.no_grad():
-            memory = mixer_memory(scale * block.tokens.W, scale * block.channels.W)
-            energies = [memory.energy({"x": x})]
-            for _ in range(50):
-                dt = largest_mixer_step(memory, x).view(-1, 1, 1)
-                x = memory.step({"x": x}, dt)["x"]
-                energies.append(memory.energy({"x": x}))
+        block, x, energies = symmetric_block(scale), tokens(), []
+        for _ in range(50):
+            g = F.layer_norm(x, (PATCHES, WIDTH))
+            energies.append(energy(block, x, g, eps=1e-5))
+            x = x + 0.05 * (block(x) - x - x)
         path = torch.stack(energies)
-        assert (path.diff(dim=0) <= 1e-11 * (1 + path[1:].abs())).all()
-        assert (path[-1] < path[0] - 0.05).all()
+        assert (path.diff(dim=0) < 0).all() and (path[-1] < path[0] - 0.05).all()
+
+
+@torch.no_grad()
+def test_a_residual_block_is_half_a_step_of_twice_the_size() -> None:
+    """Layer norm does not see the size of x, so x + f lies where (x + f) / 2 does."""
+    block, x = symmetric_block(1.0), tokens()
+    whole, half = (
+        energy(block, y, F.layer_norm(y, (PATCHES, WIDTH), eps=0.0), eps=0.0)
+        for y in (block(x), x + 0.5 * (block(x) - x - x))
+    )
+    torch.testing.assert_close(whole, half)
 
 
 # ---- the iteration -------------------------------------------------------------------------

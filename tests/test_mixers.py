@@ -9,7 +9,19 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from small_mixers import D, M, P, build, dense, every_length, randn, row, same, seen
+from small_mixers import (
+    D,
+    M,
+    P,
+    build,
+    dense,
+    every_length,
+    gelu_integral,
+    randn,
+    row,
+    same,
+    seen,
+)
 from torch import Tensor
 
 from decision_seq.backbones import Layout
@@ -121,12 +133,6 @@ def test_toeplitz_is_absolute_with_the_same_weights_in_every_row(mixing: str, le
 
 
 # ---- the energy ----------------------------------------------------------------------------
-
-
-def gelu_integral(x: Tensor) -> Tensor:
-    """Phi, whose derivative is GELU."""
-    gauss = x * math.sqrt(2 / math.pi) * torch.exp(-(x**2) / 2)
-    return (x**2 + (x**2 - 1) * torch.erf(x / math.sqrt(2)) + gauss) / 4
 
 
 def energy(block: ParallelBlock, x_t: Tensor, g_t: Tensor, past: Tensor, t: int) -> Tensor:

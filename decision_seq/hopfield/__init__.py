@@ -1,1 +1,1 @@
-"""Energy-based associative memories: Lagrangians, energies and Boltzmann machines."""
+"""The attentional Boltzmann machine, a density whose conditionals are one step of attention."""

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-LOG_2PI = math.log(2 * math.pi)
 CHUNK = 1024  # points looked at together: [points, components] stays in the processor's cache
 
 
@@ -18,16 +17,6 @@ class GaussianMixture:
 
     log_weights: Tensor  # [B, M], each row's exponentials sum to 1
     means: Tensor  # [M, n]
-
-    def mean(self) -> Tensor:
-        """[B, n]"""
-        return self.log_weights.exp() @ self.means
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Log-density [B] at `value` [B, n]."""
-        distance = (value[:, None] - self.means).square().sum(-1)  # [B, M]
-        constant = self.means.shape[1] / 2 * LOG_2PI
-        return torch.logsumexp(self.log_weights - distance / 2, dim=-1) - constant
 
     def cdf(self, value: Tensor) -> Tensor:
         """Probability [B] of at most `value` [B]; for n = 1."""
@@ -53,7 +42,6 @@ class Fit:
     log_weights: Tensor  # [M]
     means: Tensor  # [M, N]
     widths: Tensor  # [N], standard deviation of every component in each dimension
-    log_likelihood: float  # mean over the points, before the last step
 
 
 def fit_mixture(
@@ -81,7 +69,6 @@ def fit_mixture(
         log_weights=torch.full((len(chosen),), -math.log(len(chosen)), dtype=points.dtype),
         means=points[chosen],
         widths=torch.full(points.shape[1:], 0.5, dtype=points.dtype),
-        log_likelihood=-math.inf,
     )
     for _ in range(steps):
         fit = _em_step(fit, points, narrowest)
@@ -90,30 +77,21 @@ def fit_mixture(
 
 def _em_step(fit: Fit, points: Tensor, narrowest: float) -> Fit:
     """Responsibilities of the components, then the means, widths and weights they imply."""
-    count, dims = points.shape
     mass = torch.zeros_like(fit.log_weights)  # [M]
     sums = torch.zeros_like(fit.means)  # [M, N]
-    total = 0.0
     centres = fit.means / fit.widths
     offset = fit.log_weights - centres.square().sum(-1) / 2  # [M]
     for chunk in points.split(CHUNK):
-        scaled = chunk / fit.widths
-        logits = torch.addmm(offset, scaled, centres.T)  # [n, M]
-        top = logits.amax(-1, keepdim=True)
-        share = logits.sub_(top).exp_()
-        evidence = share.sum(-1, keepdim=True)
-        share.div_(evidence)
+        share = torch.addmm(offset, chunk / fit.widths, centres.T).softmax(-1)  # [n, M]
         mass += share.sum(0)
         sums += share.T @ chunk
-        total += float((top + evidence.log()).sum() - scaled.square().sum() / 2)
     # a component that nothing belongs to stays where it is, with next to no weight
     empty = mass < 1e-8
     means = torch.where(empty[:, None], fit.means, sums / mass.clamp(min=1e-8)[:, None])
     explained = (mass[:, None] * means.square()).sum(0)
-    variance = (points.square().sum(0) - explained) / count
+    variance = (points.square().sum(0) - explained) / len(points)
     return Fit(
         log_weights=(mass.clamp(min=1e-8) / mass.clamp(min=1e-8).sum()).log(),
         means=means,
         widths=variance.clamp(min=narrowest**2).sqrt(),
-        log_likelihood=total / count - float(fit.widths.log().sum()) - dims / 2 * LOG_2PI,
     )
