@@ -14,9 +14,9 @@ from decision_seq.behaviours.actors import MLPPolicy, embedded_policy, embedded_
 from decision_seq.behaviours.atari_players import NOISE, PLAYERS, scripted
 from decision_seq.behaviours.sb3_library import library_behaviour
 from decision_seq.behaviours.sb3_policy import ForeignLayout, load_sb3
-from decision_seq.behaviours.toy_players import often_right, steady_runner
+from decision_seq.behaviours.toy_players import often_right, perfect_walker, steady_runner
 from decision_seq.envs.atari import game_id
-from decision_seq.envs.registry import MEMORY_IDS, NAMES, make, resolve
+from decision_seq.envs.registry import MEMORY_IDS, NAMES, T_MAZE_IDS, make, resolve
 from decision_seq.errors import UserError
 
 Act = Callable[[np.ndarray], Any]  # observation -> action [A] or index
@@ -28,6 +28,7 @@ UNIFORM = "random"  # the tier that every environment has
 TOYS: dict[tuple[str, str], tuple[Start, str]] = {
     (NAMES["point-run"], "mixed"): (steady_runner, "one constant speed an episode"),
     **{(i, "medium"): (often_right, "right three times of four") for i in MEMORY_IDS.values()},
+    **{(i, "expert"): (perfect_walker, "always right") for i in T_MAZE_IDS.values()},
 }
 # the same of games, with the share of random buttons in an episode
 GAMES: dict[tuple[str, str], tuple[Behaviour, str]] = {

@@ -36,3 +36,17 @@ def often_right(rng: np.random.Generator) -> Callable[[np.ndarray], np.ndarray]:
         return np.array([answer if observation[2] > 0 else 0.0], np.float32)  # [A]
 
     return act
+
+
+def perfect_walker(_rng: np.random.Generator) -> Callable[[np.ndarray], np.int64]:
+    """Behaviour policy of TMaze: along the corridor, and at its junction to the goal's side."""
+    goal = 0.0
+
+    def act(observation: np.ndarray) -> np.int64:
+        nonlocal goal
+        _, hint, junction, _ = observation
+        goal = float(hint) or goal
+        turn = 1 if goal > 0 else 3
+        return np.int64(turn if junction else 0)
+
+    return act

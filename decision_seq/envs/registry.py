@@ -18,14 +18,19 @@ from decision_seq.envs.atari import OLD_IDS as ATARI_OLD_IDS
 from decision_seq.envs.identity import Identity, plain
 from decision_seq.envs.memory import LAGS
 from decision_seq.envs.quiet import quiet_mujoco
+from decision_seq.envs.t_maze import STEPS
 from decision_seq.errors import UserError
 
 D4RL_ANT = "decision-seq/D4RLAnt-v2"
 MEMORY_IDS = {lag: f"decision-seq/Memory{lag}-v0" for lag in LAGS}
+T_MAZE_IDS = {steps: f"decision-seq/TMaze{steps}-v0" for steps in STEPS}
 gym.register("decision-seq/PointRun-v0", "decision_seq.envs.toy:PointRun", max_episode_steps=20)
 gym.register(D4RL_ANT, "decision_seq.envs.d4rl_ant:D4RLAnt", max_episode_steps=1000)
 for _lag, _id in MEMORY_IDS.items():
     gym.register(_id, "decision_seq.envs.memory:Memory", kwargs={"lag": _lag})
+for _steps, _id in T_MAZE_IDS.items():
+    _kwargs, _entry = {"steps": _steps}, "decision_seq.envs.t_maze:TMaze"
+    gym.register(_id, _entry, kwargs=_kwargs, max_episode_steps=_steps)
 
 # short name -> gymnasium id. Any other registered id with a vector observation works as well.
 NAMES: dict[str, str] = {
@@ -36,6 +41,7 @@ NAMES: dict[str, str] = {
     "d4rl-ant": D4RL_ANT,
     "point-run": "decision-seq/PointRun-v0",
     **{f"memory-{lag}": identifier for lag, identifier in MEMORY_IDS.items()},
+    **{f"t-maze-{steps}": identifier for steps, identifier in T_MAZE_IDS.items()},
     **ATARI_IDS,
 }
 MUJOCO_IDS = tuple(
