@@ -25,7 +25,8 @@ from decision_seq.eval.drawing import panels, to_svg
 from decision_seq.eval.report.figures import style_of
 from decision_seq.ops.dispatch import choose_name
 from decision_seq.run_config import DataConfig, RunConfig, TrainConfig
-from decision_seq.train.loop import gradient_step, make_samplers, validation_loss
+from decision_seq.train.loop import gradient_step, make_samplers
+from decision_seq.train.validation import validation_loss
 
 NAMES = {"mamba": "Decision Mamba", "attention": "Decision Transformer"}
 WARMUP = 20  # steps
@@ -65,7 +66,8 @@ def train(backbone: str, precision: str, store: EpisodeStore, options: Options) 
     learner, curve = models.learner(agent, config.train), Curve([], [])
     for step in range(steps + 1):
         if step % (steps // VALIDATIONS) == 0:
-            curve.validation.append((step, validation_loss(agent, held_out, config) or np.nan))
+            loss = validation_loss(agent, held_out["validation_loss"], config)
+            curve.validation.append((step, loss))
         if step < steps:
             gradient_step(learner, training, config)
             curve.losses.append(float(learner.loss_sum))

@@ -50,7 +50,9 @@ class TrainConfig:
     warmup_steps: int = 10_000  # learning rate rises linearly over these
     schedule: Literal["constant", "cosine"] = "constant"  # after warm-up; cosine ends at 0
     gradient_clip: float = 0.25  # largest norm of the gradient
-    ema: float | None = None  # decay of an average of the weights, which then is what is saved
+    # decay of an average of the weights, which then is what is saved; at step t at most
+    # (1 + t) / (10 + t)
+    ema: float | None = None
     precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16: autocast of matrix products
     log_interval: int = 100  # steps between rows of metrics.jsonl
     checkpoint_interval: int = 1000  # steps between checkpoints and validation losses

@@ -246,6 +246,24 @@ def test_costs_come_from_rows_and_metrics(tmp_path: Path) -> None:
     assert (cost.parameters, cost.lanes, cost.context_length) == (7000, 2, 20)
 
 
+def test_validation_losses_are_shown_by_source(tmp_path: Path) -> None:
+    for run, loss in zip(
+        runs := runs_of(tmp_path, {"mamba": [50.0, 51.0]}), (1.0, 3.0), strict=True
+    ):
+        lines = [
+            {"step": 10, "validation_loss": 9.0, "validation_loss/expert": 8.0},
+            {"step": 30, "validation_loss": loss, "validation_loss/expert": 2 * loss},
+            {"step": 90, "validation_loss": 7.0},  # of a checkpoint that is not reported
+        ]
+        (run.folder / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    table = section(Data(runs, {}), "Learning curves").table
+    assert table.rows == [
+        ["hopper", "all held-out episodes", "mamba", "2", "2 ± 1"],
+        ["hopper", "expert", "mamba", "2", "4 ± 2"],
+    ]
+    assert section(Data(runs_of(tmp_path / "b", FAR), {}), "Learning curves").table is None
+
+
 def test_commands_come_from_the_ledger_where_there_is_one(tmp_path: Path) -> None:
     (run,) = runs_of(tmp_path, {"mamba": [50.0]})
     run.rows += [r | {"context": "stream"} for r in run.rows]

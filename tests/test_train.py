@@ -9,9 +9,11 @@ import subprocess
 import sys
 import threading
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import toy_episodes, write_npz
@@ -19,13 +21,18 @@ from safetensors.torch import load_file
 
 from decision_seq.agents import AgentSpec, load_agent
 from decision_seq.backbones import BackboneConfig
+from decision_seq.data.store import open_store
+from decision_seq.data.transforms import hold_out
+from decision_seq.data.windows import WindowSampler
 from decision_seq.errors import UserError
 from decision_seq.files import atomic_file, atomic_folder, exclusive, read_jsonl
 from decision_seq.run_config import RunConfig, TrainConfig, run_config
 from decision_seq.run_folder import agent_path, read_index, saved_steps
+from decision_seq.settings import DataConfig
 from decision_seq.train.checkpoint import load_state
 from decision_seq.train.loop import train
 from decision_seq.train.optim import learning_rate, make_optimizer
+from decision_seq.train.validation import validation_loss
 
 CPU = torch.device("cpu")
 
@@ -75,6 +82,40 @@ def test_the_average_has_the_present_buffers(toy_file: Path, tmp_path: Path) -> 
     assert buffers
     for name in buffers:
         assert torch.equal(state["averaged"][name], state["agent"][name])
+
+
+def test_the_average_forgets_the_untrained_weights(toy_file: Path, tmp_path: Path) -> None:
+    """Its decay is (1 + t) / (10 + t) until that reaches `ema`."""
+    states = []
+    for steps in range(1, 6):
+        config = config_for(toy_file, steps=steps, ema=0.3)
+        train(config, tmp_path / "run", CPU, resume=True)
+        states.append(load_state(tmp_path / "run"))
+    for t, (before, after) in enumerate(pairwise(states), start=1):
+        decay = min(0.3, (1 + t) / (10 + t))
+        for name in after["averaged"]:
+            expected = decay * before["averaged"][name] + (1 - decay) * after["agent"][name]
+            torch.testing.assert_close(after["averaged"][name], expected)
+
+
+def test_each_source_of_a_mixture_has_a_validation_loss(tmp_path: Path) -> None:
+    """That of its own held-out episodes alone, beside the mixture's, which is unchanged by it."""
+    files = [
+        str(write_npz(tmp_path / f"{name}.npz", toy_episodes(20, seed)))
+        for name, seed in (("good", 0), ("bad", 100))
+    ]
+    config = config_for(Path(files[0]), steps=4, checkpoint_interval=4)
+    config = dataclasses.replace(config, data=DataConfig(tuple(files), validation_fraction=0.2))
+    train(config, tmp_path / "run", CPU)
+    (row,) = [r for r in read_jsonl(tmp_path / "run" / "metrics.jsonl") if "validation_loss" in r]
+    assert list(row) == ["step", "validation_loss", "validation_loss/good", "validation_loss/bad"]
+    store, agent = open_store(files), load_agent(agent_path(tmp_path / "run"))
+    held_out = hold_out(np.arange(store.episodes), 0.2, config.seed)[1]
+    for name, own in (("good", held_out[held_out < 20]), ("bad", held_out[held_out >= 20])):
+        sampler = WindowSampler(store, own, 6, config.agent.returns, config.seed)
+        expected = validation_loss(agent, sampler, config)
+        assert row[f"validation_loss/{name}"] == pytest.approx(expected, rel=1e-6)
+    assert row["validation_loss/good"] != row["validation_loss/bad"]
 
 
 @pytest.mark.parametrize("kind", sorted(BackboneConfig.registry))

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -35,8 +35,7 @@ from decision_seq.train.faults import FiniteGuard, stop_for_fault
 from decision_seq.train.log import MetricsLog, NoLog, stop_on_signal
 from decision_seq.train.optim import autocast, learning_rate, make_optimizer
 from decision_seq.train.random import RandomStream
-
-VALIDATION_BATCHES = 8
+from decision_seq.train.validation import validation_loss, validation_samplers
 
 
 @dataclass
@@ -164,7 +163,7 @@ def _loop(
     config: RunConfig,
     out: Path,
     learner: Learner,
-    samplers: tuple[WindowSampler, WindowSampler | None],
+    samplers: tuple[WindowSampler, dict[str, WindowSampler]],
     log: MetricsLog | NoLog,
     on_interval: Callable[[SequenceAgent, int], dict[str, float]] | None,
 ) -> None:
@@ -174,10 +173,13 @@ def _loop(
 
     def write_checkpoint() -> None:
         due = learner.step % settings.checkpoint_interval == 0 or learner.step == settings.steps
-        error = validation_loss(learner.averaged, validation, config) if due else None
-        if error is not None:
-            log.write(learner.step, validation_loss=error)
-        state, keep = learner.state(), config.train.keep_interval
+        errors = {
+            name: validation_loss(learner.averaged, sampler, config)
+            for name, sampler in (validation.items() if due else ())
+        }
+        if errors:
+            log.write(learner.step, **errors)
+        state, keep, error = learner.state(), settings.keep_interval, errors.get("validation_loss")
         save_checkpoint(out, learner.step, learner.averaged, state, error, keep)
 
     def save() -> int:
@@ -235,29 +237,17 @@ def gradient_step(learner: Learner, sampler: WindowSampler, config: RunConfig) -
     learner.optimizer.found_inf = skip  # type: ignore[attr-defined]  # read by fused AdamW
     learner.optimizer.step()
     if settings.ema is not None:
+        # an average over the last tenth of the steps at first: else the untrained weights stay in
+        decay = min(settings.ema, (1 + learner.step) / (10 + learner.step))
         with torch.no_grad():
             for average, weight in zip(learner.averaged.parameters(), learner.weights, strict=True):
-                average.lerp_(weight, 1 - settings.ema)
+                average.lerp_(weight, 1 - decay)
             for old, new in zip(learner.averaged.buffers(), agent.buffers(), strict=True):
                 old.copy_(new)  # not weights: what a mixer knows about its present ones
     learner.loss_sum += loss.masked_fill(skip.bool(), 0)
     learner.loss_count += 1 - skip
     learner.step += 1
     return norm
-
-
-@torch.no_grad()
-def validation_loss(
-    agent: SequenceAgent, sampler: WindowSampler | None, config: RunConfig
-) -> float | None:
-    """Mean loss over a fixed set of held-out windows, or None where nothing is held out."""
-    if sampler is None:
-        return None
-    agent.eval()
-    with autocast(agent.device, config.train.precision):
-        size = config.train.batch_size
-        losses = [agent.loss(sampler.batch(i, size)) for i in range(VALIDATION_BATCHES)]
-    return float(torch.stack(losses).mean())
 
 
 def check_finite(learner: Learner, sampler: WindowSampler, config: RunConfig, out: Path) -> None:
@@ -271,14 +261,17 @@ def check_finite(learner: Learner, sampler: WindowSampler, config: RunConfig, ou
 
 def make_samplers(
     config: RunConfig, store: EpisodeStore, device: torch.device
-) -> tuple[WindowSampler, WindowSampler | None]:
-    """Windows to learn from, and held-out ones (None if there are none)."""
+) -> tuple[WindowSampler, dict[str, WindowSampler]]:
+    """Windows to learn from, and held-out ones by what their loss is called ({} if there are
+    none)."""
     returns = config.agent.returns
     kept = top_fraction(store, config.data.top_fraction)
     store = as_conditioned(store, returns)
     training, held_out = hold_out(kept, config.data.validation_fraction, config.seed)
 
-    def sampler(episodes: np.ndarray) -> WindowSampler:
+    def windows(
+        episodes: np.ndarray, weights: Sequence[float] = config.data.weights
+    ) -> WindowSampler:
         return WindowSampler(
             store,
             episodes,
@@ -287,10 +280,10 @@ def make_samplers(
             config.seed,
             device,
             full=config.data.windows == "full",
-            weights=config.data.weights,
+            weights=weights,
         )
 
-    return sampler(training), sampler(held_out) if len(held_out) else None
+    return windows(training), validation_samplers(held_out, store, windows)
 
 
 def check_run_folder(config: RunConfig, out: Path, resume: bool) -> None:

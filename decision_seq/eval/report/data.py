@@ -44,6 +44,7 @@ class Data:
         self.costs = report_tables.costs(self.runs)
         self.score_by_step = report_tables.score_by_step(self.runs, self.tasks)
         self.selections = report_tables.selections(self.runs, self.tasks)
+        self.validations = report_tables.validations(self.runs)
         self.looks_back = report_tables.looks_back(self.runs)
         self.protocol = report_protocol.protocol(self.runs)
         self.commands = report_protocol.commands(self.runs)
@@ -82,7 +83,8 @@ class Data:
 def to_json(data: Data) -> dict[str, Any]:
     """Every number, as plain data."""
     plain: dict[str, Any] = {"title": data.title, "summary": data.summary}
-    for name in ("scores", "comparisons", "choices", "contexts", "costs", "selections"):
+    for name in ("scores", "comparisons", "choices", "contexts", "costs", "selections",
+                 "validations"):  # fmt: skip
         plain[name] = [asdict(line) for line in getattr(data, name)]
     plain["looks_back"] = [asdict(line) for line in data.looks_back]
     plain["aggregates"] = {
@@ -170,6 +172,10 @@ def to_csv(data: Data) -> str:
               "checkpoint": cost.checkpoint}  # fmt: skip
         for name, unit in COSTS.items():
             add("costs", name, getattr(cost, name), **of, unit=unit, n=cost.runs)
+    for loss in data.validations:
+        of = {"dataset": loss.dataset, "agent": loss.agent, "n": loss.seeds, "unit": "loss"}
+        statistic = f"mean on {loss.source}" if loss.source else "mean"
+        add("validation losses", statistic, loss.mean, **of)
     for chosen in data.selections:
         for i, score in enumerate(chosen.scores, 1):
             add("choosing", f"score after {i * chosen.episodes} rollouts", score, n=i,

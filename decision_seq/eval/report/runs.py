@@ -109,6 +109,13 @@ class Run:
         return float(sum(spent)) if rows else None
 
     @property
+    def validation(self) -> dict[str, float]:
+        """The last validation losses before the reported checkpoint, by name."""
+        rows = [row for row in self._trained if "validation_loss" in row]
+        last = rows[-1] if rows else {}
+        return {name: loss for name, loss in last.items() if name.startswith("validation_loss")}
+
+    @property
     def training_memory_mib(self) -> float | None:
         """The most memory training held."""
         return max((r["peak_memory_mib"] for r in self._trained if "peak_memory_mib" in r),

@@ -212,7 +212,17 @@ def learning(data: Data) -> Section:
             " Score by step: rollouts on the way or of kept checkpoints, each of the weights at "
             "its step. Choosing by them costs rollouts and overstates what is chosen."
         )
-    return Section("Learning curves", figures=tuple(drawn), caption=caption)
+    rows = [
+        [v.dataset, v.source or "all held-out episodes", v.agent, str(v.seeds),
+         f"{v.mean:.4g}" + (f" ± {v.spread:.2g}" if v.seeds > 1 else "")]
+        for v in data.validations
+    ]  # fmt: skip
+    columns = ("dataset", "of", "agent", "seeds", "validation loss")
+    table = Table(columns, rows, 3) if rows else None
+    note = "± is the standard deviation over training seeds." if rows else ""
+    if any(v.source for v in data.validations):
+        note += " The mean over a mixture hides what is lost on the better part of it."
+    return Section("Learning curves", figures=tuple(drawn), caption=caption, table=table, note=note)
 
 
 def checkpoints(data: Data) -> Section | None:

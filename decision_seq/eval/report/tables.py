@@ -73,6 +73,18 @@ class Lookback:
 
 
 @dataclass(frozen=True)
+class Validation:
+    """Loss on held-out episodes of the reported checkpoint: over all, or those of one source."""
+
+    dataset: str
+    source: str  # "" for all
+    agent: str
+    seeds: int
+    mean: float
+    spread: float  # standard deviation over training seeds
+
+
+@dataclass(frozen=True)
 class Selection:
     """Expected score when checkpoints and targets are chosen by rollouts, by how many are spent."""
 
@@ -257,6 +269,20 @@ def _of_task(run: Run, row: Row, task: Task, same_target: bool = True) -> bool:
         and (not same_target or target_label(row) in (task.target, "none"))
         and (task.unit == "return" or row["normalized_score"] is not None)
     )
+
+
+def validations(runs: Sequence[Run]) -> list[Validation]:
+    """Every agent's validation loss on its dataset and, of a mixture, on each source; none of runs
+    that held nothing out."""
+    losses: dict[tuple[str, str, str], list[float]] = {}
+    for run in runs:
+        for name, loss in run.validation.items():
+            source = name.removeprefix("validation_loss").removeprefix("/")
+            losses.setdefault((run.dataset["name"], source, run.agent), []).append(loss)
+    return [
+        Validation(*key, len(found), float(np.mean(found)), float(np.std(found)))
+        for key, found in sorted(losses.items())
+    ]
 
 
 def looks_back(runs: Sequence[Run]) -> list[Lookback]:

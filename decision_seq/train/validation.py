@@ -1,0 +1,52 @@
+"""The loss on held-out episodes: of all of them, and of each source of a mixture."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from decision_seq.agents import SequenceAgent
+from decision_seq.data.store import EpisodeStore
+from decision_seq.data.windows import WindowSampler
+from decision_seq.run_config import RunConfig
+from decision_seq.train.optim import autocast
+
+VALIDATION_BATCHES = 8
+
+
+def validation_samplers(
+    held_out: np.ndarray, store: EpisodeStore, windows: Callable[..., WindowSampler]
+) -> dict[str, WindowSampler]:
+    """`validation_loss` and, where there are several sources, `validation_loss/SOURCE` of each: the
+    mean over a mixture hides what is lost on the better part of it.
+
+    Args:
+        held_out: [M] indices of the held-out episodes; none, no samplers.
+        store: the dataset.
+        windows: makes a sampler of episodes, or of a source's alone with `weights=()`.
+    """
+    if not len(held_out):
+        return {}
+    samplers = {"validation_loss": windows(held_out)}
+    names = store.name.split(" + ")
+    counts = Counter(names)
+    ends = np.cumsum(store.episodes_per_source)
+    for number, name in enumerate(names if len(names) > 1 else []):
+        own = held_out[np.searchsorted(ends, held_out, side="right") == number]
+        label = f"{name} ({number})" if counts[name] > 1 else name
+        if len(own):
+            samplers[f"validation_loss/{label}"] = windows(own, weights=())
+    return samplers
+
+
+@torch.no_grad()
+def validation_loss(agent: SequenceAgent, sampler: WindowSampler, config: RunConfig) -> float:
+    """Mean loss over a fixed set of held-out windows."""
+    agent.eval()
+    with autocast(agent.device, config.train.precision):
+        size = config.train.batch_size
+        losses = [agent.loss(sampler.batch(i, size)) for i in range(VALIDATION_BATCHES)]
+    return float(torch.stack(losses).mean())
