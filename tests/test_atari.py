@@ -116,6 +116,35 @@ def test_sticky_actions_are_another_game_from_the_same_seed() -> None:
     assert play("pong-sticky") == play("pong-sticky") != play("pong") == play("pong")
 
 
+def test_with_fire_reset_the_ball_is_served() -> None:
+    """Also in the second console, in lanes, and in the data that such a game gives."""
+    name = "breakout?fire_reset=true"
+
+    def play(name: str, count: int = 40) -> list[np.ndarray]:
+        env = make(name)
+        frames = [env.reset(seed=1)[0]] + [env.step(0)[0] for _ in range(count)]
+        game = env.unwrapped
+        assert isinstance(game, AtariGame)
+        assert np.array_equal(game.render().shape, (210, 160, 3))
+        lives.append(int(game.ram()[57]))  # where Breakout counts them
+        env.close()
+        return frames
+
+    lives: list[int] = []
+    still, served = play("breakout"), play(name)
+    assert np.array_equal(still[20], still[40]) and not np.array_equal(served[20], served[40])
+    assert lives == [5, 4]  # nobody was there to hit it
+    lanes = open_lanes(name, 2)
+    lanes.reset([0, 1])
+    for _ in range(40):
+        stacks = lanes.step(np.zeros(2, int), np.ones(2, bool))[0]
+    assert np.array_equal(stacks[1, -1], served[40])
+    lanes.close()
+    behaviour, provenance = behaviour_for(name, "random", None)
+    collect(name, behaviour, 1, "toy/breakout-v0", 0, provenance)
+    assert open_store(["toy/breakout-v0"]).info["env_id"] == env_id(name)
+
+
 def test_a_game_is_cut_off_after_half_an_hour(monkeypatch: pytest.MonkeyPatch) -> None:
     assert atari.MAX_FRAMES == 108_000
     monkeypatch.setattr(atari, "MAX_FRAMES", 400)

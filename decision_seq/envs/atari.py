@@ -4,7 +4,8 @@ Every step holds its action for 4 frames and shows the maximum of the last two, 
 episode is a whole game: it begins after 0 to 29 frames without action (drawn from its seed) and
 ends with the last life, or is truncated 108,000 frames later. Rewards are the score's own, not
 clipped, and nobody presses FIRE at the start: as in the code of Decision Transformer and in
-Dopamine, a player has to begin a game of Breakout itself.
+Dopamine, a player has to begin a game of Breakout itself. Others press it for the player in the
+episode's first frame, as OpenAI's baselines do: `breakout?fire_reset=true`.
 
     ID                        short name     the chance that a frame repeats the action before
     Atari/Pong-nosticky-v0    pong           0, the papers' protocol
@@ -65,6 +66,7 @@ class AtariGame(gym.Env[np.ndarray, np.int64]):
     Args:
         game: as ale_py calls it, e.g. space_invaders.
         sticky: whether frames repeat the action before with probability 0.25.
+        fire_reset: whether FIRE is pressed in an episode's first frame, where the game knows it.
 
     Raises:
         UserError: ale_py is not installed.
@@ -73,7 +75,9 @@ class AtariGame(gym.Env[np.ndarray, np.int64]):
     observation_space = spaces.Box(0, 255, (SIDE, SIDE), np.uint8)
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 15}  # noqa: RUF012
 
-    def __init__(self, game: str, sticky: bool, render_mode: str | None = None) -> None:
+    def __init__(
+        self, game: str, sticky: bool, fire_reset: bool = False, render_mode: str | None = None
+    ) -> None:
         try:
             import ale_py
             from ale_py.vector_env import AtariVectorEnv
@@ -82,7 +86,7 @@ class AtariGame(gym.Env[np.ndarray, np.int64]):
                 f"the game {game} needs ale-py; install it with `pip install 'decision-seq[atari]'`"
             ) from None
         ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # no banner
-        self.game, self.sticky = game, sticky
+        self.game, self.sticky, self.fire_reset = game, sticky, fire_reset
         self.render_mode = render_mode
         self.vector = AtariVectorEnv(
             game,
@@ -97,7 +101,7 @@ class AtariGame(gym.Env[np.ndarray, np.int64]):
             noop_max=NO_OPS,
             episodic_life=False,
             reward_clipping=False,
-            use_fire_reset=False,
+            use_fire_reset=fire_reset,
         )
         self.action_space = self.vector.single_action_space
 
@@ -154,8 +158,10 @@ class AtariGame(gym.Env[np.ndarray, np.int64]):
             self._second.setFloat("repeat_action_probability", STICKY * self.sticky)
             self._second.setInt("random_seed", self.seed)
             self._second.loadROM(roms.get_rom_path(self.game))
-            for _ in range(self.no_ops):
-                self._second.act(ale_py.Action.NOOP)
+            fire = self.fire_reset and ale_py.Action.FIRE in self._second.getMinimalActionSet()
+            for frame in range(self.no_ops):  # of which FIRE is the first
+                first = ale_py.Action.FIRE if fire and not frame else ale_py.Action.NOOP
+                self._second.act(first)
         choices = self._second.getMinimalActionSet()
         for action in self._sent:
             for _ in range(FRAME_SKIP):

@@ -30,7 +30,8 @@ class AtariLanes(Lanes):
     def __init__(self, identifier: str, env: gym.Env[Any, Any], count: int) -> None:
         first = env.unwrapped
         assert isinstance(first, AtariGame)
-        more = [AtariGame(first.game, first.sticky) for _ in range(count - 1)]
+        same = first.game, first.sticky, first.fire_reset
+        more = [AtariGame(*same) for _ in range(count - 1)]
         self.games: list[AtariGame] = [first, *more]
         self.id, self.envs, self.action_space = identifier, [env, *more], env.action_space
         self._stacks = np.zeros((count, FRAME_STACK, SIDE, SIDE), np.uint8)
