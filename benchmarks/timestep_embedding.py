@@ -3,10 +3,10 @@
     python -m benchmarks.timestep_embedding --seeds 0 1 2 3 4 --out docs/results/transformers.jsonl
 
 Data, windows, settings and targets are those of configs/compare-medium-expert.yaml, the model is
-theirs: trained on the error of its actions, rolled out by a window of the last K steps. It starts
-all its embeddings at N(0, 0.02), that of the timestep too; Decision Transformer's code starts that at
-N(0, 1). Three starts are tried: `own`, `zero` and `published`. A row is the score of a model after
-some steps; rows that are there are not made again.
+theirs, rolled out by a window of the last K steps. It starts all its embeddings at N(0, 0.02), that
+of the timestep too; Decision Transformer's code starts that at N(0, 1). Three starts are tried:
+`own`, `zero` and `published`. A row is the score of a model after some steps; rows that are there
+are not made again.
 """
 
 from __future__ import annotations
