@@ -37,7 +37,8 @@ MACHINE_FLAGS = [["-march=native", "-fopenmp"], ["-march=native"], ["-fopenmp"],
 POINTER, INT, LONG = ctypes.c_void_p, ctypes.c_int, ctypes.c_long
 VIEW = [POINTER, LONG]  # data and row stride
 SCAN = [*VIEW, *VIEW, POINTER, *VIEW, *VIEW, POINTER, *VIEW]  # u, dt, A, B, C, D, z
-SIGNATURES = {
+SIGNATURES: dict[str, list[Any]] = {
+    "scan_block": [],
     "scan_forward": [*SCAN, *[POINTER] * 2, *[INT] * 7],
     "scan_backward": [POINTER, *SCAN, *[POINTER] * 8, *[INT] * 7],
     "conv_forward": [*VIEW, *[POINTER] * 3, *[INT] * 6],

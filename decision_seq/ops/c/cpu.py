@@ -14,8 +14,6 @@ from decision_seq.ops import autograd
 from decision_seq.ops.autograd import checkpoint_every
 from decision_seq.ops.c.build import SCAN_LIBRARY
 
-BLOCK = 16  # channels a vector, V in scan.c
-
 unusable = SCAN_LIBRARY.unusable
 
 # OpenMP's threads do not survive fork(): a forked child that asked for them would wait forever.
@@ -129,8 +127,9 @@ def _scan_backward(
 
 def _scan_outputs(u: Tensor, A: Tensor, with_grad: bool) -> tuple[Tensor, Tensor]:
     batch, length, width = u.shape
-    chunks, blocks = -(-length // checkpoint_every(length)), -(-width // BLOCK)
-    checkpoints = (batch, chunks, blocks, A.shape[1], BLOCK) if with_grad else (0,)
+    block = SCAN_LIBRARY.load().scan_block()  # channels a vector
+    chunks, blocks = -(-length // checkpoint_every(length)), -(-width // block)
+    checkpoints = (batch, chunks, blocks, A.shape[1], block) if with_grad else (0,)
     return u.new_empty(u.shape), A.new_empty(checkpoints)
 
 

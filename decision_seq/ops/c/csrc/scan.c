@@ -91,6 +91,8 @@ INLINE void forward_block(const Scan *s, int b, int block, int elements, int hal
         forward_group(s, b, block, n, s->states - n, elements, half, sums, y, checkpoints);
 }
 
+int scan_block(void) { return V; }
+
 /* u, z and y are `half` or not; y is contiguous. checkpoints may be NULL where no backward follows;
  * chunk <= MAX_CHUNK. Returns 0, or -1 if memory runs out. */
 int scan_forward(const void *u, long u_row, const float *dt, long dt_row, const float *A,

@@ -1,12 +1,7 @@
 #include "dense.h"
 
-#ifdef __AVX512F__ /* sums, weights and one input fit the registers */
-#define ROWS 6
-#define VECTORS 4
-#else
-#define ROWS 3
-#define VECTORS 2
-#endif
+#define ROWS 6 /* sums, weights and one input fit the registers, 32 with AVX-512 and else 16 */
+#define VECTORS (V / 4)
 
 /* `rows` x VECTORS of the outputs: weights of a tile are read in order, once for all rows. */
 INLINE void tile(const float *weight, const float *bias, const float *x, long x_row, int inputs,
@@ -39,11 +34,9 @@ void linear(const Linear *map, const float *x, long x_row, int rows, float *y, l
         switch (rows - r) {
             REST(1);
             REST(2);
-#if ROWS > 3
             REST(3);
             REST(4);
             REST(5);
-#endif
         }
     }
 }
