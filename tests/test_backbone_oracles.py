@@ -8,21 +8,15 @@ from torch import Tensor, nn
 
 from decision_seq.backbones import Backbone, BackboneConfig, Layout
 from decision_seq.backbones.attention import Attention, AttentionConfig
-from decision_seq.backbones.conv import ConvConfig, KindConv, _Filter
+from decision_seq.backbones.conv import ConvConfig, KindConv
 from decision_seq.backbones.hybrid import HybridConfig
 from decision_seq.backbones.lstm import LSTM, LSTMConfig
 from decision_seq.backbones.mamba import Mamba, MambaConfig, hidden_attention
-from decision_seq.backbones.mamba2 import (
-    CHUNK,
-    DT_FLOOR,
-    DT_MAX,
-    Mamba2,
-    Mamba2Config,
-    influence,
-    ssd,
-)
+from decision_seq.backbones.mamba2 import DT_FLOOR, DT_MAX, Mamba2, Mamba2Config, ssd
 from decision_seq.errors import UserError
 from decision_seq.ops import causal_conv_silu
+from decision_seq.ops.layers import causal_filter
+from decision_seq.ops.linear_attention import CHUNK, influence
 
 WIDTH = 24
 LAYOUT = Layout(context_length=3, tokens_per_step=3)
@@ -53,13 +47,13 @@ def test_conv_equals_a_loop(taps: int, tokens_per_step: int) -> None:
     torch.testing.assert_close(mixer(x), expected)
 
 
-@pytest.mark.parametrize("shape", [(7, 4, 3), (2, 7, 4, 3)])  # shared weights, or one's own
+@pytest.mark.parametrize("shape", [(1, 4, 3), (7, 4, 3), (2, 7, 4, 3)])
 def test_conv_gradients_equal_differences(shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     seen = torch.randn(2, 7 + 3, 3, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(shape, dtype=torch.float64, requires_grad=True)
     bias = torch.randn(*shape[:-2], 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(_Filter.apply, (seen, weight, bias))
+    assert torch.autograd.gradcheck(causal_filter, (seen, weight, bias))
 
 
 def test_conv_equals_a_strided_convolution_of_each_kind() -> None:
@@ -303,7 +297,8 @@ def test_mamba2_token_map_reproduces_its_output() -> None:
     assert mixer.conv1d.bias is not None
     mixed = causal_conv_silu(mixed, mixer.conv1d.weight, mixer.conv1d.bias)
     u, B, C = mixer._split(mixed)
-    M = influence(dt, -mixer.A_log.exp(), B, C)  # over more than a chunk
+    rate = (dt * -mixer.A_log.exp()).transpose(1, 2)  # over more than a chunk
+    M = influence(C.unsqueeze(1), B.unsqueeze(1), rate) * dt.transpose(1, 2).unsqueeze(-2)
     y = torch.einsum("bhls,bshp->blhp", M, u)
     torch.testing.assert_close(mixer._output(y, u, z), mixer(x), rtol=1e-4, atol=1e-5)
     assert torch.equal(mixer.token_map(x), M.abs())

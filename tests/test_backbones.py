@@ -17,6 +17,7 @@ from decision_seq.backbones.mamba import DT_MAX, DT_MIN, Mamba, MambaConfig
 WIDTH, WINDOW = 24, 9  # WINDOW: 3 steps of 3 tokens
 VARIANTS: dict[str, tuple[str, dict[str, object]]] = {  # beside the defaults of every kind
     "imixer-plain": ("imixer", {"n_iter": 0}),
+    "mamba-dense": ("mamba", {"dense": 6, "expand": 1}),
     "hybrid-of-windows": ("hybrid", {"mixers": ("mixer", "imixer", "conv", "lstm"), "layers": 4}),
 }
 for mixing, block, positions in itertools.product(

@@ -14,6 +14,7 @@ from decision_seq.agents import AgentSpec, SequenceAgent
 from decision_seq.agents.behaviour_cloning import BehaviourCloningConfig
 from decision_seq.agents.return_conditioned import ReturnConditionedConfig
 from decision_seq.backbones import BackboneConfig
+from decision_seq.errors import UserError
 from decision_seq.policy import Policy
 from decision_seq.policy.policy import EngineName
 from decision_seq.settings import Context
@@ -111,3 +112,20 @@ def test_weights_that_are_not_finite_show() -> None:
     with torch.no_grad():
         agent.backbone.norm.weight[0] = torch.nan
     assert np.isnan(play(agent, "stream", "native", 1, 1)).all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "name"),
+    [
+        ("gated_deltanet", {}, "GatedDeltaNet"),
+        ("mlstm", {}, "MLSTM"),
+        ("rg_lru", {}, "RGLRU"),
+        ("mamba3", {}, "Mamba3"),
+        ("mamba", {"dense": 3}, "DenseBlock"),
+    ],
+)
+def test_what_c_does_not_know_acts_by_pytorch(kind: str, fields: dict[str, Any], name: str) -> None:
+    agent = agent_of(kind, fields)
+    assert Policy(agent, "stream", 3.0).engine_name == "eager"
+    with pytest.raises(UserError, match=f"C does not know {name}; use auto"):
+        Policy(agent, "stream", 3.0, engine="native")

@@ -17,8 +17,19 @@ PRESETS: dict[str, dict[str, Any]] = {
         "timestep_init": "published",
         "backbone": {"kind": "mamba", "init": "published"},
     },
+    "decision-metamamba": {
+        "kind": "return_conditioned",
+        "backbone": {"kind": "mamba", "dense": 6, "expand": 1},
+    },
     "decision-mamba": {"kind": "return_conditioned", "backbone": {"kind": "mamba"}},
     "decision-mamba2": {"kind": "return_conditioned", "backbone": {"kind": "mamba2"}},
+    "decision-mamba3": {"kind": "return_conditioned", "backbone": {"kind": "mamba3"}},
+    "decision-gated-deltanet": {
+        "kind": "return_conditioned",
+        "backbone": {"kind": "gated_deltanet"},
+    },
+    "decision-mlstm": {"kind": "return_conditioned", "backbone": {"kind": "mlstm"}},
+    "decision-rg-lru": {"kind": "return_conditioned", "backbone": {"kind": "rg_lru"}},
     "decision-mixer": {
         "kind": "return_conditioned",
         "backbone": {"kind": "mixer", "mixing": "vanilla", "block": "serial"},

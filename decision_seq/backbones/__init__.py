@@ -3,13 +3,17 @@
 from decision_seq.backbones import (
     attention,
     conv,
+    gated_deltanet,
     hybrid,
     imixer,
     lstm,
     mamba,
     mamba2,
+    mamba3,
     mixer,
+    mlstm,
     pointwise,
+    rg_lru,
 )
 from decision_seq.backbones.block import Backbone, BackboneConfig
 from decision_seq.backbones.contract import Layout, Mixer, State
@@ -22,11 +26,15 @@ __all__ = [
     "State",
     "attention",
     "conv",
+    "gated_deltanet",
     "hybrid",
     "imixer",
     "lstm",
     "mamba",
     "mamba2",
+    "mamba3",
     "mixer",
+    "mlstm",
     "pointwise",
+    "rg_lru",
 ]

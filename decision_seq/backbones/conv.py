@@ -4,17 +4,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
 
 from decision_seq.backbones.block import BackboneConfig
 from decision_seq.backbones.contract import LayerState, Layout, Mixer
 from decision_seq.config import register
 from decision_seq.errors import UserError
+from decision_seq.ops.layers import causal_filter
 
 
 @register("conv", "causal filters by kind of token; cost L; streams with the last few tokens")
@@ -84,36 +84,4 @@ class KindConv(Mixer):
         """Inputs from W - 1 before the first output on, [B, W - 1 + L, D], and the positions of
         the outputs, [L] or [B, L] -> [B, L, D]."""
         kind = position % self.weight.shape[0]
-        return _Filter.apply(seen, self.weight[kind], self.bias[kind])
-
-
-class _Filter(torch.autograd.Function):
-    """y_l = b_l + sum over k < W of w_{l,k} * seen_{l+W-1-k}, with seen [B, W - 1 + L, D], weight
-    [L, W, D] or [B, L, W, D], bias [L, D] or [B, L, D].
-
-    A few passes over [B, L, D] beat grouped convolutions on CPU, and this backward takes half the
-    time of autograd's, which makes a gradient of the size of `seen` for every tap.
-    """
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, seen: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(seen, weight)
-        length, kernel_size, _ = weight.shape[-3:]
-        y = torch.addcmul(bias, seen[:, kernel_size - 1 :], weight[..., 0, :])
-        for k in range(1, kernel_size):
-            y.addcmul_(seen[:, kernel_size - 1 - k :][:, :length], weight[..., k, :])
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        seen, weight = ctx.saved_tensors
-        length, kernel_size, _ = weight.shape[-3:]
-        seen_grad, weight_grad = torch.zeros_like(seen), torch.empty_like(weight)
-        for k in range(kernel_size):
-            part = slice(kernel_size - 1 - k, kernel_size - 1 - k + length)
-            seen_grad[:, part].addcmul_(grad, weight[..., k, :])
-            product = grad * seen[:, part]  # [B, L, D]
-            weight_grad[..., k, :] = product.sum_to_size(weight[..., k, :].shape)
-        bias_shape = weight[..., 0, :].shape
-        return seen_grad, weight_grad, grad.sum_to_size(bias_shape)
+        return causal_filter(seen, self.weight[kind], self.bias[kind])

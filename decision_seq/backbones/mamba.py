@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from decision_seq.backbones.block import BackboneConfig
+from decision_seq.backbones.block import BackboneConfig, Block
 from decision_seq.backbones.contract import EVERY, LayerState, Layout, Mixer
+from decision_seq.backbones.dense import DenseBlock
 from decision_seq.config import register
 from decision_seq.errors import UserError
 from decision_seq.ops import (
@@ -38,14 +39,21 @@ class MambaConfig(BackboneConfig):
     d_conv: int = 4  # k, kernel size of the causal convolution
     expand: int = 2
     init: Literal["mamba", "published"] = "mamba"  # published: dt lost, as in Decision Mamba's code
+    dense: int = 0  # tokens that a dense mixer before it takes together, as in Decision MetaMamba
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.dense < 0:
+            raise UserError(f"dense is {self.dense}; it must be at least 0, which leaves it out")
         if min(self.d_state, self.d_conv, self.expand) < 1:
             raise UserError("d_state, d_conv and expand must be at least 1")
 
     def make_mixer(self, layout: Layout) -> Mixer:
         return Mamba(self)
+
+    def make_block(self, layout: Layout, layer: int) -> Block:
+        mixer = self.make_mixer(layout)
+        return DenseBlock(mixer, self, self.dense) if self.dense else Block(mixer, self)
 
 
 class Mamba(Mixer):

@@ -18,10 +18,10 @@ from decision_seq.backbones.contract import LayerState, Layout, Mixer
 from decision_seq.config import register
 from decision_seq.errors import UserError
 from decision_seq.ops import causal_conv_silu, causal_conv_silu_step
+from decision_seq.ops.linear_attention import influence, linear_attention
 
 DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4  # of softplus(dt_bias) at initialisation
 A_MIN, A_MAX = 1.0, 16.0  # of -A at initialisation
-CHUNK = 64  # tokens whose mutual influence is one matrix; a window of 20 steps is a single chunk
 
 
 @register(
@@ -80,12 +80,13 @@ class Mamba2(Mixer):
         return self._output(y, u, z)
 
     def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> LayerState:
-        """Last k - 1 inputs of the convolution and the state h, always float32."""
+        """Last k - 1 inputs of the convolution and the state h, at least float32."""
         mixed, _, kernel_size = self.conv1d.weight.shape
-        per_head = self.channels // self.heads
+        shape = (batch_size, self.heads, self.channels // self.heads, self.d_state)
+        wide = torch.promote_types(dtype, torch.float32)
         return {
             "conv": torch.zeros(batch_size, kernel_size - 1, mixed, device=device, dtype=dtype),
-            "h": torch.zeros(batch_size, self.heads, per_head, self.d_state, device=device),
+            "h": torch.zeros(shape, device=device, dtype=wide),
         }
 
     def step(self, x: Tensor, state: LayerState) -> tuple[Tensor, LayerState]:
@@ -107,7 +108,8 @@ class Mamba2(Mixer):
         _, mixed, dt = self._project(x)
         _, B, C = self._split(causal_conv_silu(mixed, self.conv1d.weight, self._conv_bias))
         with torch.autocast(x.device.type, enabled=False):
-            return influence(dt, self._A(), B, C).abs()
+            M = influence(C.unsqueeze(1), B.unsqueeze(1), (dt * self._A()).transpose(1, 2))
+            return (M * dt.transpose(1, 2).unsqueeze(-2)).abs()
 
     @torch.no_grad()
     def memory_length(self, x: Tensor) -> Tensor:
@@ -153,8 +155,7 @@ class GatedRMSNorm(nn.RMSNorm):
 def ssd(
     u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    """The state space dual (arXiv:2405.21060, section 6): quadratic within chunks of CHUNK tokens,
-    a state between them, so that cost is linear in L. All in float32, also under autocast.
+    """The state space dual (arXiv:2405.21060, section 6), in float32 also under autocast.
 
     Args:
         u: input, [B, L, H, P].
@@ -167,43 +168,7 @@ def ssd(
     Returns:
         y without skip, [B, L, H, P], and the state after the last token or None.
     """
-    outputs, keep = [], state is not None
-    with torch.autocast(u.device.type, enabled=False):
-        # one split each: slices in the loop would each cost a gradient of the whole sequence
-        chunks = zip(*(t.split(CHUNK, dim=1) for t in (u, dt, B, C)), strict=True)
-        remaining = u.shape[1]
-        for u_, dt_, B_, C_ in chunks:
-            remaining -= u_.shape[1]
-            y, state = _chunk(u_, dt_, A, B_, C_, state, keep or remaining > 0)
-            outputs.append(y)
-    return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)), state
-
-
-def influence(dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
-    """M [B, H, L, L] of L tokens among themselves, zero above the diagonal; shapes as in `ssd`."""
-    seen = torch.ones(dt.shape[1], dt.shape[1], device=dt.device, dtype=dt.dtype).tril()
-    # A dt summed over the tokens in (s, l]. Differences of a running sum would be the same, but
-    # lose three digits of the gradients of dt and A. Above the diagonal the sum is empty: exp(0).
-    log_decay = seen @ ((dt * A).transpose(1, 2).unsqueeze(-1) * seen.tril(-1))  # [B, H, L, L]
-    products = (C @ B.transpose(1, 2)).tril().unsqueeze(1)  # [B, 1, L, L]
-    return log_decay.exp() * products * dt.transpose(1, 2).unsqueeze(-2)
-
-
-def _chunk(
-    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor | None, keep: bool
-) -> tuple[Tensor, Tensor | None]:
-    """`ssd` of a few tokens; the state after them only if `keep`."""
-    u = u.transpose(1, 2)  # [B, H, L, P]
-    y = influence(dt, A, B, C) @ u
-    rate = (dt * A).transpose(1, 2)  # [B, H, L]
-    if state is not None:
-        since = rate.cumsum(-1).exp().unsqueeze(-1)  # decay since before the first token
-        y = y + since * (C.unsqueeze(1) @ state.transpose(-1, -2))
-    if not keep:
-        return y.transpose(1, 2), None
-    to_end = rate.flip(-1).cumsum(-1).flip(-1) - rate  # over (s, L]
-    weight = (to_end.exp() * dt.transpose(1, 2)).unsqueeze(-1)  # [B, H, L, 1]
-    new_state = (u * weight).transpose(-1, -2) @ B.unsqueeze(1)  # [B, H, P, N]
-    if state is not None:
-        new_state = new_state + rate.sum(-1).exp()[..., None, None] * state
-    return y.transpose(1, 2), new_state
+    v = (u * dt.unsqueeze(-1)).transpose(1, 2)  # [B, H, L, P]
+    log_decay = (dt * A).transpose(1, 2)  # [B, H, L]
+    y, state = linear_attention(C.unsqueeze(1), B.unsqueeze(1), v, log_decay, state)
+    return y.transpose(1, 2), state

@@ -18,6 +18,7 @@ from decision_seq.agents.base import SequenceAgent
 from decision_seq.agents.behaviour_cloning import BehaviourCloning
 from decision_seq.agents.return_conditioned import ReturnConditioned
 from decision_seq.backbones.attention import Attention
+from decision_seq.backbones.block import Block
 from decision_seq.backbones.conv import KindConv
 from decision_seq.backbones.mamba import Mamba
 from decision_seq.backbones.pointwise import Pointwise
@@ -39,6 +40,7 @@ def unpackable(agent: SequenceAgent) -> str:
         return f"{type(agent).__name__} acts in a way of its own"
     mixers: list[Any] = [block.mixer for block in agent.backbone.blocks]
     unknown = [type(mixer).__name__ for mixer in mixers if type(mixer) not in MIXERS]
+    unknown += [type(b).__name__ for b in agent.backbone.blocks if type(b) is not Block]
     return f"C does not know {unknown[0]}" if unknown else ""
 
 
