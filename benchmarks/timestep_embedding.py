@@ -1,6 +1,7 @@
 """The start of the timestep embedding in transformers' DecisionTransformerModel: score by steps.
 
     python -m benchmarks.timestep_embedding --seeds 0 1 2 3 4 --out docs/results/transformers.jsonl
+    python -m benchmarks.timestep_embedding --lengths      # of what a token is the sum of
 
 Data, windows, settings and targets are those of configs/compare-medium-expert.yaml, the model is
 theirs, rolled out by a window of the last K steps. It starts all its embeddings at N(0, 0.02), that
@@ -15,13 +16,18 @@ import argparse
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import DecisionTransformerConfig, DecisionTransformerModel
 
+from decision_seq.agents import SequenceAgent
+from decision_seq.agents.return_conditioned import ReturnConditionedConfig
+from decision_seq.backbones.mamba import MambaConfig
 from decision_seq.data.store import EpisodeStore, open_store
 from decision_seq.data.transforms import ObservationNorm, ReturnSpec, hold_out
 from decision_seq.data.windows import Batch, WindowSampler
@@ -42,12 +48,16 @@ def main() -> None:
     parser.add_argument("--body", choices=BODIES, default="hopper")
     parser.add_argument("--starts", nargs="+", choices=STARTS, default=STARTS)
     parser.add_argument("--seeds", nargs="+", type=int, default=range(5))
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path("transformers.jsonl"))
+    parser.add_argument("--lengths", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     env, targets = BODIES[arguments.body]
     store = open_store([f"decision-seq/{arguments.body}/{t}-v0" for t in ("medium", "expert")])
     norm = ObservationNorm.of(store.observations)
+    if arguments.lengths:
+        print_lengths(store, norm)
+        return
     done = {(row["start"], row["seed"]) for row in read_jsonl(arguments.out)}
     for seed in arguments.seeds:
         for start in arguments.starts:
@@ -67,6 +77,39 @@ def main() -> None:
                     print(start, seed, step, target, round(rows[-1]["score"] or 0, 1), flush=True)
             with arguments.out.open("a", encoding="utf-8") as file:  # whole runs only
                 file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+@torch.no_grad()
+def print_lengths(store: EpisodeStore, norm: ObservationNorm) -> None:
+    """Root mean square length of an untrained token's two summands, in units of sqrt(D)."""
+    sampler = WindowSampler(store, np.arange(store.episodes), LENGTH, ReturnSpec(SCALE), 0)
+    batch = sampler.batch(0, 1024)
+    states = torch.from_numpy((batch.observations.numpy() - norm.mean) / norm.std)
+    inputs = {
+        "return_to_go": batch.returns_to_go.unsqueeze(-1),
+        "observation": states,
+        "action": batch.actions,
+    }
+    torch.manual_seed(0)
+    config = ReturnConditionedConfig(
+        returns=ReturnSpec(SCALE), backbone=MambaConfig(width=WIDTH, layers=LAYERS)
+    )
+    for start in ("zero", "published"):
+        agent = SequenceAgent.for_dataset(replace(config, timestep_init=start), store)
+        embed = {kind: agent.embedding.embed[kind] for kind in inputs}
+        show(f"ours, {start}", embed, agent.embedding.timestep, inputs, batch)
+    for start in STARTS:
+        model = new_model(store, start)
+        layers = model.embed_return, model.embed_state, model.embed_action
+        embed = dict(zip(inputs, layers, strict=True))
+        show(f"transformers, {start}", embed, model.embed_timestep, inputs, batch)
+
+
+def show(name: str, embed: dict, timestep: Any, inputs: dict[str, Tensor], batch: Batch) -> None:
+    lengths = {kind: embed[kind](value)[batch.mask] for kind, value in inputs.items()}
+    lengths["timestep"] = timestep(batch.timesteps)[batch.mask]
+    words = [f"{kind} {value.square().mean().sqrt():.3f}" for kind, value in lengths.items()]
+    print(f"{name}: {', '.join(words)}")
 
 
 def train(
