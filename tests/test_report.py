@@ -20,9 +20,10 @@ from decision_seq.errors import UserError
 from decision_seq.eval.inspect.run import inspect_agent, load_trained, write_inspection
 from decision_seq.eval.report import page as report
 from decision_seq.eval.report import statistics as stats
+from decision_seq.eval.report.archive import load_runs, read_archive, to_archive
 from decision_seq.eval.report.data import Data, to_csv, to_json
 from decision_seq.eval.report.protocol import commands
-from decision_seq.eval.report.runs import Run, Settings, load_runs
+from decision_seq.eval.report.runs import Run, Settings
 from decision_seq.eval.report.sections import Table, sections
 from decision_seq.eval.rows import OLDER, Row
 from decision_seq.run_config import RunConfig, run_config
@@ -262,6 +263,40 @@ def test_validation_losses_are_shown_by_source(tmp_path: Path) -> None:
         ["hopper", "expert", "mamba", "2", "4 ± 2"],
     ]
     assert section(Data(runs_of(tmp_path / "b", FAR), {}), "Learning curves").table is None
+
+
+def short(value: Any) -> Any:
+    """As JSON has it, with 6 digits a number."""
+    return json.loads(json.dumps(value), parse_float=lambda x: float(f"{float(x):.6g}"))
+
+
+def test_a_file_of_runs_makes_the_same_report(tmp_path: Path) -> None:
+    """Every number of it, though the folders are gone; and of a file made from the file."""
+    runs = with_other_checkpoints(runs_of(tmp_path, FAR))
+    for i, run in enumerate(runs):
+        lines = [
+            {"step": 10, "loss": 1 / 3, "steps_per_second": 5.0, "gradient_norm": 7.0},
+            {"step": 30, "validation_loss": 1.0 + i, "validation_loss/expert": 2.0},
+        ]
+        (run.folder / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+        run.rows[0]["ood"], run.rows[0]["ood_mean"] = [0.5, 1.5], 1.0
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / name).write_text(to_archive(runs))
+        again = load_runs([tmp_path / name])
+        before, after = (to_json(Data(r, {})) for r in (runs, again))
+        assert before.pop("commands") and after.pop("commands")  # they name the folders
+        assert short(after) == short(before)
+        runs = again
+    assert "gradient_norm" not in (tmp_path / "a.jsonl").read_text()
+    assert [r.rows[0]["ood_mean"] for r in again] == [1.0] * len(runs)
+    (tmp_path / "c.jsonl").write_text('{"step": 3}\n{}\n')
+    with pytest.raises(UserError, match="line 1 is damaged"):
+        read_archive(tmp_path / "c.jsonl")
+    (tmp_path / "c.jsonl").write_text('{"run": "a"}\n')
+    with pytest.raises(UserError, match="holds something else than runs"):
+        read_archive(tmp_path / "c.jsonl")
+    with pytest.raises(UserError, match="holds no run, or does not exist"):
+        read_archive(tmp_path / "d.jsonl")
 
 
 def test_commands_come_from_the_ledger_where_there_is_one(tmp_path: Path) -> None:

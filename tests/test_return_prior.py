@@ -18,9 +18,10 @@ from decision_seq.data.store import EpisodeStore, open_store
 from decision_seq.envs.toy import PointRun
 from decision_seq.errors import UserError
 from decision_seq.eval.compare.evaluations import finished
+from decision_seq.eval.report.archive import load_runs
 from decision_seq.eval.report.data import Data
 from decision_seq.eval.report.page import write_report
-from decision_seq.eval.report.runs import find_runs, load_runs
+from decision_seq.eval.report.runs import find_runs
 from decision_seq.eval.rows import read_rows, target_label
 from decision_seq.run_config import RunConfig, load_run_config
 from decision_seq.run_config import run_config as resolve

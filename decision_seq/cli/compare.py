@@ -46,8 +46,9 @@ def report(runs: Positional[tuple[Path, ...]], out: Path = Path("report.html")) 
     """Write a report from the rows of run folders: a self-contained page, Markdown, CSV and JSON.
 
     Args:
-        runs: run folders, or folders that hold some.
-        out: file to write; .html with .md, .csv and .json beside it, or one of these alone.
+        runs: run folders, folders that hold some, or files of runs (.jsonl).
+        out: file to write; .html with .md, .csv and .json beside it, or one of these alone, or all
+            that a report needs of the runs in one file, .jsonl.
     """
     from decision_seq.eval.report.page import write_report
     from decision_seq.eval.report.runs import find_runs

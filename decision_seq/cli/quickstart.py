@@ -50,9 +50,9 @@ def quickstart(out: Path = Path("quickstart"), seed: int = 0) -> None:
         out: folder for everything it makes.
         seed: of data, training and evaluation.
     """
+    from decision_seq.eval.report.archive import load_runs
     from decision_seq.eval.report.data import Data
     from decision_seq.eval.report.page import write_report
-    from decision_seq.eval.report.runs import load_runs
     from decision_seq.variables import variables
 
     start = time.monotonic()

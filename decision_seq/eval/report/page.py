@@ -12,8 +12,8 @@ from urllib.parse import quote
 
 from decision_seq.errors import UserError
 from decision_seq.eval.drawing import INK
+from decision_seq.eval.report.archive import load_runs, to_archive
 from decision_seq.eval.report.data import Data, to_csv, to_json
-from decision_seq.eval.report.runs import load_runs
 from decision_seq.eval.report.sections import Figure, Section, sections
 from decision_seq.files import write_text
 
@@ -26,10 +26,10 @@ def write_report(
     """Write the report of the runs in `folders`, each file atomically.
 
     Args:
-        folders: run folders, each with evaluation rows.
+        folders: run folders, each with evaluation rows, and files of runs.
         out: file to write. An .html file gets .md, .csv and .json of the same name beside it; one
-            that ends in .md, .csv or .json is written alone. The figures of an .md are files in a
-            folder beside it.
+            that ends in .md, .csv or .json is written alone, as is a file of runs, .jsonl. The
+            figures of an .md are files in a folder beside it.
         failed: by name, why other runs of the comparison failed; the report says so.
 
     Returns:
@@ -42,7 +42,7 @@ def write_report(
         raise UserError(f"{out}: a report is written as {', '.join(FORMS)}")
     data = Data(load_runs(folders), failed or {})
     parts = sections(data)
-    suffixes = list(FORMS) if out.suffix == ".html" else [out.suffix]
+    suffixes = [".html", ".md", ".csv", ".json"] if out.suffix == ".html" else [out.suffix]
     files = [out.with_suffix(suffix) for suffix in reversed(suffixes)]  # the page last
     if ".md" in suffixes:
         for name, figure in named(parts):
@@ -116,4 +116,5 @@ FORMS: dict[str, Callable[[Data, Sequence[Section], Path], str]] = {
     ".md": to_markdown,
     ".csv": lambda data, *_: to_csv(data),
     ".json": lambda data, *_: json.dumps(to_json(data), indent=1, allow_nan=False),
+    ".jsonl": lambda data, *_: to_archive(data.runs),
 }

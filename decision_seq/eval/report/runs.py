@@ -123,9 +123,13 @@ class Run:
 
 
 def find_runs(folders: Sequence[Path]) -> list[Path]:
-    """Run folders among `folders` and up to two levels below. Raises UserError if one has none."""
+    """Run folders among `folders` and up to two levels below, and files of runs as they are. Raises
+    UserError if one has none."""
     runs: list[Path] = []
     for folder in folders:
+        if folder.suffix == ".jsonl":
+            runs.append(folder)
+            continue
         patterns = ("config.yaml", "*/config.yaml", "*/*/config.yaml")
         found = sorted(p.parent for pattern in patterns for p in folder.glob(pattern))
         if not found:
@@ -145,26 +149,27 @@ def load_run(folder: Path) -> Run:
     evaluated."""
     dataset = read_summary(folder / "dataset.json")
     everything = read_rows(folder)
-    steps = [row["step"] for row in everything if row["checkpoint"] == "last"]
-    if not steps:
+    if not any(row["checkpoint"] == "last" for row in everything):
         raise UserError(f"{folder}: has no evaluation; run `decision-seq evaluate {folder}` first")
     config = load_settings(folder / "config.yaml")
     inspection = read_inspection(folder / "inspect.json")
     run = Run(folder, config, dataset, [], config.name, inspection)
-    newest = run.newest.get("last")
-    final = newest if newest in steps else max(steps)
-    for row in everything:
-        is_final = row["checkpoint"] == "last" and row["step"] == final
-        (run.rows if is_final else run.others).append(row)
+    run.rows, run.others = split_rows(everything, run.newest.get("last"))
     return run
 
 
-def load_runs(folders: Sequence[Path]) -> list[Run]:
+def split_rows(everything: Sequence[Row], newest: int | None) -> tuple[list[Row], list[Row]]:
+    """Rows of the last checkpoint, that of step `newest` if there are any, and all others."""
+    steps = [row["step"] for row in everything if row["checkpoint"] == "last"]
+    final = newest if newest in steps else max(steps)
+    is_final = [row["checkpoint"] == "last" and row["step"] == final for row in everything]
+    rows = [row for row, of_it in zip(everything, is_final, strict=True) if of_it]
+    return rows, [row for row, of_it in zip(everything, is_final, strict=True) if not of_it]
+
+
+def named_runs(runs: Sequence[Run]) -> list[Run]:
     """Every run under a name of its own: runs of the same agent, data and training seed (other
     settings differ) carry their folder's name, and datasets of the same name their hash."""
-    runs = [load_run(folder) for folder in folders]
-    if not runs:
-        raise UserError("there is no run to report on; give folders made by `train` or `compare`")
     names = Counter(name for name, _ in {(r.dataset["name"], r.dataset["hash"]) for r in runs})
     twins = Counter((r.agent, r.dataset["hash"], r.config.seed) for r in runs)
     for run in runs:
@@ -172,7 +177,7 @@ def load_runs(folders: Sequence[Path]) -> list[Run]:
             run.agent += f" ({run.folder.name})"
         if names[run.dataset["name"]] > 1:
             run.dataset["name"] += f" ({run.dataset['hash'][:6]})"
-    return runs
+    return list(runs)
 
 
 def checkpoints(rows: Iterable[tuple[Run, Mapping[str, Any]]]) -> str:
