@@ -24,7 +24,7 @@ from decision_seq.settings import DataConfig, EvalConfig, TrainConfig, check_see
 class RunConfig:
     """Everything that makes a run what it is; its YAML in the run folder can be fed back."""
 
-    env: str  # environment name or gymnasium id
+    env: str | None  # environment name or gymnasium id; none of logs that have no simulator
     data: DataConfig
     agent: AgentConfig = field(default_factory=ReturnConditionedConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -63,7 +63,7 @@ def run_config(base: Mapping[str, Any], override: Mapping[str, Any], source: str
             shared = {f.name for f in fields(base_class)}  # what all of them have is kept
             agent[key] = {k: v for k, v in old.items() if k in shared}
     merged = merge(base | {"agent": agent}, override | {"agent": change})
-    config = build(RunConfig, merged, source)
+    config = build(RunConfig, {"env": None} | merged, source)
     sources = tuple(absolute(s) for s in config.data.sources)
     return replace(config, data=replace(config.data, sources=sources))
 

@@ -20,6 +20,7 @@ class DataConfig:
     weights: tuple[float, ...] = ()  # how often to draw from each source; by default by its steps
     top_fraction: float = 1.0  # learn from the best episodes with this share of the steps (%BC)
     validation_fraction: float = 0.05  # share of those episodes held out for the validation loss
+    leave_out: tuple[str, ...] = ()  # parts of observations that no agent reads, such as texts
     windows: Literal["any", "full"] = "any"  # begin at any step, or only where K steps remain
 
     def __post_init__(self) -> None:

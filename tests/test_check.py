@@ -79,7 +79,7 @@ def test_not_finite_names_episode_step_and_column(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("width", "actions", "expected"),
-    [(4, np.zeros((12, 1), np.float32), "shape"), (2, np.zeros(12, np.int64), "numbers"),
+    [(4, np.zeros((12, 1), np.float32), "width 4"), (2, np.zeros(12, np.int64), "numbers"),
      (2, np.zeros((12, 3), np.float32), "width 3")],
 )  # fmt: skip
 def test_data_of_another_environment(width: int, actions: np.ndarray, expected: str) -> None:

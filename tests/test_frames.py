@@ -126,8 +126,8 @@ def test_stacks_are_stored_as_single_frames(store: EpisodeStore) -> None:
     assert np.array_equal(same.observations, episodes.observations)
     with pytest.raises(UserError, match=r"no stacks of successive frames, oldest first"):
         from_flat("newest first", stacks[:, ::-1], *columns, info={})
-    with pytest.raises(UserError, match=r"images of 36 x 40 x 3; expected gray frames"):
-        from_flat("rgb", np.zeros((11, *SIDES, 3), np.uint8), *columns, info={})
+    rgb = from_flat("rgb", np.zeros((11, *SIDES, 3), np.uint8), *columns, info={})
+    assert rgb.observations.shape == (11, *SIDES, 3)
 
 
 def test_minari_frames_and_their_action_count(tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_minari_frames_and_their_action_count(tmp_path: Path) -> None:
         )
     store = open_store(["frames/test-v0"])
     assert np.array_equal(store.observations, episodes.observations)
-    assert store.action_dim == 6 and store.observation_shape == (4, *SIDES)
+    assert store.action_dim == 6 and store.frame_stack == 4
 
 
 def test_sources_are_joined_on_disk() -> None:

@@ -20,6 +20,7 @@ ORDER = [
     {"errors"},
     {"files", "hardware", "pickles", "progress", "spans", "variables"},
     {"config", "run_folder", "settings"},
+    {"spaces"},
     {"envs"},
     {"behaviours"},
     {"data", "ops", "hopfield"},

@@ -23,11 +23,13 @@ from decision_seq.data.origin import recorded
 from decision_seq.data.store import EpisodeStore
 from decision_seq.data.transforms import ObservationNorm, ReturnSpec
 from decision_seq.data.windows import Batch
-from decision_seq.envs.atari import FRAME_STACK
 from decision_seq.errors import UserError
-from decision_seq.model.encoders import FrameEncoder, ImageEncoderConfig, NatureConfig
+from decision_seq.model.actions import ActionCodec
+from decision_seq.model.encoders import ImageEncoderConfig
+from decision_seq.model.encoders.choice import chosen_encoders, observation_encoder
 from decision_seq.model.tokens import TimestepInit, TokenEmbedding
 from decision_seq.ops.layers import Dropout
+from decision_seq.spaces import Table
 
 # feeds the named tokens of a step to the backbone, in order -> features [lanes, D] at the last
 Extend = Callable[[tuple[str, ...]], Tensor]
@@ -49,7 +51,9 @@ class AgentConfig:
     # of the timestep embedding: 0; N(0, 1) as in the papers' code for vectors; or no embedding
     timestep_init: TimestepInit = "zero"
     temperature: float = 0.0  # at which discrete actions are sampled; 0 takes the likeliest
-    encoder: ImageEncoderConfig | None = None  # of frames, by default nature; vectors take none
+    encoder: ImageEncoderConfig | None = None  # of images, by default nature; vectors take none
+    encoders: dict[str, ImageEncoderConfig] = field(default_factory=dict)  # of one image, by path
+    frame_stack: int | None = None  # last images seen at a step; by default 4 of gray, 1 of others
     backbone: BackboneConfig = field(default_factory=MambaConfig)
 
     def __post_init__(self) -> None:
@@ -57,6 +61,8 @@ class AgentConfig:
             raise UserError(f"context_length is {self.context_length}; it must be at least 1")
         if self.temperature < 0:
             raise UserError(f"temperature is {self.temperature}; it must be at least 0")
+        if self.frame_stack is not None and not 1 <= self.frame_stack <= 64:
+            raise UserError(f"frame_stack is {self.frame_stack}; it must be from 1 to 64")
         if self.tokens not in self.layouts:
             choices = " or ".join(f"[{', '.join(layout)}]" for layout in self.layouts)
             raise UserError(f"tokens is [{', '.join(self.tokens)}]; {self.kind} takes {choices}")
@@ -90,7 +96,7 @@ def register(kind: str, summary: str, config: type[AgentConfig]) -> Callable[[ty
 class AgentSpec:
     """What the data says about the problem."""
 
-    observation_shape: tuple[int, ...]  # of a step in the data: (S,), or (H, W) of frames
+    observation_shape: tuple[int, ...]  # in the data: (S,), (H, W(, C)) of images, () of records
     action_dim: int  # A, or the number of discrete actions
     discrete: bool
     max_timestep: int  # last timestep of the longest episode; later ones share its embedding
@@ -99,10 +105,20 @@ class AgentSpec:
     action_start: int = 0  # what the environment calls the first of its discrete actions
     actions_seen: tuple[int, int] | None = None  # the lowest and highest, as it calls them
 
+    # of what is more than one vector, gray image or choice
+    observation_space: Table | None = None
+    action_space: Table | None = None
+
     @property
     def frames(self) -> bool:
-        """Whether observations are frames, of which the agent sees stacks [4, H, W]."""
-        return len(self.observation_shape) == 2
+        """Whether observations are images or hold some, of which the agent sees stacks."""
+        return len(self.observation_shape) != 1
+
+    @property
+    def action_codec(self) -> ActionCodec | None:
+        """Of actions that are no single vector or choice."""
+        table = self.action_space
+        return ActionCodec(table) if table and not all(p.scaled for p in table.numbers) else None
 
 
 class SequenceAgent(nn.Module):
@@ -111,7 +127,8 @@ class SequenceAgent(nn.Module):
 
     def __init__(self, config: AgentConfig, spec: AgentSpec) -> None:
         super().__init__()
-        if config.temperature and not spec.discrete:
+        self.codec = spec.action_codec
+        if config.temperature and not spec.discrete and self.codec is None:
             raise UserError(
                 f"agent.temperature is {config.temperature}, but the data's actions are continuous "
                 "and are not sampled; leave it out"
@@ -123,10 +140,13 @@ class SequenceAgent(nn.Module):
             )
         self.config, self.spec = config, spec
         width = config.backbone.width
-        self.encoder: FrameEncoder | None = None
-        if spec.frames:
-            encoder, (height, breadth) = config.encoder or NatureConfig(), spec.observation_shape
-            self.encoder = FrameEncoder(encoder, (FRAME_STACK, height, breadth))
+        self.encoder = observation_encoder(
+            spec.observation_shape,
+            spec.observation_space,
+            config.encoder,
+            config.encoders,
+            config.frame_stack,
+        )
         self.embedding = TokenEmbedding(
             config.tokens,
             self.features,
@@ -160,28 +180,35 @@ class SequenceAgent(nn.Module):
         start, seen = store.info.get("action_start", 0), None
         if store.discrete:
             seen = (start + int(store.actions.min()), start + int(store.actions.max()))
+        table, acts = store.observation_table, store.action_table
         spec = AgentSpec(
             observation_shape=store.observations.shape[1:],
-            action_dim=store.action_dim,
+            action_dim=acts.features if acts else store.action_dim,
             discrete=store.discrete,
             max_timestep=int(store.lengths.max()) - 1,
             env=store.info.get("eval_env_id") or next(iter(recorded(store.info)), None),
             action_count_known="action_count" in store.info,
             action_start=start,
             actions_seen=seen,
+            observation_space=table,
+            action_space=acts,
         )
-        if spec.frames and config.encoder is None:  # a checkpoint names what it holds
-            config = replace(config, encoder=NatureConfig())
+        if spec.frames:  # a checkpoint names what it holds
+            config = replace(
+                config,
+                frame_stack=config.frame_stack or store.frame_stack,
+                **chosen_encoders(spec.observation_shape, table, config.encoder, config.encoders),
+            )
         agent = config.agent(config, spec)
         if agent.encoder is not None:
-            norm = ObservationNorm.of_frames(store.observations)
-            mean, std = agent.encoder.mean, agent.encoder.std
+            agent.encoder.fit(store.observations)
         else:
-            norm = ObservationNorm.of(store.observations)
-            mean, std = agent.observation_mean, agent.observation_std
-        mean.copy_(torch.as_tensor(norm.mean))
-        std.copy_(torch.as_tensor(norm.std))
-        if not spec.discrete:  # actions beyond [-1, 1] are brought into tanh's range
+            norm = ObservationNorm.of(store.observations, table.scaled if table else None)
+            agent.observation_mean.copy_(torch.as_tensor(norm.mean))
+            agent.observation_std.copy_(torch.as_tensor(norm.std))
+        if agent.codec is not None:
+            agent.action_scale.copy_(torch.from_numpy(agent.codec.scale(store.actions)))
+        elif not spec.discrete:  # actions beyond [-1, 1] are brought into tanh's range
             scale = np.abs(store.actions).max(axis=0).clip(min=1.0)
             agent.action_scale.copy_(torch.from_numpy(scale))
         return agent
@@ -210,6 +237,8 @@ class SequenceAgent(nn.Module):
         predicted = predicted.float()
         if self.spec.discrete:
             return F.cross_entropy(predicted.transpose(1, 2), actions, reduction="none")
+        if self.codec is not None:
+            return self.codec.errors(predicted, actions)
         return (predicted - actions).square().mean(dim=-1)
 
     def forward(self, values: dict[str, Tensor], timesteps: Tensor) -> Tensor:
@@ -229,8 +258,10 @@ class SequenceAgent(nn.Module):
     def preprocess(
         self, observations: Tensor, actions: Tensor, returns_to_go: Tensor
     ) -> dict[str, Tensor]:
-        """Raw observations [.., S] (or stacks of frames [.., 4, H, W] uint8), actions [.., A] and
-        scaled returns [..] as network inputs."""
+        """Raw observations [.., S] (or stacks of images [.., n, H, W(, C)], or bytes of records
+        [.., n, bytes]), actions [.., A] and scaled returns [..] as network inputs."""
+        if self.codec is not None:
+            actions = self.codec.encode(actions)
         return {
             "return_to_go": returns_to_go,
             "observation": self.encoder(observations)
@@ -242,6 +273,8 @@ class SequenceAgent(nn.Module):
     def predict(self, features: Tensor) -> Tensor:
         """Features at the last tokens before actions [.., D] -> action prediction [.., A]."""
         action = self.action_head(features)
+        if self.codec is not None:
+            return self.codec.squash(action)
         return action if self.spec.discrete else torch.tanh(action)
 
     @property

@@ -6,10 +6,12 @@ environment, or arguments that the data do not name.
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from gymnasium import Env, spaces
+from gymnasium import Env
 
 from decision_seq.agents.base import AgentSpec
 from decision_seq.data.origin import recorded
@@ -17,6 +19,7 @@ from decision_seq.data.store import EpisodeStore
 from decision_seq.envs.registry import identity_of
 from decision_seq.envs.variants import difference, fitting
 from decision_seq.errors import UserError, say_once
+from decision_seq.spaces.steps import StepForm, alike
 
 FIX = "choose the environment that the data came from"
 
@@ -33,6 +36,22 @@ def check_origin(store: EpisodeStore, env: Env[Any, Any]) -> None:
             raise UserError(f"{store.name}: {found}; write `env: {meant or own}` in the config")
 
 
+def check_left_out(store: EpisodeStore, said: Sequence[str]) -> None:
+    """Raise UserError where the data have parts that no agent reads, and nobody said to leave them
+    out; or where what is to be left out is none of these."""
+    unread = store.info.get("left_out", [])
+    if missing := [path for path in unread if path not in said]:
+        raise UserError(
+            f"{store.name}: `{missing[0]}` of its observations is read by no agent; write "
+            f"`data.leave_out: [{', '.join(unread)}]` to go on without"
+        )
+    if unknown := [path for path in said if path not in unread]:
+        raise UserError(
+            f"{store.name}: data.leave_out names `{unknown[0]}`; what can be left out is "
+            f"{', '.join(unread) or 'nothing'}"
+        )
+
+
 def check_fit(spec: AgentSpec, env: Env[Any, Any]) -> None:
     """Raise UserError where the data's observations or actions are not the environment's, or the
     data are of another environment; say so where they are of a variant of it."""
@@ -40,27 +59,32 @@ def check_fit(spec: AgentSpec, env: Env[Any, Any]) -> None:
     differs = difference(spec.env, name) if spec.env else None
     if differs and differs.kind == "environment":
         raise UserError(f"{differs}; {FIX}")
-    shape = env.observation_space.shape or ()
-    if spec.observation_shape != shape:
+    form = StepForm(env)
+    own = spec.observation_space
+    fits = spec.observation_shape == form.shape and bool(form.dtype.names) == (not form.shape)
+    if not fits or (own is not None and not form.stacked and not alike(own, form.observations)):
         raise UserError(
-            f"the data has observations of {_described(spec.observation_shape)}, but {name} gives "
-            f"{_described(shape)}; {_suggestion(spec, name)}"
+            f"the data has observations of {own or _described(spec.observation_shape)}, but {name} "
+            f"gives {_seen(form)}; {_suggestion(spec, name)}"
         )
-    _check_actions(spec, env.action_space, name)
+    _check_actions(spec, form, name)
+    _check_sample(form, env, name)
     if differs:
         say_once(f"decision-seq: {differs}")
 
 
-def _check_actions(spec: AgentSpec, space: spaces.Space[Any], name: str) -> None:
-    if spec.discrete != isinstance(space, spaces.Discrete):
+def _check_actions(spec: AgentSpec, form: StepForm, name: str) -> None:
+    space, own = form.action_space, spec.action_space
+    if own is not None and not alike(own, form.actions):
+        raise UserError(f"the data has actions of {own}, but {name} takes {space}; {FIX}")
+    if spec.discrete != form.discrete:
         kind = "discrete" if spec.discrete else "continuous"
         raise UserError(f"the data has {kind} actions, but {name} takes {space}; {FIX}")
-    if not isinstance(space, spaces.Discrete):
-        size = int(np.prod(space.shape or ()))
-        if spec.action_dim != size:
+    if not form.discrete:
+        if spec.action_dim != form.actions.features:
             raise UserError(
-                f"the data has actions of width {spec.action_dim}, but {name} takes width {size}; "
-                f"{FIX}"
+                f"the data has actions of width {spec.action_dim}, but {name} takes width "
+                f"{form.actions.features}; {FIX}"
             )
         return
     low, high = int(space.start), int(space.start + space.n - 1)
@@ -73,6 +97,24 @@ def _check_actions(spec: AgentSpec, space: spaces.Space[Any], name: str) -> None
             f"the data has the discrete actions {first} to {last}, but {name} takes {low} to "
             f"{high}; {FIX}, with actions numbered as it takes them"
         )
+
+
+def _check_sample(form: StepForm, env: Env[Any, Any], name: str) -> None:
+    """One action there and back, before anything is trained."""
+    space = copy.deepcopy(env.action_space)  # the environment's own draws stay its own
+    space.seed(0)
+    drawn = space.sample()
+    row = int(drawn) if form.discrete else form.actions.pack(drawn).astype(np.float32)
+    if not space.contains(form.action(row)):
+        raise UserError(
+            f"{name}: the action {drawn} of its space {space} comes back as {form.action(row)}, "
+            "which is none; wrap the environment to take plainer actions"
+        )
+
+
+def _seen(form: StepForm) -> str:
+    table = form.observations
+    return _described(form.shape) if len(table.leaves) == 1 and form.shape else str(table)
 
 
 def _suggestion(spec: AgentSpec, name: str) -> str:

@@ -63,7 +63,7 @@ def evaluate(
     if video is not None:
         from decision_seq.eval.rollout.video import PICKS, check_video, write_videos
 
-        os.environ |= check_video(config.env)
+        os.environ |= check_video(str(config.env))
         actions = []
     with progress_bar() as bar:
         task = bar.add_task("evaluating", total=None, note="finished episodes")

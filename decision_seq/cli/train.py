@@ -36,7 +36,8 @@ def train(
     run = load_run_config(config, assignments)
     finished = train(run, out, torch_device(device), resume, _rollouts_on_the_way(run, out))
     if is_rank_zero() and finished:
-        print(f"{out}: trained; next: decision-seq evaluate {out}")
+        where = "" if run.env is not None else " --env ENVIRONMENT (the run names none)"
+        print(f"{out}: trained; next: decision-seq evaluate {out}{where}")
     elif is_rank_zero():
         print(f"{out}: stopped and saved; the same command with --resume goes on")
     if not finished:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from decision_seq.data.findings import Finding
+from decision_seq.spaces.table import VECTOR, from_json
 from decision_seq.spans import spans
 
 LEAST_DEVIATION = 1e-6  # below it a column counts as constant, and nothing is divided by it
@@ -31,7 +33,7 @@ def least_deviation(magnitude: np.ndarray) -> np.ndarray:
 
 
 def constant_columns(observations: np.ndarray) -> list[int]:
-    """Columns of [N, S] that never change, or by no more than rounding; none of frames."""
+    """Columns of [N, S] that never change, or by no more than rounding; none of images."""
     if observations.ndim != 2:
         return []
     with np.errstate(invalid="ignore"):  # infinity is another finding
@@ -39,9 +41,14 @@ def constant_columns(observations: np.ndarray) -> list[int]:
     return np.flatnonzero(deviation <= least_deviation(magnitude(observations))).tolist()
 
 
-def constant(observations: np.ndarray) -> Finding | None:
-    """The constant columns, named."""
+def constant(episodes: Any) -> Finding | None:
+    """The constant columns of the observations of episodes or a store, named; of categories, most
+    of which are never seen, nothing is said."""
+    observations = numbers_in(episodes.observations)
     columns = constant_columns(observations)
+    if table := episodes.info.get("observation_space"):
+        scaled = from_json(table, "observation_space").scaled
+        columns = [column for column in columns if scaled[column]]
     if not columns:
         return None
     return Finding(
@@ -52,6 +59,15 @@ def constant(observations: np.ndarray) -> Finding | None:
         f"no more than rounding: {spans(columns)}",
         "their mean is subtracted and they are not scaled; nothing is learned from them",
     )
+
+
+def numbers_in(observations: np.ndarray) -> np.ndarray:
+    """The vectors [N, S] in records, [N, 0] where these hold images alone; others as they are."""
+    if not observations.dtype.names:
+        return observations
+    if VECTOR not in observations.dtype.names:
+        return np.zeros((len(observations), 0), np.float32)
+    return observations[VECTOR]
 
 
 def to_float32(array: np.ndarray) -> np.ndarray:

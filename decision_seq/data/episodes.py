@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from decision_seq.data.columns import rounded, to_float32
+from decision_seq.data.columns import numbers_in, rounded, to_float32
 from decision_seq.data.findings import Finding
 from decision_seq.data.frames import joined, single_frames
 from decision_seq.data.origin import together
 from decision_seq.errors import UserError
+from decision_seq.spaces.arrays import guessed_table
+from decision_seq.spaces.kinds.image import MOST_CHANNELS
+from decision_seq.spaces.table import to_json
 
 MAX_DISCRETE_ACTIONS = 65_536  # beyond that it is no list of actions
 
@@ -23,10 +27,13 @@ class Episodes:
     `info` says what the source knows about itself: `env_id` (with arguments), or `env_ids` where
     sources differ; `eval_env_id`, where it is meant to be evaluated in another one;
     `ref_min_score`, `ref_max_score`; `action_count` of discrete actions and `action_start`, what
-    the environment calls the first; `rewards` ("clipped" to [-1, 1], where they are).
+    the environment calls the first; `rewards` ("clipped" to [-1, 1], or "none"); tables of spaces
+    (`spaces.Table`, as JSON) that are more than one vector, one image or one choice as
+    `observation_space` and `action_space`, and parts that are `left_out`; `images` ("jpeg", where
+    that changed them).
     """
 
-    observations: np.ndarray  # [N, S] float32 or uint8, or frames [N, H, W] uint8, not stacked
+    observations: np.ndarray  # [N, S] float32 or uint8, images [N, H, W(, C)], or records [N]
     actions: np.ndarray  # [N, A] float32, or [N] int64 for discrete actions, counted from 0
     rewards: np.ndarray  # [N] float32
     terminated: np.ndarray  # [N] bool, the environment ended here
@@ -82,6 +89,7 @@ def from_flat(
     cut_off = not (terminated[-1] or truncated[-1])
     truncated[-1] |= cut_off
     ends = np.flatnonzero(terminated | truncated) + 1
+    observations, info, guessed = _formed(source, observations, info)
     kept, start = _actions(source, actions, info)
     given, info = info, info | ({"action_start": start} if start else {})
     episodes = Episodes(
@@ -96,6 +104,7 @@ def from_flat(
     )
     if start and "action_start" not in given:
         episodes.findings += (_below_zero(start),)
+    episodes.findings += guessed
     if lost := rounded(_columns(observations, actions, rewards)):
         episodes.findings += (lost,)
     return episodes
@@ -128,6 +137,13 @@ def concatenate(parts: list[Episodes], names: list[str]) -> Episodes:
                 raise UserError(
                     f"{name}: `{key}` is {describe(theirs)} but {names[0]} has {describe(mine)}; "
                     "sources of one dataset must come from the same environment"
+                )
+    for key in ("observation_space", "action_space"):
+        for part, name in zip(parts[1:], names[1:], strict=True):
+            if part.info.get(key) != first.info.get(key):
+                raise UserError(
+                    f"{name}: its {key} is not that of {names[0]}; sources of one dataset must "
+                    "come from the same environment"
                 )
     environment, differing = together([part.info for part in parts], names)
     parts = _counted_alike(parts)
@@ -170,6 +186,8 @@ def _counted_alike(parts: list[Episodes]) -> list[Episodes]:
 
 def describe(array: np.ndarray) -> str:
     """`float32 of width 11`, `uint8 frames 84x84`, `int64 numbers`: for error messages."""
+    if array.dtype.names:
+        return f"records of {', '.join(array.dtype.names)}"
     if array.ndim == 1:
         return f"{array.dtype} numbers"
     if array.ndim == 2:
@@ -181,6 +199,7 @@ def _columns(
     observations: np.ndarray, actions: np.ndarray, rewards: np.ndarray
 ) -> dict[str, np.ndarray]:
     """The columns of numbers [N], by what a person calls them; none of frames."""
+    observations = numbers_in(observations)
     tables = {"observation": observations, "action": actions, "reward": rewards.reshape(-1, 1)}
     return {
         name if name == "reward" else f"{name} column {i}": table[:, i]
@@ -190,7 +209,36 @@ def _columns(
     }
 
 
+def _formed(
+    source: str, array: np.ndarray, info: dict[str, Any]
+) -> tuple[np.ndarray, dict[str, Any], tuple[Finding, ...]]:
+    """Observations as they are kept, with the table of what they are where it must be told."""
+    if "observation_space" in info or array.dtype.names or array.dtype.kind not in "fiub":
+        return array, info, ()
+    try:
+        table = guessed_table(array)
+        if table is None:
+            return array, info, ()
+        formed = table.observe(array)
+    except (UserError, ValueError) as error:
+        raise UserError(f"{source}: `observations` {error}") from None
+    said = (
+        "numbered things" if table.numbers and not table.scaled.all() else "what their shape says"
+    )
+    finding = Finding(
+        "note", "guessed-space", 1,
+        f"observations [steps{', ' if array.ndim > 1 else ''}"
+        f"{', '.join(map(str, array.shape[1:]))}] of {array.dtype} are taken for {said}",
+        "a Minari dataset says what its spaces are",
+    )  # fmt: skip
+    return formed, info | {"observation_space": to_json(table)}, (finding,)
+
+
 def _observations(source: str, array: np.ndarray) -> np.ndarray:
+    if array.dtype.names or (array.ndim > 2 and array.dtype == np.float32):
+        return array  # in a form that a table gave
+    if array.ndim == 4 and array.shape[-1] <= MOST_CHANNELS and array.shape[-1] > 1:
+        return array
     frames = array.ndim > 2 and array.dtype == np.uint8
     if not (frames or array.ndim == 2) or array.dtype.kind not in "fiub" or 0 in array.shape:
         raise UserError(
@@ -254,12 +302,22 @@ def _flags(source: str, name: str, array: np.ndarray) -> np.ndarray:
     return values.astype(bool)
 
 
+def numbers_of(episodes: Any) -> Iterator[tuple[str, np.ndarray]]:
+    """(name, array [N, ...]) of all floats of episodes or of a store, those of pictures too."""
+    for name in ("observations", "actions", "rewards"):
+        array = getattr(episodes, name)
+        if array.dtype.names:
+            parts = {f"{name} {field}": array[field] for field in array.dtype.names}
+        else:
+            parts = {name: array}
+        yield from ((key, part) for key, part in parts.items() if part.dtype.kind == "f")
+
+
 def check_finite(source: str, episodes: Episodes) -> None:
     """Raise UserError where a number, or an episode's return, is NaN, infinite or beyond float32:
     nothing can be learned from it."""
-    for name in ("observations", "actions", "rewards"):
-        array = getattr(episodes, name)
-        if array.dtype.kind != "f" or np.isfinite(array).all():
+    for name, array in numbers_of(episodes):
+        if np.isfinite(array).all():
             continue
         bad = ~np.isfinite(array.reshape(len(array), -1)).all(axis=1)
         if bad.any():

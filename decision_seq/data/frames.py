@@ -11,6 +11,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -53,12 +54,12 @@ def single_frames(source: str, array: np.ndarray) -> np.ndarray:
     return array[:, -1]
 
 
-def array_on_disk(shape: tuple[int, ...]) -> np.ndarray:
-    """An uint8 array in the cache folder, not in memory; it vanishes with its last user.
+def array_on_disk(shape: tuple[int, ...], dtype: Any = np.uint8) -> np.ndarray:
+    """An array in the cache folder, not in memory; it vanishes with its last user.
 
     Raises UserError where the disk has no room for it.
     """
-    size = int(np.prod(shape))
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     folder = cache_dir()
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -68,16 +69,16 @@ def array_on_disk(shape: tuple[int, ...]) -> np.ndarray:
                 os.posix_fallocate(file.fileno(), 0, max(size, 1))
             else:  # macOS, Windows: asked for, though not taken
                 check_space(folder / "frames", size)
-            return np.memmap(file, np.uint8, "r+", shape=shape)
+            return np.memmap(file, dtype, "r+", shape=shape)
 
 
 def joined(parts: Sequence[np.ndarray]) -> np.ndarray:
     """Arrays end to end; frames on disk, one array as it is."""
     if len(parts) == 1:
         return parts[0]
-    if parts[0].ndim < 3:
+    if is_vector(parts[0]):
         return np.concatenate(parts)
-    whole = array_on_disk((sum(map(len, parts)), *parts[0].shape[1:]))
+    whole = array_on_disk((sum(map(len, parts)), *parts[0].shape[1:]), parts[0].dtype)
     row = 0
     for part in parts:
         for chunk in chunks(part):
@@ -85,6 +86,18 @@ def joined(parts: Sequence[np.ndarray]) -> np.ndarray:
             row += len(chunk)
         release(whole)
     return whole
+
+
+def is_vector(array: np.ndarray) -> bool:
+    """Whether rows are vectors or single numbers: neither images nor records with images."""
+    return array.ndim < 3 and not array.dtype.names
+
+
+def as_bytes(array: np.ndarray) -> np.ndarray:
+    """Records [N] as the bytes they are made of, [N, bytes]; other arrays as they are."""
+    if not array.dtype.names:
+        return array
+    return array.view(np.uint8).reshape(len(array), array.dtype.itemsize)
 
 
 def chunks(array: np.ndarray) -> Iterator[np.ndarray]:

@@ -13,11 +13,12 @@ import numpy as np
 
 from decision_seq.data.episodes import Episodes, check_finite, concatenate
 from decision_seq.data.findings import Finding
-from decision_seq.data.frames import chunks, save
+from decision_seq.data.frames import chunks, is_vector, save
 from decision_seq.data.sources import resolve, stored
 from decision_seq.envs.atari import FRAME_STACK
 from decision_seq.errors import UserError
 from decision_seq.files import atomic_folder, cache_dir, remove_leftovers
+from decision_seq.spaces.table import Table, from_json
 
 LAYOUT = 6  # part of the cache key: raise it when the files' meaning changes
 ARRAYS = (
@@ -40,7 +41,7 @@ class EpisodeStore:
     came from. `name` is what a person calls the dataset: its sources.
     """
 
-    observations: np.ndarray  # [N, S] float32 or uint8, or frames [N, H, W] uint8, not stacked
+    observations: np.ndarray  # [N, S] float32 or uint8, images [N, H, W(, C)], or records [N]
     actions: np.ndarray  # [N, A] float32 or [N] int64
     rewards: np.ndarray  # [N] float32
     terminated: np.ndarray  # [N] bool
@@ -78,14 +79,25 @@ class EpisodeStore:
 
     @property
     def frames(self) -> bool:
-        """Whether observations are frames, of which an agent sees a stack."""
-        return self.observations.ndim == 3
+        """Whether observations are images or have some in them."""
+        return not is_vector(self.observations)
 
     @property
-    def observation_shape(self) -> tuple[int, ...]:
-        """What an agent sees at a step: (S,), or (4, H, W) of frames."""
-        shape = self.observations.shape[1:]
-        return (FRAME_STACK, *shape) if self.frames else shape
+    def frame_stack(self) -> int:
+        """How many of the last images an agent sees if nothing else is said: 4 of gray ones."""
+        return FRAME_STACK if self.observations.ndim == 3 else 1
+
+    @property
+    def observation_table(self) -> Table | None:
+        """What observations are made of, where that is more than one vector or gray image."""
+        plain = self.info.get("observation_space")
+        return None if plain is None else from_json(plain, self.name)
+
+    @property
+    def action_table(self) -> Table | None:
+        """The same of actions that are more than one vector or choice."""
+        plain = self.info.get("action_space")
+        return None if plain is None else from_json(plain, self.name)
 
     @property
     def discrete(self) -> bool:

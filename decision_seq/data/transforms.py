@@ -34,28 +34,33 @@ class ReturnSpec:
 class ObservationNorm:
     """Mean and standard deviation of the observations."""
 
-    mean: np.ndarray  # [S] float32, or [H, W] of frames
-    std: np.ndarray  # [S] float32, or [] of frames
+    mean: np.ndarray  # [S] float32, or [H, W(, C)] of images
+    std: np.ndarray  # [S] float32, or [] of images
 
     @classmethod
-    def of(cls, observations: np.ndarray) -> ObservationNorm:
+    def of(cls, observations: np.ndarray, scaled: np.ndarray | None = None) -> ObservationNorm:
         """Statistics of [N, S] observations, accumulated in float64; std + 1e-6 as published, but 1
-        for constant columns, whose rounding would be the network's largest input otherwise."""
+        for constant columns, whose rounding would be the network's largest input otherwise.
+        Categories and switches, where `scaled` [S] is False, stay what they are."""
         mean = observations.mean(axis=0, dtype=np.float64)
         std = observations.std(axis=0, dtype=np.float64) + 1e-6
         std[constant_columns(observations)] = 1
+        if scaled is not None:
+            mean[~scaled], std[~scaled] = 0, 1
         return cls(mean.astype(np.float32), std.astype(np.float32))
 
     @classmethod
     def of_frames(cls, frames: np.ndarray) -> ObservationNorm:
-        """Of [N, H, W] uint8 frames: the mean of every pixel, in whole gray levels, and one
-        deviation from it for all pixels (at least a level), as a pixel that hardly ever changes
-        matters no more for it. From at most 2,000 of them: all may be gigabytes."""
+        """Of images [N, H, W(, C)]: the mean of every pixel, of uint8 in whole levels, and one
+        deviation from it for all pixels (at least a level, of floats 1/255), as a pixel that hardly
+        ever changes matters no more for it. From at most 2,000 of them: all may be gigabytes."""
         count = min(len(frames), FRAME_SAMPLE)
         some = frames[np.sort(np.random.default_rng(0).permutation(len(frames))[:count])]
-        mean = some.mean(axis=0, dtype=np.float64).round()
+        mean, least = some.mean(axis=0, dtype=np.float64), 1 / 255
+        if frames.dtype == np.uint8:
+            mean, least = mean.round(), 1.0
         square = np.mean([np.square(frame - mean).mean() for frame in some])
-        return cls(mean.astype(np.float32), np.array(max(1.0, square**0.5), np.float32))
+        return cls(mean.astype(np.float32), np.array(max(least, square**0.5), np.float32))
 
 
 def as_conditioned(store: EpisodeStore, returns: ReturnSpec) -> EpisodeStore:

@@ -11,19 +11,20 @@ import torch
 from numpy.lib.stride_tricks import as_strided
 from torch import Tensor
 
-from decision_seq.data.frames import release
+from decision_seq.data.frames import as_bytes, release
 from decision_seq.data.mixture import Mixture
 from decision_seq.data.store import EpisodeStore
 from decision_seq.data.transforms import ReturnSpec
-from decision_seq.envs.atari import FRAME_STACK
 
 
 @dataclass
 class Batch:
     """B windows of K steps, right-padded. Pads are zeros where `mask` is False, but for stacks of
-    frames, of which a pad's still holds the last real ones."""
+    images, of which a pad's still holds the last real ones."""
 
-    observations: Tensor  # [B, K, S], or a view [B, K, 4, H, W] uint8 of frames, oldest first
+    # [B, K, S], or a view [B, K, n, H, W(, C)] of stacks of images, oldest first; of records with
+    # images in them the bytes, [B, K, n, bytes] uint8
+    observations: Tensor
     actions: Tensor  # [B, K, A] float32, or [B, K] int64 for discrete actions
     returns_to_go: Tensor  # [B, K] float32, scaled
     timesteps: Tensor  # [B, K] int64, index within the episode
@@ -46,6 +47,7 @@ class WindowSampler:
         returns: scale of the return-to-go.
         seed: of the draws.
         full: only full windows, where there are.
+        stack: n, images a step; by default the store's `frame_stack`.
         weights: relative probability of each of the store's sources; by default every eligible
             step is as likely as any other.
         device: where batches are delivered; on a GPU the tables are moved there once if they fit
@@ -62,6 +64,7 @@ class WindowSampler:
         device: torch.device | str = "cpu",
         full: bool = False,
         weights: Sequence[float] = (),
+        stack: int | None = None,
     ) -> None:
         self.length, self.seed, self.device = length, seed, torch.device(device)
         self._offsets = store.offsets
@@ -79,10 +82,11 @@ class WindowSampler:
         self._generator = np.random.Generator(np.random.Philox(key=seed))
         self._fresh = self._generator.bit_generator.state  # before its first draw
         self._stacked = store.frames
+        self._stack = store.frame_stack if stack is None else stack
         self._mapped = store.observations  # released after reading where they are frames
         self._timesteps = torch.from_numpy(store.timesteps)
         self._tables = {
-            "observations": torch.from_numpy(store.observations),
+            "observations": torch.from_numpy(as_bytes(store.observations)),
             "actions": torch.from_numpy(store.actions),
             "returns_to_go": torch.from_numpy(store.returns_to_go / np.float32(returns.scale)),
             "timesteps": torch.from_numpy(store.timesteps),
@@ -157,15 +161,15 @@ class WindowSampler:
         )
 
     def _stacks(self, name: str, rows: Tensor, mask: Tensor) -> Tensor:
-        """[B, K, 4, H, W] of a table of frames [N, H, W]: each frame is moved once, the stacks are
-        a view of K + 3 of them. Zeros stand before an episode's start."""
+        """[B, K, n, ...] of a table of images [N, ...]: each is moved once, the stacks are a view
+        of K + n - 1 of them. Zeros stand before an episode's start."""
         first = rows[:, :1]
-        back = torch.arange(1 - FRAME_STACK, 0)  # the older frames of the first stack
+        back = torch.arange(1 - self._stack, 0)  # the older frames of the first stack
         there = self._timesteps[first] + back >= 0
         rows = torch.cat([torch.where(there, first + back, first), rows], dim=1)
         frames = self._gather(name, rows, torch.cat([there, mask], dim=1))
         release(self._mapped)  # else all that was read would count as this process's memory
-        return frames.unfold(1, FRAME_STACK, 1).movedim(-1, 2)
+        return frames.unfold(1, self._stack, 1).movedim(-1, 2)
 
     def _gather(self, name: str, rows: Tensor, mask: Tensor) -> Tensor:
         table = self._tables[name]

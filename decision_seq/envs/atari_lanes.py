@@ -23,9 +23,9 @@ class AtariLanes(Lanes):
     """
 
     @classmethod
-    def serves(cls, env: gym.Env[Any, Any], count: int) -> bool:
-        """Whether `env` is a game."""
-        return isinstance(env.unwrapped, AtariGame)
+    def serves(cls, env: gym.Env[Any, Any], count: int, stack: int = FRAME_STACK) -> bool:
+        """Whether `env` is a game of which so many frames are seen."""
+        return isinstance(env.unwrapped, AtariGame) and stack == FRAME_STACK
 
     def __init__(self, identifier: str, env: gym.Env[Any, Any], count: int) -> None:
         first = env.unwrapped

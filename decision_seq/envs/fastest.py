@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from decision_seq.envs.atari import FRAME_STACK
 from decision_seq.envs.atari_lanes import AtariLanes
 from decision_seq.envs.lanes import Lanes
 from decision_seq.envs.mujoco import MujocoLanes
 from decision_seq.envs.registry import env_id, make
 
 
-def open_lanes(name: str, count: int) -> Lanes:
-    """`count` lanes of the environment `name`, of the fastest kind that serves it."""
+def open_lanes(name: str, count: int, stack: int = FRAME_STACK) -> Lanes:
+    """`count` lanes of the environment `name`, of the fastest kind that serves it; of images each
+    shows the last `stack`."""
     env = make(name)
     for kind in (AtariLanes, MujocoLanes):
-        if kind.serves(env, count):
+        if kind.serves(env, count, stack):
             return kind(env_id(name), env, count)
     env.close()
-    return Lanes(name, count)
+    return Lanes(name, count, stack)

@@ -8,10 +8,10 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium import spaces, wrappers
+from gymnasium import wrappers
 
-from decision_seq.envs.atari import AtariGame
 from decision_seq.errors import UserError, say_once
+from decision_seq.spaces.steps import StepForm
 
 BY_GYMNASIUM = (wrappers.OrderEnforcing, wrappers.TimeLimit)  # what `gym.make` puts around it
 RESET = "def reset(self, *, seed=None, options=None) returns (observation, info)"
@@ -23,17 +23,17 @@ GOAL_SEEDS = range(4)
 def check(env: gym.Env[Any, Any], name: str) -> None:
     """Reset `env`, take a step, and look at what it returns.
 
-    Raises UserError, in one sentence, where spaces are not supported, reset or step fail, or return
+    Raises UserError, in one sentence, where spaces are not read, reset or step fail, or return
     something else than gymnasium asks for.
     """
-    _check_spaces(env, name)
+    form = _form(env, name)
     inner: Any = env
     while type(inner) in BY_GYMNASIUM:  # these take apart what they are given, and fail on it
         inner = inner.env
     begun = _call(name, inner.reset, RESET, seed=0, options=None)
     if not (isinstance(begun, tuple) and len(begun) == 2 and isinstance(begun[1], Mapping)):
         raise UserError(f"environment {name}: reset gave {_described(begun)}; in gymnasium {RESET}")
-    _check_observation(env, name, "reset", begun[0])
+    _check_observation(env, form, name, "reset", begun[0])
     action_space = copy.deepcopy(env.action_space)  # the environment's own draws stay its own
     action_space.seed(0)
     gone = _call(name, inner.step, STEP, action_space.sample())
@@ -43,7 +43,7 @@ def check(env: gym.Env[Any, Any], name: str) -> None:
             "`terminated` is an end and `truncated` a time limit"
         )
     observation, reward, terminated, truncated, info = gone
-    _check_observation(env, name, "step", observation)
+    _check_observation(env, form, name, "step", observation)
     if np.ndim(reward) or np.asarray(reward).dtype.kind not in "fiub":
         raise UserError(
             f"environment {name}: step's reward is {_described(reward)}; it must be one number"
@@ -61,18 +61,11 @@ def check(env: gym.Env[Any, Any], name: str) -> None:
     _look_for_goals(inner, name, begun[1])
 
 
-def _check_spaces(env: gym.Env[Any, Any], name: str) -> None:
-    seen, acts = (getattr(env, f"{kind}_space", None) for kind in ("observation", "action"))
-    is_vector = isinstance(seen, spaces.Box) and len(seen.shape) == 1
-    plain_actions = isinstance(acts, spaces.Discrete) or (
-        isinstance(acts, spaces.Box) and len(acts.shape) == 1 and acts.dtype.kind == "f"
-    )
-    if not (is_vector or isinstance(env.unwrapped, AtariGame)) or not plain_actions:
-        raise UserError(
-            f"environment {name} has {seen} and {acts}; vector observations and a vector of floats "
-            "(Box) or one Discrete as action are supported, and the games of `list envs`; register "
-            "it with a wrapper (gymnasium's FlattenObservation, TransformAction)"
-        )
+def _form(env: gym.Env[Any, Any], name: str) -> StepForm:
+    try:
+        return StepForm(env)
+    except UserError as error:
+        raise UserError(f"environment {name}: {error}") from None
 
 
 def _call(name: str, method: Callable[..., Any], form: str, *args: Any, **options: Any) -> Any:
@@ -88,16 +81,18 @@ def _call(name: str, method: Callable[..., Any], form: str, *args: Any, **option
         ) from None
 
 
-def _check_observation(env: gym.Env[Any, Any], name: str, where: str, observation: Any) -> None:
-    space = env.observation_space
+def _check_observation(
+    env: gym.Env[Any, Any], form: StepForm, name: str, where: str, observation: Any
+) -> None:
     try:
-        array = np.asarray(observation)
-    except ValueError:  # lists of unequal lengths
-        array = np.empty(0, object)
-    if array.shape != space.shape or array.dtype.kind not in "fiub":
+        seen = form.observe(observation)
+        fits = seen.shape == form.shape and (seen.dtype.names or seen.dtype.kind in "fiub")
+    except (ValueError, KeyError, TypeError, IndexError):
+        fits = False
+    if not fits:
         raise UserError(
             f"environment {name}: {where} gave {_described(observation)} as observation, but its "
-            f"observation_space is {space}; make them the same"
+            f"observation_space is {env.observation_space}; make them the same"
         )
 
 

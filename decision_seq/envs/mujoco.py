@@ -164,7 +164,7 @@ class MujocoLanes(Lanes):
         self._pool = ThreadPoolExecutor(self._threads - 1) if self._threads > 1 else None
 
     @classmethod
-    def serves(cls, env: gym.Env[Any, Any], count: int) -> bool:
+    def serves(cls, env: gym.Env[Any, Any], count: int, stack: int = 1) -> bool:
         """Whether `count` lanes of `env` can be had, and pay."""
         return count >= MIN_LANES and robot(env) is not None
 

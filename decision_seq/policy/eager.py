@@ -19,8 +19,8 @@ from decision_seq.settings import Context
 class Inputs:
     """What a step takes, [lanes, ...] each."""
 
-    observation: np.ndarray  # raw, [lanes, S], or stacks of frames [lanes, 4, H, W] uint8
-    action: np.ndarray  # the PREVIOUS one, [lanes, A] float32 or [lanes] int64
+    observation: np.ndarray  # raw, as `Seen` gives it
+    action: np.ndarray  # the PREVIOUS one, rows [lanes, W] float32 or [lanes] int64
     return_to_go: np.ndarray  # [lanes] float32, scaled
     timestep: np.ndarray  # [lanes] int64, 0 where an episode begins
 

@@ -12,14 +12,15 @@ import torch
 from gymnasium import spaces
 
 from decision_seq.agents import SequenceAgent, load_agent
-from decision_seq.envs.atari import FRAME_STACK
 from decision_seq.errors import UserError
 from decision_seq.policy.contexts import CONTEXTS
 from decision_seq.policy.eager import EagerEngine, Engine, Inputs
 from decision_seq.policy.graph import GraphEngine
 from decision_seq.policy.native.engine import NativeEngine
+from decision_seq.policy.seen import Seen
 from decision_seq.run_folder import agent_path
 from decision_seq.settings import Context
+from decision_seq.spaces import table_of
 
 EngineName = Literal["auto", "native", "graph", "eager"]
 ENGINES: dict[str, Any] = {"native": NativeEngine, "graph": GraphEngine, "eager": EagerEngine}
@@ -64,8 +65,8 @@ class Policy:
         if target_return is None and agent.config.follows_target:
             raise UserError("this agent is conditioned on a return; give it a target return")
         self.config, self.spec, self.context, self.lanes = agent.config, agent.spec, context, lanes
-        own = agent.spec.observation_shape
-        self.observation_shape = (FRAME_STACK, *own) if agent.spec.frames else own
+        self.seen = Seen(agent.spec, agent.config.frame_stack)
+        self.observation_shape = self.seen.shape
         self.counts_rewards = self.config.follows_target and not self.config.returns.delayed
         self.action_scale = agent.action_scale.detach().cpu().numpy().astype(np.float32)
         self.space = action_space
@@ -74,8 +75,13 @@ class Policy:
         self.target = np.broadcast_to(scaled.numpy(), lanes).copy()
         self.seed = np.arange(lanes) if seed is None else np.asarray(seed)
         self.return_to_go, self.timestep = self.target.copy(), np.zeros(lanes, np.int64)
-        shape = (lanes,) if agent.spec.discrete else (lanes, agent.spec.action_dim)
+        acts, self.codec = agent.spec.action_space, agent.spec.action_codec
+        width = acts.width if acts else agent.spec.action_dim
+        shape = (lanes,) if agent.spec.discrete else (lanes, width)
         self.action = np.zeros(shape, np.int64 if agent.spec.discrete else np.float32)
+        self.limits: tuple[np.ndarray, np.ndarray] | None = None
+        if action_space is not None and not agent.spec.discrete:
+            self.limits = _limits(action_space, width)
         self.engine_name, self.engine = self._choose_engine(agent, engine)
 
     def act(self, observation: Any, reward: Any = None) -> Any:
@@ -94,7 +100,12 @@ class Policy:
         Raises:
             UserError: a shape that does not fit, or a reward is missing.
         """
-        return self._act(observation, reward, greedy=False)
+        return self._unpacked(self._act(observation, reward, greedy=False))
+
+    def act_rows(self, observations: np.ndarray, rewards: np.ndarray) -> np.ndarray:
+        """`act` for observations [lanes, ...] as lanes give them; of actions with several parts the
+        rows of numbers [lanes, W] that lanes take."""
+        return self._act(observations, rewards, greedy=False)
 
     def predict(
         self,
@@ -119,7 +130,7 @@ class Policy:
         """
         if episode_start is not None:
             self.reset(np.atleast_1d(np.asarray(episode_start, bool)))
-        return self._act(observation, reward, deterministic), None
+        return self._unpacked(self._act(observation, reward, deterministic)), None
 
     def reset(self, lanes: Any = None) -> None:
         """`lanes` (bool [lanes], or their numbers) begin an episode with their target; by default
@@ -138,16 +149,9 @@ class Policy:
         self.engine.keep(chosen)
 
     def _act(self, observation: Any, reward: Any, greedy: bool) -> Any:
-        seen = np.asarray(observation)
-        single = self.lanes == 1 and seen.shape == self.observation_shape
-        if not single and seen.shape != (self.lanes, *self.observation_shape):
-            raise UserError(
-                f"observation has shape {list(seen.shape)}; this policy takes "
-                f"{[self.lanes, *self.observation_shape]}"
-            )
+        seen, single = self.seen(observation, self.lanes)
         if self.counts_rewards:
             self._count(reward)
-        seen = seen[None] if single else seen
         action = self._decode_action(self.engine.step(self._inputs(seen)), greedy)
         # remembered is a copy, since its user may change it; discrete actions are counted from 0
         self.action = action - self.spec.action_start if self.spec.discrete else action.copy()
@@ -177,8 +181,10 @@ class Policy:
         """Predictions [lanes, A] -> actions as the environment takes them, or numbers [lanes]."""
         if not self.spec.discrete:
             action = predicted * self.action_scale
-            if isinstance(self.space, spaces.Box):
-                action = action.clip(self.space.low, self.space.high)
+            if self.codec is not None:
+                action = self._decode_parts(action, greedy)
+            if self.limits is not None:
+                action = action.clip(*self.limits).astype(np.float32, copy=False)
             return action
         if self.config.temperature and not greedy:  # the likeliest under Gumbel noise is a sample
             noise = gumbel_noise(self.seed, self.timestep, predicted.shape[-1])
@@ -187,6 +193,20 @@ class Policy:
         if isinstance(self.space, spaces.Discrete):  # fewer than the data's numbers allow for
             action = action.clip(self.space.start, self.space.start + self.space.n - 1)
         return action
+
+    def _decode_parts(self, predicted: np.ndarray, greedy: bool) -> np.ndarray:
+        """Predictions [lanes, A] -> rows [lanes, W]"""
+        assert self.codec is not None
+        if not self.config.temperature or greedy:
+            return self.codec.choose(predicted)
+        noise = gumbel_noise(self.seed, self.timestep, predicted.shape[-1])
+        return self.codec.choose(predicted, noise, self.config.temperature)
+
+    def _unpacked(self, action: Any) -> Any:
+        """As the environment takes it, where it takes no vector and no number; of lanes nested as
+        a vectorised environment does."""
+        table = self.spec.action_space
+        return action if table is None else table.unpack(action)
 
     def _mask(self, lanes: Any) -> np.ndarray:
         """[lanes] bool"""
@@ -227,6 +247,14 @@ class Policy:
             if not np.allclose(native.step(inputs), expected, rtol=1e-3, atol=1e-3, equal_nan=True):
                 return False
         return True
+
+
+def _limits(space: spaces.Space[Any], width: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """Lowest and highest actions [W], or of lanes [lanes, W]."""
+    if isinstance(space, spaces.Box) and space.shape[-1:] == (width,):
+        return space.low, space.high
+    table = table_of(space, acts=True)
+    return table.limits(space) if table.width == width else None
 
 
 def load_policy(

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from decision_seq.agents import SequenceAgent
-from decision_seq.agents.fit import check_fit, check_origin
+from decision_seq.agents.fit import check_fit, check_left_out, check_origin
 from decision_seq.agents.return_prior import ensure_prior
 from decision_seq.data.store import EpisodeStore, open_store
 from decision_seq.data.tools.info import read_summary, remarks, write_summary
@@ -118,13 +118,17 @@ def _train(
     check_run_folder(config, out, resume)
     world.check(config.train.batch_size)
     store = open_store(config.data.sources)
+    check_left_out(store, config.data.leave_out)
     random = RandomStream(config.seed, device)
     with random:
         agent = SequenceAgent.for_dataset(config.agent, store).to(device)
-    env = make(config.env)
-    check_origin(store, env)
-    check_fit(agent.spec, env)
-    env.close()
+    if config.env is not None:
+        env = make(config.env)
+        check_origin(store, env)
+        check_fit(agent.spec, env)
+        env.close()
+    elif config.eval.interval:
+        raise UserError("eval.interval asks for rollouts, but no env is named; add `env:`")
     if world.is_rank_zero:
         for line in remarks(store):
             print(line, file=sys.stderr)
@@ -281,6 +285,7 @@ def make_samplers(
             device,
             full=config.data.windows == "full",
             weights=weights,
+            stack=config.agent.frame_stack,
         )
 
     return windows(training), validation_samplers(held_out, store, windows)

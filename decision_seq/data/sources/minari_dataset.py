@@ -19,10 +19,11 @@ from gymnasium.envs.registration import EnvSpec
 
 from decision_seq.data.episodes import Episodes, from_flat
 from decision_seq.data.findings import Finding
-from decision_seq.data.frames import array_on_disk, release, single_frames
-from decision_seq.data.sources.episode_list import HAND_OVER, check_alike, end_to_end
+from decision_seq.data.frames import array_on_disk, is_vector, release, single_frames
+from decision_seq.data.sources.episode_list import check_alike, end_to_end
 from decision_seq.envs.registry import identity_of
 from decision_seq.errors import UserError
+from decision_seq.spaces.table import table_of, to_json
 
 ID = re.compile(r"([\w-]+/)*[\w-]+-v\d+")
 REMOTE = re.compile(r"(?:hf|gcp)://[^/]+/(.+)")
@@ -96,12 +97,13 @@ def is_local(dataset_id: str) -> bool:
 
 
 def read(dataset_id: str) -> Episodes:
-    """Read a local dataset. Raises UserError if it is damaged or its spaces are not plain."""
+    """Read a local dataset. Raises UserError if it is damaged or has spaces that are not read."""
     import minari
 
     try:
         dataset = minari.load_dataset(dataset_id)
-        episodes, frames = _episodes(dataset_id, dataset)
+        read = Reader(dataset_id, dataset)
+        episodes = [read(episode) for episode in dataset.iterate_episodes()]
         metadata = dataset.storage.metadata
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise UserError(
@@ -111,20 +113,12 @@ def read(dataset_id: str) -> Episodes:
     if not episodes:
         raise UserError(f"{dataset_id}: has no episodes; an empty dataset trains nothing")
     for episode in episodes:
-        if not isinstance(episode.observations, np.ndarray) or not isinstance(
-            episode.actions, np.ndarray
-        ):
-            raise UserError(
-                f"{dataset_id}: observations or actions are not plain arrays; only Box and "
-                "Discrete spaces are supported: lay the parts of a step end to end, and "
-                f"{HAND_OVER}"
-            )
         if len(episode.rewards) == 0:
             raise UserError(f"{dataset_id}: episode {episode.id} has no steps; remove it")
         _check_episode(f"{dataset_id}: episode {episode.id}", episode, episodes[0])
     keys = ("ref_min_score", "ref_max_score")
     scores = {key: float(metadata[key]) for key in keys if metadata.get(key) is not None}
-    info: dict[str, Any] = scores | _environments(dataset)
+    info: dict[str, Any] = scores | _environments(dataset) | read.tables()
     if isinstance(dataset.action_space, spaces.Discrete):
         info["action_count"] = int(dataset.action_space.n)
         info["action_start"] = int(dataset.action_space.start)
@@ -136,8 +130,8 @@ def read(dataset_id: str) -> Episodes:
     flat = from_flat(
         dataset_id,
         end_to_end([e.observations[: len(e.rewards)] for e in episodes])
-        if frames is None
-        else frames,
+        if read.images is None
+        else read.images,
         end_to_end([e.actions for e in episodes]),
         end_to_end([e.rewards for e in episodes]),
         terminated,
@@ -179,22 +173,58 @@ def _wrapped(spec: EnvSpec | None) -> Iterator[Finding]:
         )
 
 
-def _episodes(dataset_id: str, dataset: Any) -> tuple[list[Any], np.ndarray | None]:
-    """All episodes. If they hold frames, these are on disk, one a step end to end, [N, H, W]."""
-    episodes, frames, row = [], None, 0
-    for episode in dataset.iterate_episodes():
-        seen, steps = episode.observations, len(episode.rewards)
-        if isinstance(seen, np.ndarray) and seen.dtype == np.uint8 and seen.ndim > 2:
-            seen = single_frames(dataset_id, seen[:steps])
-            if frames is None:
-                frames = array_on_disk((int(dataset.total_steps), *seen.shape[1:]))
-            check_alike(f"{dataset_id}: episode {episode.id}", "observations", seen, frames)
-            frames[row : row + steps] = seen
-            release(frames)
-            episode = dataclasses.replace(episode, observations=frames[row : row + steps])
-        episodes.append(episode)
-        row += steps
-    return episodes, frames
+class Reader:
+    """Episodes of a dataset with their steps as they are kept; images, and records that hold some,
+    are on disk, one a step end to end."""
+
+    def __init__(self, dataset_id: str, dataset: Any) -> None:
+        self.name, self.steps, self.row = dataset_id, int(dataset.total_steps), 0
+        self.images: np.ndarray | None = None
+        tables = []
+        for what in ("observation", "action"):
+            try:
+                tables.append(table_of(getattr(dataset, f"{what}_space"), acts=what == "action"))
+            except UserError as error:
+                raise UserError(f"{dataset_id}: its {what}s: {error}") from None
+        seen, acts = tables
+        self.seen = None if seen.plain_observation or seen.is_gray else seen
+        self.acts = None if acts.plain_action else acts
+        jpeg = getattr(dataset.storage, "jpeg_encoding", False)
+        self.lossy = {"images": "jpeg"} if seen.images and jpeg else {}
+
+    def tables(self) -> dict[str, Any]:
+        """What a dataset's `info` says of them."""
+        tables = {"observation_space": self.seen, "action_space": self.acts}
+        found: dict[str, Any] = {k: to_json(table) for k, table in tables.items() if table}
+        left_out = {"left_out": self.seen.texts} if self.seen and self.seen.texts else {}
+        return found | left_out | self.lossy
+
+    def __call__(self, episode: Any) -> Any:
+        place, steps = f"{self.name}: episode {episode.id}", len(episode.rewards)
+        seen, acts = episode.observations, episode.actions
+        try:
+            if self.seen is not None:
+                seen = (self.seen.observe if self.seen.images else self.seen.vector)(seen)
+            if self.acts is not None:
+                acts = self.acts.pack(acts)
+                acts = acts if acts.dtype.kind == "f" else acts.astype(np.float32)
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            raise UserError(f"{place}: does not fit the dataset's spaces ({error})") from None
+        episode = dataclasses.replace(episode, observations=seen, actions=acts)
+        if not isinstance(seen, np.ndarray) or is_vector(seen):
+            return episode
+        if self.seen is None and seen.dtype == np.uint8:
+            seen = single_frames(self.name, seen)
+        return dataclasses.replace(episode, observations=self._on_disk(place, seen[:steps]))
+
+    def _on_disk(self, place: str, seen: np.ndarray) -> np.ndarray:
+        if self.images is None:
+            self.images = array_on_disk((self.steps, *seen.shape[1:]), seen.dtype)
+        check_alike(place, "observations", seen, self.images)
+        first, self.row = self.row, self.row + len(seen)
+        self.images[first : self.row] = seen
+        release(self.images)
+        return self.images[first : self.row]
 
 
 def _check_episode(place: str, episode: Any, first: Any) -> None:

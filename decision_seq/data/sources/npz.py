@@ -22,11 +22,13 @@ from decision_seq.data.episodes import Episodes, from_flat
 from decision_seq.data.findings import Finding, from_plain
 from decision_seq.data.sources.episode_list import HAND_OVER
 from decision_seq.errors import UserError
+from decision_seq.spaces.table import from_json, to_json
 
 KEYS = ("observations", "actions", "rewards", "terminations", "truncations")
 META = {"env_id": "env_id", "ref_min": "ref_min_score", "ref_max": "ref_max_score"}
 META |= {"eval_env_id": "eval_env_id", "rewards": "rewards"}  # theirs: ours
 META |= {"action_count": "action_count", "action_start": "action_start"}
+TABLES = ("observation_space", "action_space")  # as spaces.Table writes them
 EPISODE_KEYS = ("episode_seeds", "incomplete_episodes")
 # theirs: ours. The first two as in D4RL's files; the last is our own old name
 ALIASES = {"terminals": "terminations", "timeouts": "truncations"}
@@ -115,7 +117,10 @@ def _info(path: Path, meta: str) -> tuple[dict[str, Any], list[Finding]]:
             if key in info and type(info[key]) is not kind:
                 raise TypeError
         scores = ("ref_min_score", "ref_max_score")
-        return info | {key: float(info[key]) for key in scores if key in info}, findings
+        info |= {key: float(info[key]) for key in scores if key in info}
+        return info | {
+            key: to_json(from_json(data[key], key)) for key in TABLES if key in data
+        }, findings
     except (ValueError, TypeError, KeyError, AttributeError):
         raise UserError(
             f"{path}: `meta` is not a JSON object with texts `env_id`, `rewards` and numbers "

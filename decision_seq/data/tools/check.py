@@ -78,9 +78,9 @@ def environment_of(episodes: Episodes, name: str | None) -> Env | None:
     own = named_by_data(next(iter(recorded(episodes.info)), None))
     if own is None or own.startswith("ALE/"):
         return None
-    vectors = episodes.observations.ndim == 2
+    plain = episodes.observations.ndim == 2 and "observation_space" not in episodes.info
     try:
-        return make(stand_in(own, episodes.observations.shape[1] if vectors else None))
+        return make(stand_in(own, episodes.observations.shape[1] if plain else None))
     except UserError:
         return None
 
@@ -131,6 +131,7 @@ def write_npz(path: Path, episodes: Episodes, which: np.ndarray) -> None:
     rows = np.concatenate([np.arange(episodes.offsets[m], episodes.offsets[m + 1]) for m in which])
     info = episodes.info
     meta = {theirs: info[ours] for theirs, ours in npz.META.items() if ours in info}
+    meta |= {key: info[key] for key in npz.TABLES if key in info}
     first = info.get("action_start", 0)  # files hold what the environment took
     if episodes.findings:
         meta["findings"] = [finding.plain() for finding in episodes.findings]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -97,26 +98,45 @@ def _episode(env: Any, start: Callable[[Any], Act], seed: int, limit: int) -> di
     """One episode, truncated after `limit` steps."""
     observation, _ = env.reset(seed=seed)
     act = start(env)
-    observations, actions = [np.array(observation)], []
+    observations, actions = [copy.deepcopy(observation)], []
     rewards, terminations, truncations = [], [], []
     ended = False
     while not ended:
         action = act(observation)
-        actions.append(np.array(action))  # copies: both may use their buffers again
+        actions.append(copy.deepcopy(action))  # copies: both may use their buffers again
         observation, reward, terminated, truncated, _ = env.step(action)
-        observations.append(np.array(observation))
+        observations.append(copy.deepcopy(observation))
         rewards.append(float(reward))
         terminations.append(bool(terminated))
         truncations.append(bool(truncated or len(rewards) == limit))
         ended = terminations[-1] or truncations[-1]
     return {
         "seed": seed,
-        "observations": np.stack(observations),  # [T + 1, S], or frames [T + 1, 84, 84]
-        "actions": np.stack(actions),  # [T, A], or [T]
+        "observations": _columns(observations),  # [T + 1, ...], nested as the space is
+        "actions": _columns(actions),  # [T, ...]
         "rewards": rewards,
         "terminations": terminations,
         "truncations": truncations,
     }
+
+
+def _columns(rows: list[Any]) -> Any:
+    """Arrays of what the rows hold, nested as these are; texts as a list."""
+    first = rows[0]
+    if isinstance(first, Mapping):
+        return {key: _columns([row[key] for row in rows]) for key in first}
+    if isinstance(first, tuple):
+        return tuple(_columns([row[i] for row in rows]) for i in range(len(first)))
+    return rows if isinstance(first, str) else np.stack([np.asarray(row) for row in rows])
+
+
+def _size(value: Any) -> int:
+    """Bytes of arrays, nested or not."""
+    if isinstance(value, Mapping):
+        return sum(map(_size, value.values()))
+    if isinstance(value, tuple):
+        return sum(map(_size, value))
+    return np.asarray(value).nbytes
 
 
 def _store(
@@ -127,8 +147,8 @@ def _store(
     from minari.data_collector.episode_buffer import EpisodeBuffer
 
     target = minari_dataset.folder(dataset_id)
-    columns = [np.asarray(column) for buffer in buffers for column in buffer.values()]
-    check_space(target, 2 * sum(column.nbytes for column in columns) + 1_000_000)
+    size = sum(_size(column) for buffer in buffers for column in buffer.values())
+    check_space(target, 2 * size + 1_000_000)
     reference = reference_returns(str(registry.identity_of(env.spec)))
     scores = dict(zip(("ref_min_score", "ref_max_score"), reference or (), strict=False))
     with temporary_storage(target) as temporary, warnings.catch_warnings():

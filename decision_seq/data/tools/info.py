@@ -32,7 +32,10 @@ def summarize(store: EpisodeStore, env: str | None = None) -> dict[str, Any]:
         "episodes": store.episodes,
         "steps": store.steps,
         "observation_shape": list(store.observations.shape[1:]),
-        "actions": f"{store.action_dim} {'discrete' if store.discrete else 'continuous'}",
+        **({"observations": str(store.observation_table)} if store.observation_table else {}),
+        "actions": str(store.action_table)
+        if store.action_table
+        else f"{store.action_dim} {'discrete' if store.discrete else 'continuous'}",
         "return_mean": mean,
         "return_std": float(returns.std()),
         "return_min": float(returns.min()),
@@ -47,7 +50,7 @@ def summarize(store: EpisodeStore, env: str | None = None) -> dict[str, Any]:
 def remarks(store: EpisodeStore) -> list[str]:
     """Sentences on what whoever trains on the data should know: constant columns, and what had to
     be guessed or could not be kept on reading."""
-    found = [*store.findings, *filter(None, [constant(store.observations)])]
+    found = [*store.findings, *filter(None, [constant(store)])]
     return [f"{store.name}: {finding}" for finding in found]
 
 
@@ -57,8 +60,9 @@ def own_references(info: Mapping[str, Any]) -> tuple[float, float] | None:
     return None if low is None or high is None else (float(low), float(high))
 
 
-def write_summary(path: Path, store: EpisodeStore, env: str) -> None:
-    """The summary and every episode's return as JSON, for evaluation in `env` and for reports."""
+def write_summary(path: Path, store: EpisodeStore, env: str | None) -> None:
+    """The summary and every episode's return as JSON, for evaluation in `env`, if there is one, and
+    for reports."""
     returns = [round(float(r), 3) for r in store.episode_returns]
     kept = {k: store.info[k] for k in ("ref_min_score", "ref_max_score") if k in store.info}
     write_text(path, json.dumps(summarize(store, env) | kept | {"returns": returns}))

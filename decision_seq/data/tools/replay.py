@@ -10,13 +10,15 @@ from an observation, the recorded action applied, and next observation and rewar
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
 
-from decision_seq.data.columns import ROUNDING, least_deviation, magnitude
+from decision_seq.data.columns import ROUNDING, least_deviation, magnitude, numbers_in
 from decision_seq.data.episodes import Episodes
+from decision_seq.spaces.steps import StepForm
 
 SAMPLE = 256  # single steps
 SEEDED_EPISODES, SEEDED_STEPS = 8, 20  # few steps, since rounding grows in a chaotic system
@@ -49,28 +51,35 @@ def replay_single_steps(episodes: Episodes, env: gym.Env[Any, Any]) -> Found | N
 
 def replay_from_seeds(episodes: Episodes, env: gym.Env[Any, Any]) -> Found | None:
     """The same for whole beginnings of episodes, where their seeds are known."""
-    rows, simulated = [], []
+    rows, simulated, form = [], [], StepForm(env)
     for m, seed in enumerate(episodes.seeds[:SEEDED_EPISODES]):
         observation, _ = env.reset(seed=seed)
         start = int(episodes.offsets[m])
         for row in range(start, min(start + SEEDED_STEPS, int(episodes.offsets[m + 1]))):
-            before = np.array(observation, np.float64).reshape(-1)  # it may be changed by the step
-            observation, reward, *_ = env.step(_action(episodes, row))
+            before = np.array(form.observe(observation))  # it may be changed by the step
+            before = _flat(before[None], episodes.info)[0]
+            observation, reward, *_ = env.step(form.action(_row(episodes, row)))
             rows.append(row)
             simulated.append(np.append(before, float(reward)))
     if not rows:
         return None
     if episodes.info.get("rewards") == "clipped":
         simulated = [np.append(row[:-1], np.clip(row[-1], -1, 1)) for row in simulated]
-    recorded = np.column_stack([_flat(episodes.observations[rows]), episodes.rewards[rows]])
-    some = _flat(episodes.observations[: 4 * SAMPLE])
+    recorded = np.column_stack(
+        [_flat(episodes.observations[rows], episodes.info), episodes.rewards[rows]]
+    )
+    some = _flat(episodes.observations[: 4 * SAMPLE], episodes.info)
     usual = _usual(np.diff(some, axis=0), some, episodes.rewards)
     differences = np.abs(np.array(simulated) - recorded) - ROUNDING * np.abs(recorded)
     return _found(episodes, env, np.array(rows), differences / usual, "replayed from stored seeds")
 
 
-def _flat(observations: np.ndarray) -> np.ndarray:
-    """[N, ...] -> [N, S] float64."""
+def _flat(observations: np.ndarray, info: Mapping[str, Any]) -> np.ndarray:
+    """[N, ...] -> [N, S] float64; of records their vectors, without images; nothing of images that
+    JPEG changed."""
+    observations = numbers_in(observations)
+    if "images" in info and observations.ndim > 2:
+        observations = observations[:, :0]
     return observations.reshape(len(observations), -1).astype(np.float64)
 
 
@@ -111,11 +120,11 @@ def _found(
     )
 
 
-def _action(episodes: Episodes, row: int) -> Any:
-    """As the environment takes it."""
+def _row(episodes: Episodes, row: int) -> Any:
+    """A recorded action, discrete ones as the environment counts them."""
     if episodes.actions.ndim == 1:
         return int(episodes.actions[row]) + episodes.info.get("action_start", 0)
-    return np.array(episodes.actions[row])  # an environment may clip it in place
+    return np.array(episodes.actions[row])
 
 
 def _sample(episodes: Episodes, name: str, env: gym.Env[Any, Any]) -> np.ndarray:
@@ -150,7 +159,7 @@ def _deviations(
     for i, row in enumerate(rows):
         position = np.concatenate([np.zeros(hidden), before[i, : model.nq - hidden]])
         simulator.set_state(position, before[i, model.nq - hidden :])
-        observation, reward, *_ = simulator.step(_action(episodes, row))
+        observation, reward, *_ = simulator.step(_row(episodes, row))
         simulated[i] = np.append(observation[:width], reward)
     rounding = AMPLIFIED * ROUNDING * np.append(magnitude(before), magnitude(rewards))
     return (np.abs(simulated - recorded) - rounding) / _usual(after - before, before, rewards)

@@ -7,7 +7,7 @@ length) is an error on reading already, one sentence.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gymnasium as gym
@@ -15,12 +15,14 @@ import numpy as np
 from gymnasium import spaces
 
 from decision_seq.data.columns import constant
-from decision_seq.data.episodes import Episodes
+from decision_seq.data.episodes import Episodes, describe, numbers_of
 from decision_seq.data.findings import Finding, Severity
 from decision_seq.data.origin import recorded
 from decision_seq.data.tools.replay import replay_from_seeds, replay_single_steps
 from decision_seq.envs.registry import identity_of, named_by_data
 from decision_seq.envs.variants import fitting
+from decision_seq.spaces.steps import StepForm, alike
+from decision_seq.spaces.table import Table, from_json
 
 ACTION_TOLERANCE = 1e-4  # float32 of a clipped action may lie this far outside
 LONG_EPISODE = 100  # without an environment, episodes this long may have met a time limit
@@ -34,10 +36,7 @@ Rule = Callable[[Episodes, Env | None], Finding | None]
 def not_finite(episodes: Episodes, _env: Env | None) -> Finding | None:
     """NaN, infinity and what float32 cannot hold in observations, actions or rewards."""
     places, bad, count = [], [], 0
-    for name in ("observations", "actions", "rewards"):
-        array = getattr(episodes, name)
-        if array.dtype.kind != "f":
-            continue
+    for name, array in numbers_of(episodes):
         flat = array.reshape(len(array), -1)
         rows, columns = np.nonzero(~np.isfinite(flat))
         count += len(rows)
@@ -64,18 +63,21 @@ def misfit(episodes: Episodes, env: Env | None) -> Finding | None:
         return None
     name = str(identity_of(env.spec)) if env.spec else "the environment"
     fix = "name the environment that the data came from with --env"
-    shape, seen = env.observation_space.shape, episodes.observations.shape[1:]
-    if shape != seen:
-        found = f"observations have shape {seen}, {name} gives {shape}"
+    form, seen = StepForm(env), episodes.observations
+    own_actions = table_in(episodes.info, "action_space")
+    if not form.holds(seen) or not fits(table_in(episodes.info, "observation_space"), form):
+        found = f"observations are {describe(seen)}, {name} gives {form.observations}"
         own = named_by_data(next(iter(recorded(episodes.info)), None))
-        if len(seen) == 1 and (variant := fitting(own, name, seen[0])):
+        width = seen.shape[1] if seen.ndim == 2 else 0
+        if width and (variant := fitting(own, name, width)):
             fix = f"{variant} gives that shape: use it with --env and in the config"
-    elif isinstance(env.action_space, spaces.Discrete) != (episodes.actions.ndim == 1):
+    elif form.discrete != (episodes.actions.ndim == 1):
         kind = "numbers" if episodes.actions.ndim == 1 else "vectors"
         found = f"actions are {kind}, {name} takes {env.action_space}"
-    elif episodes.actions.ndim == 2 and episodes.actions.shape[1:] != env.action_space.shape:
-        width = episodes.actions.shape[1]
-        found = f"actions have width {width}, {name} takes {env.action_space.shape}"
+    elif own_actions and not alike(own_actions, form.actions):
+        found = f"actions are {own_actions}, {name} takes {form.actions}"
+    elif not form.discrete and episodes.actions.shape[1] != form.actions.width:
+        found = f"actions have width {episodes.actions.shape[1]}, {name} takes {env.action_space}"
     else:
         return None
     return Finding("error", "misfit", len(episodes.lengths), found, fix)
@@ -94,9 +96,12 @@ def actions_outside(episodes: Episodes, env: Env | None) -> Finding | None:
         kind: Severity = "error"
         limits, fix = f"{low} to {high}", CLEAN
     else:
-        fits = isinstance(space, spaces.Box) and space.shape == actions.shape[1:]
-        lower = space.low if fits else np.full(actions.shape[1], -1.0)  # type: ignore[union-attr]
-        upper = space.high if fits else np.full(actions.shape[1], 1.0)  # type: ignore[union-attr]
+        table = table_in(episodes.info, "action_space")
+        lower, upper = np.full((2, actions.shape[1]), [[-1.0], [1.0]])
+        if space is not None and StepForm(env).actions.width == actions.shape[1]:
+            lower, upper = StepForm(env).limits()
+        elif table is not None and not all(leaf.scaled for leaf in table.numbers):
+            return None  # choices were compared with their counts when they were read
         excess = np.maximum(lower - actions, actions - upper).max(axis=1)
         beyond = (excess > ACTION_TOLERANCE) & np.isfinite(excess)  # NaN is another rule's
         kind = "warning"
@@ -225,7 +230,7 @@ def arguments(episodes: Episodes, _env: Env | None) -> Finding | None:
 
 def constants(episodes: Episodes, _env: Env | None) -> Finding | None:
     """Observation columns that never change."""
-    return constant(episodes.observations)
+    return constant(episodes)
 
 
 def repeats(episodes: Episodes, _env: Env | None) -> Finding | None:
@@ -292,6 +297,16 @@ RULES: tuple[Rule, ...] = (
 def _limit(env: Env | None) -> int | None:
     """Steps after which the environment ends an episode, where that is known."""
     return env.spec.max_episode_steps if env is not None and env.spec else None
+
+
+def table_in(info: Mapping[str, Any], key: str) -> Table | None:
+    """The table of observations or actions that `info` names."""
+    return from_json(info[key], key) if key in info else None
+
+
+def fits(table: Table | None, form: StepForm) -> bool:
+    """Whether observations of `table` are the environment's; unknown ones are by their shape."""
+    return table is None or form.stacked or alike(table, form.observations)
 
 
 def place(episodes: Episodes, row: int | np.integer[Any]) -> str:

@@ -36,6 +36,8 @@ def finished(
     run: Path, config: RunConfig, evaluations: Sequence[Evaluation] = (Evaluation(),)
 ) -> bool:
     """Whether the run folder holds every row that the `evaluations` of `config` give."""
+    if config.env is None:  # what has no simulator is trained
+        return has_checkpoint(run) and read_index(run)["last"]["step"] >= config.train.steps
     rows = [r for r in read_rows(run) if r["env"] == env_id(config.env)]
     validation = read_index(run)["validation"]["step"] if has_checkpoint(run) else None
     steps = {"last": config.train.steps, "validation": validation}

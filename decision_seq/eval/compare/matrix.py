@@ -67,7 +67,8 @@ def load_matrix(path: Path, out: Path, assignments: Sequence[str] = ()) -> list[
                     config = run_config(base, fields, f"{path} ({base_path.name})")
                     parts = [agent, option, dataset, f"seed{seed}"]
                     name = "_".join(filter(None, parts))
-                    jobs.append(Job(name, config, matrix.evaluations, out))
+                    evaluations = matrix.evaluations if config.env is not None else ()
+                    jobs.append(Job(name, config, evaluations, out))
     if not jobs or not matrix.evaluations:
         raise UserError(
             f"{path}: agents, datasets, seeds and evaluations must each name at least one"

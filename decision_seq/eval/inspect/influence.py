@@ -146,7 +146,10 @@ def full_windows(
             f"the {length} of a window; choose a smaller --context-length"
         )
     returns = agent.config.returns
-    sampler = WindowSampler(store, episodes, length, returns, seed, agent.device, full=True)
+    stack = agent.config.frame_stack
+    sampler = WindowSampler(
+        store, episodes, length, returns, seed, agent.device, full=True, stack=stack
+    )
     return sampler.batch(0, count)
 
 

@@ -220,8 +220,8 @@ def _as_trained(store: EpisodeStore, config: RunConfig) -> EpisodeStore:
 
 
 def _check_data(agent: SequenceAgent, store: EpisodeStore) -> None:
-    spec, shape = agent.spec, store.observations.shape[1:]
-    found = (shape, store.discrete, store.action_dim)
+    spec, shape, acts = agent.spec, store.observations.shape[1:], store.action_table
+    found = (shape, store.discrete, acts.features if acts else store.action_dim)
     if found != (spec.observation_shape, spec.discrete, spec.action_dim):
         raise UserError(
             f"{store.name}: its observations {shape} or actions ({store.action_dim}) do not fit "
@@ -235,6 +235,12 @@ def _window(
 ) -> Batch:
     """Steps `first` to `last` of one episode."""
     sampler = WindowSampler(
-        store, np.array([episode]), last - first + 1, agent.config.returns, SEED, agent.device
+        store,
+        np.array([episode]),
+        last - first + 1,
+        agent.config.returns,
+        SEED,
+        agent.device,
+        stack=agent.config.frame_stack,
     )
     return sampler.windows(torch.tensor([first]))

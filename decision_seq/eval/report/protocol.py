@@ -84,7 +84,7 @@ def commands(runs: Sequence[Run]) -> list[str]:
 def _training(run: Run, folder: str) -> list[str]:
     """The command that trains the run as far as the reported checkpoint."""
     words = ["decision-seq", "train", str(run.folder / "config.yaml"), "--out", folder]
-    step, settings = run.rows[0]["step"], run.config.train
+    step, settings = run.reported_step, run.config.train
     if step == settings.steps or settings.schedule != "constant":
         return words  # where the learning rate depends on the number of steps, it stays
     return [*words, "--set", f"train.steps={step}"]
@@ -108,11 +108,15 @@ def _evaluations(run: Run, folder: str) -> Iterator[str]:
                 yield shlex.join(["decision-seq", "evaluate", folder, *words])
 
 
+def _canonical(env: str) -> str:
+    typed = Identity.parse(env)  # its module is not imported for a report
+    return str(Identity(NAMES.get(typed.id.lower(), typed.id), typed.arguments))
+
+
 def _evaluation(run: Run, done: Row, targets: Sequence[float], seeds: range) -> list[str]:
     """The options of a command: what was `done`, where it differs from the run's config."""
     plan, quantile = run.config.eval, done["target_quantile"]
-    typed = Identity.parse(run.config.env)  # its module is not imported for a report
-    planned_env = str(Identity(NAMES.get(typed.id.lower(), typed.id), typed.arguments))
+    planned_env = None if run.config.env is None else _canonical(run.config.env)
     options = [
         ("--checkpoint", done["checkpoint"], "last"),
         ("--env", done["env"], planned_env),

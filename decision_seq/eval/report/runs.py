@@ -27,7 +27,7 @@ POINTS = 300  # of a learning curve; longer ones are averaged over neighbours
 class Settings:
     """The part of a run's config that a report is about: all but its agent, which needs torch."""
 
-    env: str
+    env: str | None  # none of logs without a simulator
     name: str  # of the agent
     seed: int = 0
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -96,9 +96,14 @@ class Run:
         return steps.tolist(), values.tolist()
 
     @property
+    def reported_step(self) -> int:
+        """Of the checkpoint that is reported."""
+        return int(self.rows[0]["step"] if self.rows else self.newest.get("last", 0))
+
+    @property
     def _trained(self) -> list[dict[str, Any]]:
         """Rows of metrics.jsonl up to the checkpoint that is reported."""
-        return [row for row in self.metrics if row["step"] <= self.rows[0]["step"]]
+        return [row for row in self.metrics if row["step"] <= self.reported_step]
 
     @property
     def training_seconds(self) -> float | None:
@@ -146,12 +151,13 @@ def load_settings(path: Path) -> Settings:
 
 def load_run(folder: Path) -> Run:
     """Read what the report needs. Raises UserError if the run's last checkpoint was never
-    evaluated."""
+    evaluated, though it has an environment."""
     dataset = read_summary(folder / "dataset.json")
     everything = read_rows(folder)
-    if not any(row["checkpoint"] == "last" for row in everything):
-        raise UserError(f"{folder}: has no evaluation; run `decision-seq evaluate {folder}` first")
     config = load_settings(folder / "config.yaml")
+    unrolled = not any(row["checkpoint"] == "last" for row in everything)
+    if unrolled and config.env is not None:
+        raise UserError(f"{folder}: has no evaluation; run `decision-seq evaluate {folder}` first")
     inspection = read_inspection(folder / "inspect.json")
     run = Run(folder, config, dataset, [], config.name, inspection)
     run.rows, run.others = split_rows(everything, run.newest.get("last"))
@@ -161,7 +167,7 @@ def load_run(folder: Path) -> Run:
 def split_rows(everything: Sequence[Row], newest: int | None) -> tuple[list[Row], list[Row]]:
     """Rows of the last checkpoint, that of step `newest` if there are any, and all others."""
     steps = [row["step"] for row in everything if row["checkpoint"] == "last"]
-    final = newest if newest in steps else max(steps)
+    final = newest if newest in steps else max(steps, default=None)
     is_final = [row["checkpoint"] == "last" and row["step"] == final for row in everything]
     rows = [row for row, of_it in zip(everything, is_final, strict=True) if of_it]
     return rows, [row for row, of_it in zip(everything, is_final, strict=True) if not of_it]
@@ -202,6 +208,8 @@ def outdated(runs: Iterable[Run]) -> list[str]:
     """A sentence for each run whose rows are not of the checkpoint that it holds now."""
     sentences = []
     for run in runs:
+        if not run.rows:
+            continue
         row = run.rows[0]
         if older := run.older(row):
             sentences.append(

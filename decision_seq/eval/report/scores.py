@@ -256,7 +256,9 @@ def summary(
             f"Over all {len(pooled_tasks(tasks))} tasks with normalized scores, "
             f"{overall[0].better} has the highest interquartile mean. {verdict(overall)}"
         )
-    fewest = min(len(s.seeds) for s in scores)
+    if unrolled := ", ".join(dict.fromkeys(run.agent for run in runs if not run.rows)):
+        sentences.append(f"Without an environment, and so without rollouts: {unrolled}.")
+    fewest = min((len(s.seeds) for s in scores), default=stats.FEWEST)
     if fewest < stats.FEWEST:
         sentences.append(
             f"With {fewest} training seed{'s' if fewest > 1 else ''} these numbers can be "

@@ -75,8 +75,10 @@ def sections(data: Data) -> list[Section]:
     return [section for maker in makers if (section := maker(data)) is not None]
 
 
-def scores(data: Data) -> Section:
+def scores(data: Data) -> Section | None:
     """The score table."""
+    if not data.scores:
+        return None
     rows = []
     for s in data.scores:
         spread = f" ± {s.spread:.1f}" if len(s.seeds) > 1 else ""
@@ -171,8 +173,10 @@ def together(data: Data) -> Section | None:
     )
 
 
-def targets(data: Data) -> Section:
+def targets(data: Data) -> Section | None:
     """Target against achieved return."""
+    if not data.scores:
+        return None
     drawn = tuple(
         Figure(
             partial(figures.target_return, data.runs, name, data.style),
@@ -304,8 +308,10 @@ def contexts(data: Data) -> Section | None:
     )
 
 
-def cost(data: Data) -> Section:
+def cost(data: Data) -> Section | None:
     """Parameters, time and memory."""
+    if not data.costs:
+        return None
     drawn, of = [], "; ".join(dict.fromkeys(c.checkpoint for c in data.costs))
     if len({(c.context_length, c.lanes) for c in data.costs}) > 1:
         for field, label in (

@@ -13,6 +13,7 @@ import torch
 from decision_seq.agents import SequenceAgent
 from decision_seq.agents.fit import check_fit
 from decision_seq.agents.return_prior import ReturnPrior
+from decision_seq.envs.atari import FRAME_STACK
 from decision_seq.envs.fastest import open_lanes
 from decision_seq.envs.lanes import Lanes
 from decision_seq.envs.quiet import quiet_mujoco
@@ -90,7 +91,7 @@ def rollout(
             return prior.propose(observations, target_quantile)
         return torch.tensor(lane_targets, dtype=torch.float64) if rule == "given" else None
 
-    lanes = open_lanes(env, len(lane_seeds))
+    lanes = open_lanes(env, len(lane_seeds), agent.config.frame_stack or FRAME_STACK)
     if max_steps is None and lanes.limit is None:
         max_steps = PATIENCE * (agent.spec.max_timestep + 1)
     known = scoring(lanes.id) if references is None else references
@@ -203,7 +204,7 @@ def _run(
         if active[going].mean() <= KEPT:
             policy.keep(active[going])
             going = going[active[going]]
-        taken[going] = policy.act(observations[going], rewards[going])
+        taken[going] = policy.act_rows(observations[going], rewards[going])
         observations, rewards, terminated, truncated = lanes.step(taken, active)
         records.milliseconds[active] += 1e3 * (time.perf_counter() - start)
         records.returns[active] += rewards[active]

@@ -34,6 +34,8 @@ def evaluation_config(run: Path, env: str | None = None, **given: Any) -> RunCon
     """The run's config with what is `given` of `EvalConfig`'s fields, and is not None, laid over
     its protocol."""
     config = load_run_config(run / "config.yaml")
+    if (env or config.env) is None:
+        raise UserError(f"{run}: was trained without an environment; name one with --env")
     protocol = dataclasses.replace(config.eval, **{k: v for k, v in given.items() if v is not None})
     return dataclasses.replace(config, eval=protocol, env=env or config.env)
 
@@ -102,6 +104,7 @@ def evaluate_agent(
     """Roll `agent` out by the protocol of `config.eval` and add the rows to the run folder.
     `candidates` is the number of checkpoints that rollouts choose from."""
     protocol, device = config.eval, agent.device
+    assert config.env is not None  # `evaluation_config` asks for one
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     data, name = read_summary(run / "dataset.json"), env_id(config.env)

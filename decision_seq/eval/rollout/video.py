@@ -22,7 +22,6 @@ from typing import Any, Literal, get_args
 
 import gymnasium as gym
 import numpy as np
-from gymnasium import spaces
 from PIL import Image, ImageDraw, ImageFont
 
 from decision_seq.envs.quiet import quiet_mujoco
@@ -30,6 +29,7 @@ from decision_seq.envs.registry import make
 from decision_seq.errors import UserError
 from decision_seq.eval.rows import Row, target_label
 from decision_seq.files import atomic_file
+from decision_seq.spaces.steps import StepForm
 from decision_seq.variables import variables
 
 Pick = Literal["median", "best", "worst"]
@@ -186,11 +186,11 @@ def write_videos(
 def replay(env: gym.Env[Any, Any], clip: Clip, every: int) -> Iterator[np.ndarray]:
     """Captioned frames [height, width, 3] of the episode, one for each `every` steps; the last step
     is among them. Raises UserError at the end if it was not the same episode."""
-    steps, discrete = len(clip.actions), isinstance(env.action_space, spaces.Discrete)
+    steps, form = len(clip.actions), StepForm(env)
     env.reset(seed=clip.row["env_seed"])
     total, ended = 0.0, False
     for step, action in enumerate(clip.actions, 1):
-        _, reward, terminated, truncated, _ = env.step(int(action) if discrete else action)
+        _, reward, terminated, truncated, _ = env.step(form.action(action))
         total += float(reward)
         ended = bool(terminated or truncated)
         if (steps - step) % every == 0:

@@ -6,9 +6,11 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from decision_seq.data.transforms import ObservationNorm
 from decision_seq.errors import UserError
 
 ImageShape = tuple[int, int, int]  # C, H, W
@@ -48,21 +50,32 @@ class ImageEncoderConfig(ABC):
 
 
 class FrameEncoder(nn.Module):
-    """Frames as they are stored to features: standardised here, on the device that needs them.
+    """Images as they are stored to features: standardised here, on the device that needs them.
 
     Most of a game's picture stands still, and what moves may be a few faint pixels, which a network
     takes long to find; less the mean and in units of `std` it sees little else.
+
+    Args:
+        config: of the network.
+        shape: of what it sees: n images or, of colour, n x C channels, H, W.
+        colours: C of a colour image, 0 of a gray one.
     """
 
-    mean: Tensor  # [H, W] gray levels; whole ones, which bfloat16 holds exactly
-    std: Tensor  # [] gray levels
+    mean: Tensor  # [H, W] or [H, W, C]; of uint8 whole levels, which bfloat16 holds exactly
+    std: Tensor  # [] levels
 
-    def __init__(self, config: ImageEncoderConfig, shape: ImageShape) -> None:
+    def __init__(self, config: ImageEncoderConfig, shape: ImageShape, colours: int = 0) -> None:
         super().__init__()
         self.net = config.build(shape).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.shift = config.random_shift
-        self.register_buffer("mean", torch.zeros(shape[1:]))
+        self.shift, self.colours = config.random_shift, colours
+        self.register_buffer("mean", torch.zeros(*shape[1:], *[colours] * bool(colours)))
         self.register_buffer("std", torch.tensor(255.0))
+
+    def fit(self, images: np.ndarray) -> None:
+        """Take the statistics of stored images [N, H, W(, C)]."""
+        norm = ObservationNorm.of_frames(images)
+        self.mean.copy_(torch.as_tensor(norm.mean))
+        self.std.copy_(torch.as_tensor(norm.std))
 
     @property
     def features(self) -> int:
@@ -70,7 +83,9 @@ class FrameEncoder(nn.Module):
         return self.net.features
 
     def forward(self, frames: Tensor) -> Tensor:
-        """[..., C, H, W] uint8 -> [..., F]. In training, [B, K, C, H, W] may be shifted."""
+        """Stacks [..., n, H, W(, C)] -> [..., F]. In training, [B, K, n, ...] may be shifted."""
+        if self.colours:  # [..., n * C, H, W]
+            frames = frames.movedim(-1, -3).flatten(-4, -3)
         lead = frames.shape[:-3]
         images = self._standardised(frames.flatten(0, -4))
         if self.training and self.shift:
@@ -84,11 +99,21 @@ class FrameEncoder(nn.Module):
         if torch.is_autocast_enabled(kind):
             dtype = torch.get_autocast_dtype(kind)
         floats = images.to(dtype, memory_format=torch.channels_last)
-        return floats.sub_(self.mean.to(dtype)).div_(self.std.to(dtype))
+        mean = self.mean.to(dtype)
+        if self.colours:
+            mean = mean.movedim(-1, 0).repeat(images.shape[1] // self.colours, 1, 1)
+        return floats.sub_(mean).div_(self.std.to(dtype))
 
     def penalty(self) -> Tensor | float:
         """What training adds to the loss on account of the weights."""
         return self.net.penalty()
+
+
+def image_encoder(config: ImageEncoderConfig, kept: tuple[int, ...], stack: int) -> FrameEncoder:
+    """An encoder of stacks of `stack` images [H, W] or [H, W, C]."""
+    height, width, *rest = kept
+    colours = rest[0] if rest else 0
+    return FrameEncoder(config, (stack * max(colours, 1), height, width), colours)
 
 
 def random_shift(images: Tensor, most: int) -> Tensor:

@@ -32,6 +32,8 @@ def unpackable(agent: SequenceAgent) -> str:
     """Why C cannot act for `agent`, or "". A class derived from a known one may do otherwise."""
     if agent.encoder is not None:
         return "it sees frames"
+    if agent.codec is not None:
+        return "its actions have several parts"
     if agent.dtype is not torch.float32:
         return f"its weights are {agent.dtype}"
     if agent.device.type != "cpu":

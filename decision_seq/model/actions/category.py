@@ -1,0 +1,37 @@
+"""Choices: logits and cross-entropy, a choice at a time."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from decision_seq.model.actions.part import ActionPart, register
+from decision_seq.spaces.kinds.category import CategoryLeaf
+
+
+@register("category")
+class CategoryPart(ActionPart):
+    """As single discrete actions are predicted, side by side."""
+
+    def __init__(self, leaf: CategoryLeaf) -> None:
+        super().__init__(leaf)
+        self.counts = list(leaf.counts)
+
+    def encode(self, rows: Tensor) -> Tensor:
+        """1 for what is chosen, else 0."""
+        chosen = rows.round().long().unbind(-1)
+        spread = [F.one_hot(c, n) for c, n in zip(chosen, self.counts, strict=True)]
+        return torch.cat(spread, dim=-1).to(rows.dtype)
+
+    def errors(self, predicted: Tensor, wanted: Tensor) -> Tensor:
+        """Sum of cross-entropies."""
+        pairs = zip(predicted.split(self.counts, -1), wanted.split(self.counts, -1), strict=True)
+        return torch.stack([-(w * p.log_softmax(-1)).sum(-1) for p, w in pairs]).sum(0)
+
+    def choose(self, predicted: np.ndarray, noise: np.ndarray | None) -> np.ndarray:
+        """The likeliest, or a sample: the likeliest under Gumbel noise."""
+        scores = predicted if noise is None else predicted + noise
+        pieces = np.split(scores, np.cumsum(self.counts)[:-1], axis=-1)
+        return np.stack([piece.argmax(-1) for piece in pieces], axis=-1)
