@@ -5,12 +5,17 @@
 trains one actor and takes snapshots of it on the way. Each snapshot is measured acting as it will
 when it collects data: with exploration noise. One snapshot becomes the ``medium`` tier and the
 best one becomes the ``expert`` tier. Both are measured again on seeds that played no part in the
-choice, so that the recorded figures carry no selection bias.
-Needs the ``policies`` extra.
+choice, so that the recorded figures carry no selection bias. With
+
+    python scripts/train_behaviour_policies.py hopper --replay
+
+it trains for as many steps as the ``medium`` tier took, and the snapshots on the way, evenly
+spaced, are the ``replay`` tier: an episode is by one of them. D4RL's medium-replay is what an agent
+saw until it was medium. Needs the ``policies`` extra.
 """
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +33,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
-from decision_seq.behaviours.actors import POLICY_DIRECTORY, MLPPolicy, embedded_tiers
+from decision_seq.behaviours.actors import POLICY_DIRECTORY, MLPPolicy
 from decision_seq.envs.reference_scores import normalized_score
 from decision_seq.files import write_text
 
@@ -64,7 +69,7 @@ RECIPES = {
     "halfcheetah": Recipe("HalfCheetah-v5", TQC, TQC_SETTINGS, 1, 4700, 190_000, 10_000, 0.15),
 }
 
-FINALISTS = 5
+FINALISTS, REPLAYED = 5, 5
 # Separate blocks of seeds, so that no figure is measured on the seeds that chose its policy.
 SNAPSHOT_EPISODES, SNAPSHOT_SEED = 10, 10_000
 FINALIST_EPISODES, FINALIST_SEED = 40, 20_000
@@ -74,11 +79,12 @@ REPORT_PATH = Path(__file__).parents[1] / "docs" / "behaviour-policies.md"
 REPORT_INTRODUCTION = """\
 # Behaviour policies
 
-The actors that collect the embedded datasets, as `scripts/train_behaviour_policies.py` trained them
-on one core of a 2-core Intel Xeon (Sapphire Rapids class). *Steps* counts the environment steps
+The actors that collect the embedded datasets, as `scripts/train_behaviour_policies.py` trained
+them on one core (Intel Sapphire Rapids; `replay`: AMD Zen 3). *Steps* counts the environment steps
 before the snapshot. *Return* (mean ± standard deviation) and *score* (D4RL's: 0 is random, 100 its
 expert) are those of the policy as it collects data, with exploration noise; *deterministic* is the
-return of its mean action. All are over 100 episodes on seeds that did not choose the snapshot.
+return of its mean action. All are over 100 episodes on seeds that did not choose the snapshot. An
+episode of a `replay` dataset is by one of the five policies of that tier.
 """
 
 
@@ -154,13 +160,14 @@ class SnapshotCallback(BaseCallback):
         return True
 
 
-def train(recipe: Recipe, seed: int, directory: Path) -> None:
-    """Train one actor and leave its snapshots in ``directory``."""
+def train(recipe: Recipe, seed: int, directory: Path) -> list[Path]:
+    """Train one actor and leave its snapshots in ``directory``. Returns them in order."""
     env: VecEnv = make_vec_env(recipe.env_id, n_envs=recipe.n_envs, seed=seed)
     if recipe.algorithm is TRPO:
         env = VecNormalize(env, gamma=recipe.settings["gamma"])
     model = recipe.algorithm("MlpPolicy", env, seed=seed, device="cpu", **recipe.settings)
     model.learn(recipe.train_steps, callback=SnapshotCallback(recipe, directory))
+    return sorted(directory.glob("*.safetensors"))
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -186,7 +193,13 @@ def choose(recipe: Recipe, tier: str, directory: Path) -> Path:
     return min(sorted(directory.glob("*.safetensors"), key=first_cost)[:FINALISTS], key=final_cost)
 
 
-def export_tier(env_name: str, tier: str, seed: int, snapshot: Path) -> None:
+def replay_recipe(env_name: str) -> Recipe:
+    """As long as the medium tier was trained, with ``REPLAYED`` snapshots."""
+    steps = int(read_metadata(POLICY_DIRECTORY / f"{env_name}-medium.safetensors")["train_steps"])
+    return replace(RECIPES[env_name], train_steps=steps, snapshot_every=steps // REPLAYED)
+
+
+def export_tier(env_name: str, tier: str, seed: int, snapshot: Path, number: str = "") -> None:
     """Measure a snapshot on fresh seeds and embed it with its provenance."""
     recipe = RECIPES[env_name]
     policy = MLPPolicy.load(snapshot)
@@ -196,7 +209,8 @@ def export_tier(env_name: str, tier: str, seed: int, snapshot: Path) -> None:
         "env_id": recipe.env_id,
         "tier": tier,
         "algorithm": recipe.algorithm.__name__,
-        "command": f"python scripts/train_behaviour_policies.py {env_name} --seed {seed}",
+        "command": f"python scripts/train_behaviour_policies.py {env_name} --seed {seed}"
+        + " --replay" * (tier == "replay"),
         "seed": str(seed),
         "train_steps": read_metadata(snapshot)["train_steps"],
         "mean_return": f"{returns.mean():.2f}",
@@ -210,7 +224,7 @@ def export_tier(env_name: str, tier: str, seed: int, snapshot: Path) -> None:
         f"stable-baselines3 {stable_baselines3.__version__}",
     }
     print(metadata, flush=True)
-    policy.save(POLICY_DIRECTORY / f"{env_name}-{tier}.safetensors", metadata)
+    policy.save(POLICY_DIRECTORY / f"{env_name}-{tier}{number}.safetensors", metadata)
 
 
 def write_report() -> None:
@@ -219,9 +233,17 @@ def write_report() -> None:
         "| env | tier | algorithm | steps | seed | return | score | deterministic | command |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for _, tier, m in embedded_tiers():
+    for path in sorted(POLICY_DIRECTORY.glob("*.safetensors")):
+        m, (_, tier, *number) = read_metadata(path), path.stem.split("-")
         spread = f"{float(m['mean_return']):.0f} ± {float(m['std_return']):.0f}"
-        cells = [m["env_id"], tier, m["algorithm"], f"{int(m['train_steps']):,}", m["seed"], spread]
+        cells = [
+            m["env_id"],
+            " ".join([tier, *number]),
+            m["algorithm"],
+            f"{int(m['train_steps']):,}",
+            m["seed"],
+            spread,
+        ]
         cells += [m["normalized_score"], m["deterministic_mean_return"], f"`{m['command']}`"]
         rows.append(f"| {' | '.join(cells)} |")
     write_text(REPORT_PATH, REPORT_INTRODUCTION + "\n" + "\n".join(rows) + "\n")
@@ -231,13 +253,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train and export behaviour policies.")
     parser.add_argument("env", choices=RECIPES)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--replay", action="store_true", help="make the replay tier instead")
     args = parser.parse_args()
     torch.set_num_threads(1)  # the networks are tiny; one thread also makes the run repeatable
-    directory = Path("runs/behaviour") / f"{args.env}-seed{args.seed}"
+    kind = f"{args.env}-seed{args.seed}" + "-replay" * args.replay
+    directory = Path("runs/behaviour") / kind
     directory.mkdir(parents=True, exist_ok=True)
-    train(RECIPES[args.env], args.seed, directory)
-    for tier in ("medium", "expert"):
-        export_tier(args.env, tier, args.seed, choose(RECIPES[args.env], tier, directory))
+    if args.replay:
+        snapshots = train(replay_recipe(args.env), args.seed, directory)
+        for number, snapshot in enumerate(snapshots, 1):
+            export_tier(args.env, "replay", args.seed, snapshot, f"-{number}")
+    else:
+        train(RECIPES[args.env], args.seed, directory)
+        for tier in ("medium", "expert"):
+            export_tier(args.env, tier, args.seed, choose(RECIPES[args.env], tier, directory))
     write_report()
 
 

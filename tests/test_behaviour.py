@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from decision_seq.behaviours.actors import (
     POLICY_DIRECTORY,
     MLPPolicy,
-    embedded_policy,
+    embedded_policies,
     embedded_tiers,
 )
 from decision_seq.behaviours.tiers import behaviour_for
@@ -69,7 +69,7 @@ def test_every_promised_tier_is_there() -> None:
     promised = {
         (env, tier)
         for env in ("hopper", "halfcheetah", "walker2d")
-        for tier in ("medium", "expert")
+        for tier in ("medium", "expert", "replay")
     }
     assert {(env, tier) for env, tier, _ in TIERS} == promised
 
@@ -112,9 +112,9 @@ def test_errors_name_the_problem(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"\(4, 6\), expected \[B, 5\]"):
         random_policy().act(np.zeros((4, OBS_SIZE + 1)), np.random.default_rng(0))
     with pytest.raises(UserError, match="hopper-medium"):
-        embedded_policy("hopper", "novice")
+        embedded_policies("hopper", "novice")
     with pytest.raises(UserError, match="hopper-medium"):
-        embedded_policy("cartpole", "medium")
+        embedded_policies("cartpole", "medium")
     other = tmp_path / "other.safetensors"
     save_file({"x": np.zeros(1)}, other)
     with pytest.raises(UserError, match="obs_mean"):
@@ -132,24 +132,30 @@ def test_embedded_metadata(env_name: str, tier: str, metadata: dict[str, str]) -
     assert metadata["env_id"].lower().startswith(env_name)
 
     score = float(metadata["normalized_score"])
-    recomputed = normalized_score(metadata["env_id"], float(metadata["mean_return"]))
-    assert score == pytest.approx(recomputed, abs=0.01)
+    paths = sorted(POLICY_DIRECTORY.glob(f"{env_name}-{tier}*.safetensors"))
+    assert len(paths) == (5 if tier == "replay" else 1)
+    own = []
+    for path in paths:
+        with safe_open(path, framework="numpy") as file:
+            own.append(normalized_score(metadata["env_id"], float(file.metadata()["mean_return"])))
+    assert score == pytest.approx(np.mean(own), abs=0.02)
     scores = {(env, name): float(m["normalized_score"]) for env, name, m in TIERS}
     if tier == "medium":
         assert 30 <= score <= 65
-    else:
+    elif tier == "expert":
         assert score > scores[env_name, "medium"]
+    else:  # of several stages before medium
+        assert own[0] < score < scores[env_name, "medium"] and own[0] < 0.5 * max(own)
     assert scores["hopper", "expert"] >= 90
 
-    size = (POLICY_DIRECTORY / f"{env_name}-{tier}.safetensors").stat().st_size
-    assert size < 350_000
+    assert all(path.stat().st_size < 350_000 for path in paths)
 
 
 @pytest.mark.parametrize(("env_name", "tier", "metadata"), TIERS, ids=TIER_IDS)
 def test_embedded_policy_reaches_half_its_recorded_return(
     env_name: str, tier: str, metadata: dict[str, str]
 ) -> None:
-    policy = embedded_policy(env_name, tier)
+    policy = embedded_policies(env_name, tier)[-1]
     env = gym.make(metadata["env_id"])
     rng = np.random.default_rng(0)
     returns = np.zeros(2)
@@ -181,8 +187,21 @@ def test_random_actions_are_collected_in_any_environment(env: str) -> None:
     made.close()
 
 
+def test_episodes_of_replay_are_by_policies_of_every_stage() -> None:
+    behaviour, provenance = behaviour_for("hopper", "replay", None)
+    assert provenance["behaviour"] == "decision-seq hopper-replay"
+    for name in "ab":
+        collect("hopper", behaviour, 6_000, f"own/{name}-v0", 0, provenance)
+    a, b = (open_store([f"own/{name}-v0"]) for name in "ab")
+    assert a.hash == b.hash
+    medium = float(next(m for e, t, m in TIERS if (e, t) == ("hopper", "medium"))["mean_return"])
+    returns = a.episode_returns / medium
+    assert (returns < 0.3).any() and ((returns > 0.3) & (returns < 0.6)).any()
+    assert (returns > 0.6).any()
+
+
 def test_all_that_can_be_collected_is_listed() -> None:
-    with pytest.raises(UserError, match="'best'; there is: expert, medium, random; of"):
+    with pytest.raises(UserError, match="'best'; there is: expert, medium, replay, random; of"):
         behaviour_for("hopper", "best", None)
     with pytest.raises(UserError, match="'best'; there is: random, medium, expert; of"):
         behaviour_for("pong", "best", None)

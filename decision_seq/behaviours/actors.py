@@ -131,23 +131,38 @@ class MLPPolicy:
 
 
 def embedded_tiers() -> list[tuple[str, str, dict[str, str]]]:
-    """List the embedded policies as ``(env, tier, metadata)``, sorted by env and tier."""
+    """List the embedded tiers as ``(env, tier, metadata)``, sorted by env and tier.
+
+    The metadata of a tier of several policies are the last one's, with the mean of their scores.
+    """
     tiers = []
-    for path in sorted(POLICY_DIRECTORY.glob("*.safetensors")):
-        env_name, tier = path.stem.split("-")
-        with safe_open(path, framework="numpy") as file:
-            tiers.append((env_name, tier, file.metadata()))
+    for (env_name, tier), paths in _files().items():
+        metadata = []
+        for path in paths:
+            with safe_open(path, framework="numpy") as file:
+                metadata.append(file.metadata())
+        score = np.mean([float(one["normalized_score"]) for one in metadata])
+        tiers.append((env_name, tier, metadata[-1] | {"normalized_score": f"{score:.2f}"}))
     return tiers
 
 
-def embedded_policy(env_name: str, tier: str) -> MLPPolicy:
-    """Load an embedded policy, for example ``embedded_policy("hopper", "medium")``.
+def embedded_policies(env_name: str, tier: str) -> tuple[MLPPolicy, ...]:
+    """Load an embedded tier: one policy, or those of ``replay`` in the order of their training.
 
     Raises:
         UserError: no policy is embedded under that environment and tier.
     """
-    known = [(env, name) for env, name, _ in embedded_tiers()]
-    if (env_name, tier) not in known:
-        names = ", ".join(f"{env}-{name}" for env, name in known)
+    files = _files()
+    if (env_name, tier) not in files:
+        names = ", ".join(f"{env}-{name}" for env, name in files)
         raise UserError(f"no behaviour policy {env_name}-{tier} is embedded; there are: {names}.")
-    return MLPPolicy.load(POLICY_DIRECTORY / f"{env_name}-{tier}.safetensors")
+    return tuple(MLPPolicy.load(path) for path in files[env_name, tier])
+
+
+def _files() -> dict[tuple[str, str], list[Path]]:
+    """By environment and tier: hopper-medium.safetensors, or hopper-replay-1.safetensors and on."""
+    files: dict[tuple[str, str], list[Path]] = {}
+    for path in sorted(POLICY_DIRECTORY.glob("*.safetensors")):
+        env_name, tier, *_ = path.stem.split("-")
+        files.setdefault((env_name, tier), []).append(path)
+    return files

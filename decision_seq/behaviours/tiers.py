@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from decision_seq.behaviours.actors import MLPPolicy, embedded_policy, embedded_tiers
+from decision_seq.behaviours.actors import MLPPolicy, embedded_policies, embedded_tiers
 from decision_seq.behaviours.atari_players import NOISE, PLAYERS, scripted
 from decision_seq.behaviours.sb3_library import library_behaviour
 from decision_seq.behaviours.sb3_policy import ForeignLayout, load_sb3
@@ -83,8 +83,8 @@ def behaviour_for(
     if tier in embedded:
         provenance = {"behaviour": f"decision-seq {name}-{tier}", "tier": tier}
         kept = {k: embedded[tier][k] for k in ("algorithm", "command") if k in embedded[tier]}
-        start = _checked(embedded_policy(name, tier), f"{env} {tier}", made)
-        return _blind(start), provenance | kept
+        starts = [_checked(p, f"{env} {tier}", made) for p in embedded_policies(name, tier)]
+        return _blind(_any_of(starts)), provenance | kept
     if tier == UNIFORM:
         return uniform, {"behaviour": "uniform from the action space", "tier": tier}
     there = ", ".join(dict.fromkeys([*embedded, *toys, *games, UNIFORM]))
@@ -111,6 +111,13 @@ def uniform(rng: np.random.Generator, env: gym.Env[Any, Any]) -> Act:
 def _blind(start: Start) -> Behaviour:
     """A policy that needs nothing of the environment but its observations."""
     return lambda rng, _env: start(rng)
+
+
+def _any_of(starts: Sequence[Start]) -> Start:
+    """One of several policies an episode, drawn at random; a single one without a draw."""
+    if len(starts) == 1:
+        return starts[0]
+    return lambda rng: starts[int(rng.integers(len(starts)))](rng)
 
 
 def _checked(policy: MLPPolicy, source: str, env: str) -> Start:
