@@ -12,6 +12,7 @@ from decision_seq.backbones import BackboneConfig, Layout
 
 LENGTHS = (60, 600, 6000)
 BATCH = 2
+RECURRENT = ("mamba", "mamba2", "mamba3", "gated_deltanet", "mlstm", "rg_lru", "lstm")
 
 
 def window(kind: str, tokens: int, device: str = "cpu") -> Call:
@@ -26,7 +27,7 @@ def window(kind: str, tokens: int, device: str = "cpu") -> Call:
 @benchmark("growth", "time and memory over windows of 60, 600 and 6,000 tokens")
 def growth(options: Options) -> Iterator[Table]:
     rows = []
-    for kind in ("mamba", "attention"):
+    for kind in (*RECURRENT, "attention"):
         for tokens in LENGTHS[: 2 if options.quick else 3]:
             run = timer(window(kind, tokens, options.device), options)
             run()
