@@ -24,20 +24,22 @@ def window(kind: str, tokens: int, device: str = "cpu") -> Call:
     return lambda: backbone(x).square().mean().backward()
 
 
-@benchmark("growth", "time and memory over windows of 60, 600 and 6,000 tokens")
+@benchmark(
+    "growth", "time and memory of mixers over windows of 60, 600 and 6,000 tokens", len(LENGTHS)
+)
 def growth(options: Options) -> Iterator[Table]:
-    rows = []
-    for kind in (*RECURRENT, "attention"):
-        for tokens in LENGTHS[: 2 if options.quick else 3]:
+    for tokens in LENGTHS[: 2 if options.quick else 3]:
+        rows = []
+        for kind in (*RECURRENT, "attention"):
             run = timer(window(kind, tokens, options.device), options)
             run()
             seconds = [run() for _ in range(3)]
-            rows.append(
-                Row(f"{kind}, {tokens} tokens", seconds, note=memory(kind, tokens, options))
-            )
-    yield Table(
-        f"Forward + backward of 3 layers of width 128, batch {BATCH}", rows, base=rows[0].name
-    )
+            rows.append(Row(kind, seconds, note=memory(kind, tokens, options)))
+        yield Table(
+            f"Forward + backward over {tokens} tokens, 3 layers of width 128, batch {BATCH}",
+            rows,
+            base=RECURRENT[0],
+        )
 
 
 def memory(kind: str, tokens: int, options: Options) -> str:
