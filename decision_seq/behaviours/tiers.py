@@ -12,6 +12,7 @@ import numpy as np
 
 from decision_seq.behaviours.actors import MLPPolicy, embedded_policies, embedded_tiers
 from decision_seq.behaviours.atari_players import NOISE, PLAYERS, scripted
+from decision_seq.behaviours.popgym_players import PLAYERS as POPGYM
 from decision_seq.behaviours.sb3_library import library_behaviour
 from decision_seq.behaviours.sb3_policy import ForeignLayout, load_sb3
 from decision_seq.behaviours.toy_players import often_right, perfect_walker, steady_runner
@@ -29,6 +30,7 @@ TOYS: dict[tuple[str, str], tuple[Start, str]] = {
     (NAMES["point-run"], "mixed"): (steady_runner, "one constant speed an episode"),
     **{(i, "medium"): (often_right, "right three times of four") for i in MEMORY_IDS.values()},
     **{(i, "expert"): (perfect_walker, "always right") for i in T_MAZE_IDS.values()},
+    **POPGYM,
 }
 # the same of games, with the share of random buttons in an episode
 GAMES: dict[tuple[str, str], tuple[Behaviour, str]] = {
@@ -97,7 +99,7 @@ def behaviour_for(
 def collectable() -> list[str]:
     """`hopper-medium` and so on: environments with tiers of their own."""
     names = {identifier: name for name, identifier in NAMES.items()}
-    own = [f"{names[identifier]}-{tier}" for identifier, tier in (*TOYS, *GAMES)]
+    own = [f"{names[i]}-{tier}" for i, tier in (*TOYS, *GAMES) if i in names]
     return [f"{env}-{tier}" for env, tier, _ in embedded_tiers()] + own
 
 

@@ -78,7 +78,8 @@ def tiers() -> Iterator[str]:
         score = f"normalized score {float(metadata['normalized_score']):.1f}"
         yield f"{env:12} {tier:8} {score}  ({metadata['algorithm']})"
     for (identifier, tier), (_, summary) in {**TOYS, **GAMES}.items():
-        yield f"{names[identifier]:12} {tier:8} {summary}"
+        typed = names.get(identifier, f"popgym:{identifier}")  # whose module must be named
+        yield f"{typed:12} {tier:8} {summary}"
     yield f"{'(any)':12} {UNIFORM:8} uniform from the action space"
 
 

@@ -31,6 +31,7 @@ PACKAGES = (
         "gymnasium-robotics",
     ),
     Package(r"minigrid-|babyai-", "minigrid", "minigrid"),
+    Package(r"popgym-", "popgym", "popgym"),
     Package(r"meta-world/", "metaworld", "metaworld"),
     Package(r"dm_control/", "shimmy", "'shimmy[dm-control]'"),
     Package(r"miniworld-", "miniworld", "miniworld"),
