@@ -77,7 +77,7 @@ def gradient_step(agent: SequenceAgent, batch: Batch, raw: bool) -> None:
             "observation": features,
             "action": batch.actions,
         }
-    agent.action_errors(agent(values, batch.timesteps), batch.actions).mean().backward()
+    agent.imitation_errors(agent(values, batch.timesteps), batch.actions).mean().backward()
     agent.zero_grad()
 
 

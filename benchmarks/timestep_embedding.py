@@ -179,6 +179,7 @@ def roll_out(
             torch.from_numpy(np.stack(to_go[first:], axis=1) / np.float32(SCALE)),
             torch.arange(first, len(seen)).expand(EPISODES, -1),
             torch.ones(EPISODES, len(seen) - first, dtype=torch.bool),
+            torch.zeros(EPISODES),
         )
         acted[-1] = predict(model, norm, window)[:, -1].clamp(-1, 1).numpy()
         observations, rewards, terminated, truncated = lanes.step(acted[-1], alive)

@@ -18,6 +18,7 @@ from decision_seq.errors import UserError
 from decision_seq.files import write_text
 from decision_seq.model.encoders import ImageEncoderConfig
 from decision_seq.settings import DataConfig, EvalConfig, TrainConfig, check_seed
+from decision_seq.values.critic import ValuesConfig
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class RunConfig:
     agent: AgentConfig = field(default_factory=ReturnConditionedConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    values: ValuesConfig = field(default_factory=ValuesConfig)  # where agent.guidance asks for them
     seed: int = 0  # of data order, initialisation and dropout
     name: str = ""  # what reports call this agent; by default its preset, else its backbone
 

@@ -26,7 +26,8 @@ def isolated(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
     base = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(base / "minari"))
     monkeypatch.setenv("DECISION_SEQ_DATA", str(base / "library"))
-    monkeypatch.setattr("decision_seq.data.store.cache_dir", lambda: base / "cache")
+    for place in ("data.store", "values.fit"):
+        monkeypatch.setattr(f"decision_seq.{place}.cache_dir", lambda: base / "cache")
 
 
 @pytest.fixture(autouse=True, scope="session")

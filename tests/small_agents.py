@@ -75,6 +75,7 @@ def random_batch(size: int = 3, discrete: bool = False, lengths: list[int] | Non
         returns_to_go=torch.rand(size, K, generator=generator),
         timesteps=torch.arange(K).expand(size, K) + 3,
         mask=mask,
+        episode_returns=torch.rand(size, generator=generator),
     )
 
 

@@ -27,7 +27,7 @@ ORDER = [
     {"backbones"},
     {"model"},
     {"agents"},
-    {"policy"},
+    {"policy", "values"},
     {"run_config"},
     {"train", "eval"},
     {"cli"},

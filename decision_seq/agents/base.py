@@ -31,8 +31,25 @@ from decision_seq.model.tokens import TimestepInit, TokenEmbedding
 from decision_seq.ops.layers import Dropout
 from decision_seq.spaces import Table
 
+# errors [B, K], predicted actions [B, K, A], what `preprocess` made, the batch -> errors [B, K]
+Guide = Callable[[Tensor, Tensor, dict[str, Tensor], Batch], Tensor]
 # feeds the named tokens of a step to the backbone, in order -> features [lanes, D] at the last
 Extend = Callable[[tuple[str, ...]], Tensor]
+
+
+@dataclass(frozen=True)
+class GuidanceConfig:
+    """QCS's term in the loss (arXiv:2402.02017), see `decision_seq.values.guide`."""
+
+    q_scale: float = 0.5  # how much Q counts, by how far an episode's return falls short
+    q_min: float = 0.0  # least weight of Q
+    return_star: float = 1.1  # what an episode falls short of, in returns of the best one
+
+    def __post_init__(self) -> None:
+        if self.q_scale < 0 or self.q_min < 0:
+            raise UserError(
+                f"q_scale is {self.q_scale} and q_min {self.q_min}; they must be at least 0"
+            )
 
 
 @dataclass(frozen=True)
@@ -54,11 +71,16 @@ class AgentConfig:
     encoder: ImageEncoderConfig | None = None  # of images, by default nature; vectors take none
     encoders: dict[str, ImageEncoderConfig] = field(default_factory=dict)  # of one image, by path
     frame_stack: int | None = None  # last images seen at a step; by default 4 of gray, 1 of others
+    # what values that are fitted before training add to the loss
+    guidance: GuidanceConfig | None = None
+    advantage_weight: float = 0.0  # beta in exp(beta (Q - V) / mean |Q|), which weighs the error
     backbone: BackboneConfig = field(default_factory=MambaConfig)
 
     def __post_init__(self) -> None:
         if self.context_length < 1:
             raise UserError(f"context_length is {self.context_length}; it must be at least 1")
+        if self.advantage_weight < 0:
+            raise UserError(f"advantage_weight is {self.advantage_weight}; it must be at least 0")
         if self.temperature < 0:
             raise UserError(f"temperature is {self.temperature}; it must be at least 0")
         if self.frame_stack is not None and not 1 <= self.frame_stack <= 64:
@@ -139,6 +161,7 @@ class SequenceAgent(nn.Module):
                 f"observations are vectors of width {spec.observation_shape[0]}; leave it out"
             )
         self.config, self.spec = config, spec
+        self.guide: Guide | None = None  # set by training where values guide it; not saved
         width = config.backbone.width
         self.encoder = observation_encoder(
             spec.observation_shape,
@@ -230,9 +253,16 @@ class SequenceAgent(nn.Module):
     def per_step_loss(self, batch: Batch) -> Tensor:
         """[B, K] error of every step: the action's."""
         values = self.preprocess(batch.observations, batch.actions, batch.returns_to_go)
-        return self.action_errors(self(values, batch.timesteps), values["action"])
+        return self.action_errors(self(values, batch.timesteps), values, batch)
 
-    def action_errors(self, predicted: Tensor, actions: Tensor) -> Tensor:
+    def action_errors(self, predicted: Tensor, values: dict[str, Tensor], batch: Batch) -> Tensor:
+        """[B, K]: error of predictions [B, K, A] of the actions in `values`, from `preprocess`; in
+        training with what values add to it."""
+        errors = self.imitation_errors(predicted, values["action"])
+        guide = self.guide if self.training else None
+        return errors if guide is None else guide(errors, predicted, values, batch)
+
+    def imitation_errors(self, predicted: Tensor, actions: Tensor) -> Tensor:
         """[B, K]: squared error of predictions [B, K, A], or cross-entropy if discrete."""
         predicted = predicted.float()
         if self.spec.discrete:

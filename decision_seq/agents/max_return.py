@@ -60,7 +60,7 @@ class MaxReturn(SequenceAgent):
         features = self.backbone(tokens).unflatten(1, (-1, len(self.config.tokens)))
         action = self.predict(features[:, :, self.action_position])  # [B, K, A]
         best = self.predict_return(features[:, :, 0]).float()  # [B, K]
-        return self.action_errors(action, values["action"]) + expectile_errors(
+        return self.action_errors(action, values, batch) + expectile_errors(
             best, batch.returns_to_go, self.expectile
         )
 

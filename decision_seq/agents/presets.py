@@ -8,7 +8,18 @@ from typing import Any
 from decision_seq.agents.base import AgentConfig
 from decision_seq.config import to_plain
 
-PRESETS: dict[str, dict[str, Any]] = {
+PRESETS: dict[str, dict[str, Any]] = {  # those that say more come before those that say less
+    # with values in the loss (QCS, arXiv:2402.02017)
+    "q-decision-mamba": {
+        "kind": "return_conditioned",
+        "guidance": {"q_scale": 0.5},
+        "backbone": {"kind": "mamba"},
+    },
+    "q-decision-transformer": {
+        "kind": "return_conditioned",
+        "guidance": {"q_scale": 0.5},
+        "backbone": {"kind": "attention"},
+    },
     "decision-transformer": {"kind": "return_conditioned", "backbone": {"kind": "attention"}},
     # as the official code trains it: both its timestep embedding and Mamba's step sizes start
     # where learning is hardest (docs/timestep-embedding.md, docs/memory.md)
@@ -63,4 +74,6 @@ def preset_of(config: AgentConfig) -> str | None:
 def _within(part: Any, whole: Any) -> bool:
     if not isinstance(part, Mapping):
         return bool(part == whole)
-    return all(_within(value, whole.get(key)) for key, value in part.items())
+    return isinstance(whole, Mapping) and all(
+        _within(value, whole.get(key)) for key, value in part.items()
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Iterator
-from typing import Literal
+from typing import Any, Literal
 
 from tyro.conf import Positional
 
@@ -35,9 +35,17 @@ def agents() -> Iterator[str]:
     from decision_seq.agents import PRESETS, AgentConfig
 
     for kind, config in sorted(AgentConfig.registry.items()):
-        yield f"{kind:22} {config.summary}"
+        yield f"{kind:24} {config.summary}"
     for preset, fields in PRESETS.items():
-        yield f"{preset:22} preset: {fields['kind']} with {' '.join(fields['backbone'].values())}"
+        parts = {key: value for key, value in fields.items() if isinstance(value, dict)}
+        own = [f"{key} {_plain(value)}" for key, value in parts.items()]
+        yield f"{preset:24} preset: {fields['kind']} with {', '.join(own)}"
+
+
+def _plain(fields: dict[str, Any]) -> str:
+    """mamba init=published"""
+    kind = [fields["kind"]] if "kind" in fields else []
+    return " ".join([*kind, *(f"{k}={v}" for k, v in fields.items() if k != "kind")])
 
 
 def envs() -> Iterator[str]:

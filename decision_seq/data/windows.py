@@ -29,6 +29,7 @@ class Batch:
     returns_to_go: Tensor  # [B, K] float32, scaled
     timesteps: Tensor  # [B, K] int64, index within the episode
     mask: Tensor  # [B, K] bool, True on real steps
+    episode_returns: Tensor  # [B] float32, scaled, of the whole episode
 
 
 class WindowSampler:
@@ -85,6 +86,7 @@ class WindowSampler:
         self._stack = store.frame_stack if stack is None else stack
         self._mapped = store.observations  # released after reading where they are frames
         self._timesteps = torch.from_numpy(store.timesteps)
+        self._episode_returns = store.episode_returns / np.float32(returns.scale)  # [M]
         self._tables = {
             "observations": torch.from_numpy(as_bytes(store.observations)),
             "actions": torch.from_numpy(store.actions),
@@ -143,6 +145,7 @@ class WindowSampler:
             values[name] = value.reshape(*mask.shape, *shape)
         return Batch(
             mask=torch.from_numpy(mask),
+            episode_returns=self._returns_of(first),
             **{name: torch.from_numpy(value) for name, value in values.items()},
         )
 
@@ -158,7 +161,13 @@ class WindowSampler:
             returns_to_go=self._gather("returns_to_go", rows, mask),
             timesteps=self._gather("timesteps", rows, mask),
             mask=self._move(mask),
+            episode_returns=self._move(self._returns_of(first[:, 0].numpy())),
         )
+
+    def _returns_of(self, rows: np.ndarray) -> Tensor:
+        """[B] scaled return of the episode that each of `rows` [B] is in."""
+        episodes = np.searchsorted(self._offsets, rows, side="right") - 1
+        return torch.from_numpy(self._episode_returns[episodes])
 
     def _stacks(self, name: str, rows: Tensor, mask: Tensor) -> Tensor:
         """[B, K, n, ...] of a table of images [N, ...]: each is moved once, the stacks are a view

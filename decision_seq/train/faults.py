@@ -116,7 +116,9 @@ def reproduce(folder: Path) -> tuple[float, float]:
     """Loss and gradient norm of a saved fault, computed again (without dropout)."""
     agent = load_agent(folder / "agent.safetensors")
     with np.load(folder / "batch.npz", allow_pickle=False) as file:
-        batch = Batch(**{name: torch.from_numpy(file[name]) for name in file.files})
+        fields = {name: torch.from_numpy(file[name]) for name in file.files}
+    fields.setdefault("episode_returns", fields["returns_to_go"][:, 0])  # of before these were kept
+    batch = Batch(**fields)
     fault = json.loads((folder / "fault.json").read_text(encoding="utf-8"))
     return loss_and_norm(agent, batch, fault["precision"])
 

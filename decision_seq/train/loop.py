@@ -36,6 +36,7 @@ from decision_seq.train.log import MetricsLog, NoLog, stop_on_signal
 from decision_seq.train.optim import autocast, learning_rate, make_optimizer
 from decision_seq.train.random import RandomStream
 from decision_seq.train.validation import validation_loss, validation_samplers
+from decision_seq.values.guide import guide_for
 
 
 @dataclass
@@ -157,6 +158,7 @@ def _train(
             restore_run(config, out, store, learner)
         world.separate(random, config.seed, learner.step)
         world.rank_zero_only(describe)
+        agent.guide = guide_for(agent, store, out, config.values, config.seed)
         log = MetricsLog(out, learner.step) if world.is_rank_zero else NoLog()
         held.enter_context(log)
         _loop(config, out, learner, samplers, log, on_interval)

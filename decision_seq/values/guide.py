@@ -1,0 +1,84 @@
+"""What a critic adds to an agent's error at every step; acting is untouched by it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from decision_seq.agents.base import AgentConfig, SequenceAgent
+from decision_seq.data.store import EpisodeStore
+from decision_seq.data.transforms import as_conditioned
+from decision_seq.data.windows import Batch
+from decision_seq.values.critic import Critic, ValuesConfig
+from decision_seq.values.fit import ensure_values, read_diagnostics
+
+LARGEST = 100.0  # weight of a step, as in implicit Q-learning
+
+
+@dataclass(frozen=True)
+class Guide:
+    """Value guidance of one agent.
+
+    With `guidance`, QCS's term (arXiv:2402.02017), - lambda(R) min_i Q_i(s, predicted action), with
+    lambda(R) = max(q_min, 100 q_scale (return_star - R / R_max)) / mean |Q| and R is the return of
+    the step's episode: the worse it is, the less its actions are a model. With `advantage_weight`
+    beta, the error itself is weighed by exp(beta (Q(s, a) - V(s)) / mean |Q|), at most 100, of the
+    data's own action (arXiv:1910.00177, with the advantage of arXiv:2110.06169).
+
+    Args:
+        critic: frozen.
+        config: the agent's.
+        magnitude: mean over the data of |min_i Q_i(s, a)|.
+        best_return: R_max, of the data's best episode, in units of the agent's return scale.
+    """
+
+    critic: Critic
+    config: AgentConfig
+    magnitude: float
+    best_return: float
+
+    def __call__(
+        self, errors: Tensor, predicted: Tensor, values: dict[str, Tensor], batch: Batch
+    ) -> Tensor:
+        """[B, K] from errors [B, K], predictions [B, K, A] and what the agent's `preprocess` made
+        of the observations and actions of `batch`."""
+        states, actions = values["observation"], values["action"]
+        if self.config.advantage_weight:
+            with torch.no_grad():
+                advantage = self.critic.q(states, actions).amin(0) - self.critic.value(states)
+                exponent = self.config.advantage_weight * advantage / self.magnitude
+                weight = exponent.exp().clamp(max=LARGEST)
+            errors = errors * weight
+        if self.config.guidance is None:
+            return errors
+        settings, q = self.config.guidance, self.critic.q
+        predicted = predicted.float()
+        each = q.expected(states, predicted) if q.discrete else q(states, predicted)  # [E, B, K]
+        shortfall = settings.return_star - batch.episode_returns / self.best_return  # [B]
+        strength = (100 * settings.q_scale * shortfall).clamp(min=settings.q_min) / self.magnitude
+        return errors - strength.unsqueeze(1) * each.amin(0)
+
+
+def guide_for(
+    agent: SequenceAgent, store: EpisodeStore, run: Path, values: ValuesConfig, seed: int
+) -> Guide | None:
+    """What guides the agent in training, or None where its config asks for nothing. Fits the values
+    first where they are not in the cache; they are left in the run folder.
+
+    Args:
+        agent: as its dataset made it.
+        store: the dataset, as it is stored.
+        run: run folder.
+        values: how to fit.
+        seed: the run's.
+    """
+    config = agent.config
+    if config.guidance is None and not config.advantage_weight:
+        return None
+    critic = ensure_values(run, store, values, seed, agent.action_scale.cpu())
+    best = as_conditioned(store, config.returns).episode_returns.max() / config.returns.scale
+    magnitude = read_diagnostics(run)["q_magnitude"]
+    return Guide(critic.to(agent.device), config, max(magnitude, 1e-6), float(best))
