@@ -86,14 +86,14 @@ def nan_at(episodes: Episodes, row: int) -> np.ndarray:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"rewards": None}, ["`rewards` is missing"]),
+        ({"actions": None}, ["`actions` is missing"]),
         (
             {"observations": nan_at(random_episodes([5, 4]), 6)},
             ["NaN", "step 6", "episode 1", "step 1 in it"],
         ),
         ({"actions": np.zeros((8, 2), np.float32)}, ["`actions` has 8 rows", "9"]),
         ({"actions": np.array(["a"] * 9)}, ["`actions`"]),
-        ({"observations": np.zeros(9, np.float32)}, ["`observations`", "[steps, width]"]),
+        ({"observations": np.zeros((9, 0), np.float32)}, ["`observations`", "[steps, width]"]),
         ({"actions": np.full(9, 2**40)}, ["`actions`", "up to 65536 numbers"]),
         ({"rewards": np.array(1.0)}, ["`rewards`", "single value"]),
         ({"terminations": np.array(["False"] * 9)}, ["`terminations`"]),

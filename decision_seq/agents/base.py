@@ -22,7 +22,7 @@ from decision_seq.config import register as register_config
 from decision_seq.data.origin import recorded
 from decision_seq.data.store import EpisodeStore
 from decision_seq.data.transforms import ObservationNorm, ReturnSpec
-from decision_seq.data.windows import Batch
+from decision_seq.data.windows import Batch, Hindsight
 from decision_seq.errors import UserError
 from decision_seq.model.actions import ActionCodec
 from decision_seq.model.encoders import ImageEncoderConfig
@@ -179,6 +179,7 @@ class SequenceAgent(nn.Module):
             width,
             bounded=spec.frames,
             timestep_init=config.timestep_init,
+            others=self.token_widths,
         )
         self.dropout = Dropout(config.backbone.dropout)
         self.backbone = config.backbone.build(Layout(config.context_length, len(config.tokens)))
@@ -199,6 +200,11 @@ class SequenceAgent(nn.Module):
                 f"{store.name}: holds rewards clipped to [-1, 1]; set agent.returns.clipped to "
                 "true, so that what an environment gives is counted alike, and give targets in "
                 "clipped returns"
+            )
+        if store.info.get("rewards") == "none" and "return_to_go" in config.tokens:
+            raise UserError(
+                f"{store.name}: has no rewards, which {config.kind} learns from; train an agent "
+                "that imitates, agent.preset: bc or agent.kind: behaviour_cloning"
             )
         start, seen = store.info.get("action_start", 0), None
         if store.discrete:
@@ -321,6 +327,16 @@ class SequenceAgent(nn.Module):
     def features(self) -> int:
         """Numbers that `preprocess` makes of an observation: S, or the features of an image."""
         return self.spec.observation_shape[0] if self.encoder is None else self.encoder.features
+
+    @property
+    def token_widths(self) -> dict[str, int]:
+        """Numbers of tokens of other kinds that `preprocess` makes."""
+        return {}
+
+    @property
+    def hindsight(self) -> Hindsight | None:
+        """Goals that training puts in the place of the data's."""
+        return None
 
     @property
     def action_position(self) -> int:

@@ -55,6 +55,8 @@ PRESETS: dict[str, dict[str, Any]] = {  # those that say more come before those 
     "decision-hybrid": {"kind": "return_conditioned", "backbone": {"kind": "hybrid"}},
     "decision-lstm": {"kind": "return_conditioned", "backbone": {"kind": "lstm"}},
     "reinformer": {"kind": "max_return", "backbone": {"kind": "attention"}},
+    "goal-decision-mamba": {"kind": "goal_conditioned", "backbone": {"kind": "mamba"}},
+    "goal-decision-transformer": {"kind": "goal_conditioned", "backbone": {"kind": "attention"}},
     # one step of context and no mixing: the usual residual MLP from observation to action
     "bc": {
         "kind": "behaviour_cloning",

@@ -10,6 +10,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from decision_seq.behaviours import maze_players
 from decision_seq.behaviours.actors import MLPPolicy, embedded_policies, embedded_tiers
 from decision_seq.behaviours.atari_players import NOISE, PLAYERS, scripted
 from decision_seq.behaviours.popgym_players import PLAYERS as POPGYM
@@ -79,6 +80,8 @@ def behaviour_for(
     if tier in games:
         player, summary = games[tier]
         return player, {"behaviour": f"decision-seq {env.lower()}-{tier} ({summary})", "tier": tier}
+    if tier == maze_players.TIER and maze_players.serves(identifier):
+        return maze_players.random_goals, {"behaviour": "scripted, random goals", "tier": tier}
     if tier in toys:
         start = toys[tier]
         return _blind(start), {"behaviour": start.__name__.replace("_", " "), "tier": tier}
@@ -89,7 +92,8 @@ def behaviour_for(
         return _blind(_any_of(starts)), provenance | kept
     if tier == UNIFORM:
         return uniform, {"behaviour": "uniform from the action space", "tier": tier}
-    there = ", ".join(dict.fromkeys([*embedded, *toys, *games, UNIFORM]))
+    mazes = [maze_players.TIER] if maze_players.serves(identifier) else []
+    there = ", ".join(dict.fromkeys([*embedded, *toys, *games, *mazes, UNIFORM]))
     raise UserError(
         f"{env}-{tier}: {env} has no player {tier!r}; there is: {there}; of other environments "
         f"{', '.join(collectable())}, and {UNIFORM} of any; roll out your own with --policy"

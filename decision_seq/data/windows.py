@@ -32,6 +32,15 @@ class Batch:
     episode_returns: Tensor  # [B] float32, scaled, of the whole episode
 
 
+@dataclass(frozen=True)
+class Hindsight:
+    """Goals that an episode reached later take the place of its own (arXiv:1707.01495)."""
+
+    goal: slice  # columns of observations
+    achieved: slice  # columns that say what is reached
+    share: float  # of windows
+
+
 class WindowSampler:
     """Windows whose start is uniform over all eligible steps.
 
@@ -51,6 +60,7 @@ class WindowSampler:
         stack: n, images a step; by default the store's `frame_stack`.
         weights: relative probability of each of the store's sources; by default every eligible
             step is as likely as any other.
+        hindsight: goals to put in the place of those that the data name.
         device: where batches are delivered; on a GPU the tables are moved there once if they fit
             into half of its free memory.
     """
@@ -66,6 +76,7 @@ class WindowSampler:
         full: bool = False,
         weights: Sequence[float] = (),
         stack: int | None = None,
+        hindsight: Hindsight | None = None,
     ) -> None:
         self.length, self.seed, self.device = length, seed, torch.device(device)
         self._offsets = store.offsets
@@ -82,6 +93,7 @@ class WindowSampler:
         self._columns = np.arange(length)
         self._generator = np.random.Generator(np.random.Philox(key=seed))
         self._fresh = self._generator.bit_generator.state  # before its first draw
+        self._hindsight = hindsight
         self._stacked = store.frames
         self._stack = store.frame_stack if stack is None else stack
         self._mapped = store.observations  # released after reading where they are frames
@@ -98,7 +110,12 @@ class WindowSampler:
 
     def batch(self, index: int, size: int, rows: slice = slice(None)) -> Batch:
         """Batch number `index`: `size` random windows, or those `rows` of them."""
-        return self.windows(self._draw(index, size)[rows])
+        which = self._draw(index, size)
+        batch = self.windows(which[rows])
+        if self._hindsight is not None:
+            drawn = self._generator.random((2, size))[:, rows]
+            self._relabel(batch, which[rows], drawn, self._hindsight)
+        return batch
 
     def places(self, index: int, size: int) -> list[tuple[int, int]]:
         """(episode, step within it) where each window of batch number `index` starts."""
@@ -132,6 +149,20 @@ class WindowSampler:
         if self._runs and first.max(initial=0) < len(self._runs["actions"]):
             return self._cut_out(first, stops)
         return self._collect(torch.from_numpy(first)[:, None], torch.from_numpy(stops)[:, None])
+
+    def _relabel(
+        self, batch: Batch, which: np.ndarray, drawn: np.ndarray, hindsight: Hindsight
+    ) -> None:
+        """Put what an episode came to later, from a window's last step on, in the place of its
+        goal. `drawn` [2, B] in [0, 1): which step, and whether at all."""
+        first, stops = self._starts[which], self._stops[which]
+        last = np.minimum(first + self.length, stops) - 1
+        later = torch.from_numpy(last + (drawn[0] * (stops - last)).astype(np.int64))
+        chosen = torch.from_numpy(np.flatnonzero(drawn[1] < hindsight.share))
+        table, seen = self._tables["observations"], batch.observations
+        reached = self._move(table.index_select(0, later[chosen].to(table.device)))
+        goals = reached[:, hindsight.achieved].to(seen.dtype).unsqueeze(1)
+        seen[self._move(chosen), :, hindsight.goal] = goals
 
     def _cut_out(self, first: np.ndarray, stops: np.ndarray) -> Batch:
         """The windows from rows `first` [B] to `stops` [B], zero beyond: a piece of memory each."""

@@ -10,6 +10,8 @@ import numpy as np
 from decision_seq.envs.registry import env_id, make
 from decision_seq.spaces.steps import StepForm
 
+SUCCESS = ("success", "is_success")  # what environments with goals say in `info`
+
 
 class Lanes:
     """`count` copies of an environment. A finished lane is frozen: there is no autoreset, so no
@@ -20,6 +22,8 @@ class Lanes:
         count: number of lanes.
         stack: n, the last images that are seen at a step, where observations have images.
     """
+
+    success: np.ndarray | None = None  # [lanes] bool: at some step; None where no step says
 
     def __init__(self, name: str, count: int, stack: int = 1) -> None:
         self.id = env_id(name)
@@ -45,6 +49,7 @@ class Lanes:
         """
         if self._has_images:
             self._observations[:] = np.zeros((), self._observations.dtype)
+        self.success = None
         for lane, seed in enumerate(seeds):
             self._see(lane, self.envs[lane].reset(seed=int(seed))[0])
         return self._seen()
@@ -62,9 +67,16 @@ class Lanes:
         terminated, truncated = np.zeros((2, len(self.envs)), bool)
         for lane in np.flatnonzero(active):
             action = self.form.action(actions[lane])
-            observation, reward, terminated[lane], truncated[lane], _ = self.envs[lane].step(action)
+            observation, reward, terminated[lane], truncated[lane], info = self.envs[lane].step(
+                action
+            )
             self._see(int(lane), observation)
             rewards[lane] = reward
+            for key in SUCCESS:
+                if key in info:
+                    if self.success is None:
+                        self.success = np.zeros(len(self.envs), bool)
+                    self.success[lane] |= bool(info[key])
         return self._seen(), rewards, terminated, truncated
 
     def _see(self, lane: int, observation: Any) -> None:

@@ -47,6 +47,7 @@ OLDER: Row = {
     "score_reference": None,
     "normalized_scores": {},
     "candidates": None,
+    "success": None,
     "agent_hash": None,
     "episodes": None,
     "lanes": None,
@@ -69,6 +70,7 @@ class Episode:
     env_seed: int
     episode_return: float
     length: int
+    success: bool | None  # the goal was reached at some step; None where none is told
     max_steps: int | None  # where episodes were cut off, if not by the environment alone
     normalized_score: float | None
     score_reference: str | None  # whose references: run, data, or a published form, e.g. human

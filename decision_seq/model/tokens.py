@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -28,6 +29,7 @@ class TokenEmbedding(nn.Module):
         timestep_init: the timestep embedding starts at "zero", so that at first a token is what it
             stands for; at N(0, 1) as in the "published" code, unless bounded, which is longer than
             the embedded value beside it; or there is "none".
+        others: numbers of further kinds of tokens.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class TokenEmbedding(nn.Module):
         width: int,
         bounded: bool = False,
         timestep_init: TimestepInit = "zero",
+        others: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__()
         self.kinds, self.bounded = tuple(kinds), bounded
@@ -51,6 +54,8 @@ class TokenEmbedding(nn.Module):
                 nn.Embedding(action_dim, width) if discrete else nn.Linear(action_dim, width)
             ),
         }
+        for kind, numbers in (others or {}).items():
+            makers[kind] = partial(nn.Linear, numbers, width)
         self.embed = nn.ModuleDict({kind: makers[kind]() for kind in self.kinds})
         self.timestep = None if timestep_init == "none" else nn.Embedding(max_timestep + 1, width)
         self.norm = nn.LayerNorm(width)

@@ -43,6 +43,7 @@ class WindowState:
             "return_to_go": zeros(shape),
             "observation": zeros(*shape, agent.features),
             "action": timesteps.clone() if spec.discrete else zeros(*shape, spec.action_dim),
+            **{kind: zeros(*shape, width) for kind, width in agent.token_widths.items()},
         }
         return cls(values, timesteps)
 

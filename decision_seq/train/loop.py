@@ -21,7 +21,7 @@ from decision_seq.agents.return_prior import ensure_prior
 from decision_seq.data.store import EpisodeStore, open_store
 from decision_seq.data.tools.info import read_summary, remarks, write_summary
 from decision_seq.data.transforms import as_conditioned, hold_out, top_fraction
-from decision_seq.data.windows import Batch, WindowSampler
+from decision_seq.data.windows import Batch, Hindsight, WindowSampler
 from decision_seq.envs.registry import make
 from decision_seq.errors import UserError
 from decision_seq.files import exclusive, remove_leftovers
@@ -133,7 +133,7 @@ def _train(
     if world.is_rank_zero:
         for line in remarks(store):
             print(line, file=sys.stderr)
-    samplers = make_samplers(config, store, device)
+    samplers = make_samplers(config, store, device, agent.hindsight)
     averaged = agent if config.train.ema is None else copy.deepcopy(agent).eval()
     optimizer = make_optimizer(agent, config.train)
     guard = FiniteGuard(config.train.skip_nonfinite, device)
@@ -266,7 +266,10 @@ def check_finite(learner: Learner, sampler: WindowSampler, config: RunConfig, ou
 
 
 def make_samplers(
-    config: RunConfig, store: EpisodeStore, device: torch.device
+    config: RunConfig,
+    store: EpisodeStore,
+    device: torch.device,
+    hindsight: Hindsight | None = None,
 ) -> tuple[WindowSampler, dict[str, WindowSampler]]:
     """Windows to learn from, and held-out ones by what their loss is called ({} if there are
     none)."""
@@ -288,6 +291,7 @@ def make_samplers(
             full=config.data.windows == "full",
             weights=weights,
             stack=config.agent.frame_stack,
+            hindsight=hindsight,
         )
 
     return windows(training), validation_samplers(held_out, store, windows)

@@ -11,11 +11,14 @@ from pathlib import Path
 
 from decision_seq.data.episodes import Episodes, concatenate
 from decision_seq.data.sources import (
-    d4rl,
     dqn_replay,
     dt_pickle,
+    hdf5,
+    json_lines,
+    lerobot,
     minari_dataset,
     npz,
+    ogbench,
     stored,
     table,
 )
@@ -29,14 +32,16 @@ class Format:
 
     read: Callable[[Path], Episodes]
     beside: Callable[[Path], list[Path]] = lambda path: []  # other files that say how to read it
-    name_counts: bool = False  # whether the file's name says which environment it is of
+    # whether the file's name says which environment it is of
+    name_counts: Callable[[Path], bool] = lambda path: False
 
 
 FORMATS: dict[str, Format] = {
-    ".npz": Format(npz.read),
-    ".hdf5": Format(d4rl.read, name_counts=True),
-    ".h5": Format(d4rl.read, name_counts=True),
-    ".pkl": Format(dt_pickle.read, name_counts=True),
+    ".npz": Format(npz.read, name_counts=lambda path: bool(ogbench.environment(path))),
+    ".hdf5": Format(hdf5.read, name_counts=lambda path: True),
+    ".h5": Format(hdf5.read, name_counts=lambda path: True),
+    ".jsonl": Format(json_lines.read),
+    ".pkl": Format(dt_pickle.read, name_counts=lambda path: True),
     ".csv": Format(table.read_csv, table.columns_file),
     ".parquet": Format(table.read_parquet, table.columns_file),
 }
@@ -96,7 +101,7 @@ def named(source: str) -> list[tuple[str, Source]]:
         found.append((here, Source(replay.name, replay.read, replay.fingerprint)))
     elif os.path.isdir(path) and stored.is_stored(path):
         found.append((here, _stored(path.name, path)))
-    elif os.path.isdir(path) and _files(path):
+    elif os.path.isdir(path) and (_files(path) or lerobot.recognised(path)):
         found.append((here, _folder(path)))
     dataset_id = minari_dataset.id_of(source)
     if dataset_id and minari_dataset.is_local(dataset_id):
@@ -119,7 +124,7 @@ def _file(path: Path) -> Source:
     form = FORMATS[path.suffix.lower()]
 
     def fingerprint() -> str:
-        label = [path.name] if form.name_counts else []
+        label = [path.name] if form.name_counts(path) else []
         return _hash([path, *form.beside(path)], label)
 
     return Source(path.stem, lambda: form.read(path), fingerprint)
@@ -151,7 +156,10 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _folder(path: Path) -> Source:
-    """All files of a folder as one dataset."""
+    """All files of a folder as one dataset, or a folder of LeRobot's."""
+    if lerobot.recognised(path):
+        parts_of_it = lerobot.files(path)
+        return Source(path.resolve().name, lambda: lerobot.read(path), lambda: _hash(parts_of_it))
     files = _files(path)
     if not files:
         if (path / "data" / "metadata.json").is_file():

@@ -1,7 +1,8 @@
 """The Decision Transformer code's trajectories (arXiv:2106.01345): a pickled list of dicts.
 
 Each dict has observations, actions, rewards and terminals (`dones` in some files), a row a step;
-next_observations and whatever else is there are ignored. An episode that does not end in a terminal
+next_observations and whatever else is there are ignored. A dict of flat arrays is read
+as well (see keys.py). An episode that does not end in a terminal
 state ran into the time limit. Nothing in the pickle is run.
 """
 
@@ -12,9 +13,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from decision_seq.data.episodes import Episodes
 from decision_seq.data.sources.d4rl import dataset_info
 from decision_seq.data.sources.episode_list import gather
+from decision_seq.data.sources.keys import from_keys, names_in
 from decision_seq.errors import UserError
 from decision_seq.pickles import RefusedClass, load_plain
 
@@ -37,6 +41,10 @@ def read(path: Path) -> Episodes:
         raise UserError(
             f"{path}: cannot be read as a pickle ({error}); the file may be cut off"
         ) from None
+    if isinstance(trajectories, Mapping) and names_in(set(trajectories)):
+        _check_size(path, [trajectories], len(content))
+        arrays = {str(key): np.asarray(value) for key, value in trajectories.items()}
+        return from_keys(str(path), arrays, dataset_info(path))
     if not isinstance(trajectories, list | tuple):
         raise UserError(
             f"{path}: holds {type(trajectories).__name__}; expected a list of trajectories, each a "

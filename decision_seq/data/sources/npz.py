@@ -1,8 +1,9 @@
 """`.npz` files: observations, actions, rewards, terminations, truncations, one row a step.
 
-The last two may be called `terminals` and `timeouts`. Optional: `meta`, a JSON text (of which
-env_id, eval_env_id, ref_min, ref_max, action_count, action_start, rewards and the findings of an
-export are used); `episode_seeds`, what each episode's environment was reset with;
+They may have other names, and some may be missing (see keys.py). Optional: `meta`, a JSON text (of
+which env_id, eval_env_id, ref_min, ref_max, action_count, action_start, rewards, tables of spaces
+and the findings of an export are used); `episode_seeds`, what each episode's environment was reset
+with;
 `incomplete_episodes` (once called `unended_episodes`), numbers of those whose truncation was not
 recorded but assumed. Other keys are ignored.
 """
@@ -18,44 +19,33 @@ from typing import Any
 
 import numpy as np
 
-from decision_seq.data.episodes import Episodes, from_flat
+from decision_seq.data.episodes import Episodes
 from decision_seq.data.findings import Finding, from_plain
-from decision_seq.data.sources.episode_list import HAND_OVER
+from decision_seq.data.sources import ogbench
+from decision_seq.data.sources.keys import check_keys, from_keys, names_in
 from decision_seq.errors import UserError
 from decision_seq.spaces.table import from_json, to_json
 
-KEYS = ("observations", "actions", "rewards", "terminations", "truncations")
 META = {"env_id": "env_id", "ref_min": "ref_min_score", "ref_max": "ref_max_score"}
 META |= {"eval_env_id": "eval_env_id", "rewards": "rewards"}  # theirs: ours
 META |= {"action_count": "action_count", "action_start": "action_start"}
 TABLES = ("observation_space", "action_space")  # as spaces.Table writes them
 EPISODE_KEYS = ("episode_seeds", "incomplete_episodes")
-# theirs: ours. The first two as in D4RL's files; the last is our own old name
-ALIASES = {"terminals": "terminations", "timeouts": "truncations"}
-ALIASES |= {"unended_episodes": "incomplete_episodes"}
-HINTS = {
-    "rewards": "where none were recorded, write zeros, and train an agent that imitates",
-    "terminations": "1 where the environment ended an episode (as `terminals`, not `dones`)",
-    "truncations": "1 where a time limit or the recording ended one, or zeros if nothing did",
-}
+FORMER = {"incomplete_episodes": "unended_episodes"}  # our own old name
 
 
 def read(path: Path) -> Episodes:
     """Read one file. Raises UserError for a broken file or a missing key. Pickles are refused."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            theirs = {ALIASES.get(key, key): key for key in file.files} | {k: k for k in file.files}
-            if missing := [key for key in KEYS if key not in theirs]:
-                hint = HINTS.get(missing[0], f"or {HAND_OVER}")
-                raise UserError(
-                    f"{path}: key `{missing[0]}` is missing (found {', '.join(file.files)[:200]}); "
-                    f"a dataset needs {', '.join(KEYS)}: {hint}"
-                )
-            arrays = (file[theirs[key]] for key in KEYS)
-            observations, actions, rewards, terminated, truncated = arrays
+            check_keys(str(path), file.files)
+            names = [*names_in(set(file.files)).values()]
+            arrays = {name: file[name] for name in names}
             meta = str(file["meta"]) if "meta" in file.files else "{}"
+            none = np.empty(0, int)
             seeds, incomplete = (
-                file[theirs[key]] if key in theirs else np.empty(0, int) for key in EPISODE_KEYS
+                next((file[k] for k in (key, FORMER.get(key, key)) if k in file.files), none)
+                for key in EPISODE_KEYS
             )
     except (
         OSError,
@@ -75,7 +65,9 @@ def read(path: Path) -> Episodes:
             "archive"
         ) from None
     info, findings = _info(path, meta)
-    flat = from_flat(str(path), observations, actions, rewards, terminated, truncated, info)
+    if "rewards" not in arrays and "env_id" not in info:
+        info |= ogbench.environment(path)
+    flat = from_keys(str(path), arrays, info)
     episodes = len(flat.lengths)
     seeds, incomplete = (
         _numbers(path, k, a) for k, a in zip(EPISODE_KEYS, (seeds, incomplete), strict=True)

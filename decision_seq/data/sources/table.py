@@ -20,6 +20,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -27,10 +28,12 @@ from decision_seq.config import build, load_yaml
 from decision_seq.data.columns import rounded, to_float32
 from decision_seq.data.episodes import Episodes, from_flat
 from decision_seq.data.sources.episode_list import HAND_OVER
+from decision_seq.data.sources.keys import NO_REWARDS, WITHOUT
 from decision_seq.errors import UserError
 
 FLAGS = {"true": 1.0, "false": 0.0, "1": 1.0, "0": 0.0, "1.0": 1.0, "0.0": 0.0}
 EXACT = 2.0**53  # whole numbers below it are what they are in float64
+SEEN = ("observation_", "obs_", "observation.", "observation")  # how columns of these begin
 NAMED = "observation_0, observation_1, ... (or obs_...)", "action_0, ... (or act_..., or action)"
 
 
@@ -42,7 +45,7 @@ class Columns:
     step: str = "step"  # number within the episode, rising by one; may be missing
     observations: tuple[str, ...] = ()  # by default observation_* or obs_*
     actions: tuple[str, ...] = ()  # by default action_*, act_* or action
-    reward: str = "reward"
+    reward: str | None = "reward"  # null where there is none
     terminated: str = "terminated"
     truncated: str = "truncated"  # may be missing
     discrete: bool | None = None  # by default: a single column `action` of whole numbers
@@ -101,6 +104,7 @@ def read_parquet(path: Path) -> Episodes:
         header = list(parquet.read_schema(path).names)
         columns = _find(path, header)
         arrow = parquet.read_table(path, columns=_wanted(columns, header))
+        arrow, columns = _spread(path, arrow, columns)
         table = {name: arrow[name].to_numpy() for name in arrow.column_names}
         table = {n: c.astype(np.int8) if c.dtype == bool else c for n, c in table.items()}
     except (ArrowException, OSError, ValueError) as error:
@@ -117,12 +121,43 @@ def read_parquet(path: Path) -> Episodes:
     return _episodes(path, columns, table, lambda row: f"row {row}")
 
 
+def _spread(path: Path, arrow: Any, columns: Columns) -> tuple[Any, Columns]:
+    """Columns of lists as one column a number, `observation_0` and so on."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    own: dict[str, tuple[str, ...]] = {}
+    for name in [field.name for field in arrow.schema if pa.types.is_nested(field.type)]:
+        column = arrow[name]
+        if not hasattr(column.type, "value_type") or pa.types.is_map(column.type):
+            continue  # refused as what it is
+        widths = pc.list_value_length(column)
+        width = pc.max(widths).as_py() or 0
+        if pc.min(widths).as_py() != width or column.null_count or width == 0:
+            raise UserError(f"{path}: column `{name}` has lists of different lengths")
+        values = pc.list_flatten(column).combine_chunks()
+        if pa.types.is_nested(values.type):
+            raise UserError(f"{path}: column `{name}` has lists of lists; lay them out flat")
+        own[name] = tuple(f"{name}_{i}" for i in range(width))
+        at = pa.array(np.arange(len(column)) * width)
+        for i, new in enumerate(own[name]):
+            arrow = arrow.append_column(new, values.take(pc.add(at, i)))
+        arrow = arrow.drop_columns([name])
+
+    def flat(names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(one for name in names for one in own.get(name, (name,)))
+
+    seen, done = flat(columns.observations), flat(columns.actions)
+    discrete = False if done != columns.actions else columns.discrete
+    return arrow, dataclasses.replace(columns, observations=seen, actions=done, discrete=discrete)
+
+
 def _find(path: Path, header: list[str]) -> Columns:
     """The columns of a log, those of the file beside it first. Raises UserError for missing or
     repeated ones."""
     beside = columns_file(path)
     columns = build(Columns, load_yaml(beside[0]), str(beside[0])) if beside else Columns()
-    observations = columns.observations or _starting(header, "observation_", "obs_")
+    observations = columns.observations or _starting(header, *SEEN)
     actions = columns.actions or _starting(header, "action_", "act_")
     single = not actions and "action" in header
     found = Columns(
@@ -141,7 +176,8 @@ def _find(path: Path, header: list[str]) -> Columns:
                 f"{path}: no {kind} columns (found {', '.join(header)[:200]}); name them {form}, "
                 f"or list them in {path.stem}.columns.yaml"
             )
-    needed = (found.episode, *found.observations, *found.actions, found.reward, found.terminated)
+    reward = [] if found.reward is None else [found.reward]
+    needed = (found.episode, *found.observations, *found.actions, *reward, found.terminated)
     for name in needed:
         if name not in header:
             raise UserError(
@@ -170,7 +206,8 @@ def _starting(header: list[str], *prefixes: str) -> tuple[str, ...]:
 
 def _wanted(columns: Columns, header: list[str]) -> list[str]:
     optional = [n for n in (columns.step, columns.truncated) if n in header]
-    needed = [columns.episode, *columns.observations, *columns.actions, columns.reward]
+    needed = [columns.episode, *columns.observations, *columns.actions]
+    needed += [] if columns.reward is None else [columns.reward]
     return [*needed, columns.terminated, *optional]
 
 
@@ -214,17 +251,22 @@ def _episodes(
         str(path),
         _stacked(table, columns.observations),
         _actions(path, columns, table),
-        to_float32(table[columns.reward]),
+        np.zeros(len(episode), np.float32)
+        if columns.reward is None
+        else to_float32(table[columns.reward]),
         terminated,
         truncated,
-        _info(columns),
+        _info(columns) | (WITHOUT if columns.reward is None else {}),
     )
-    numbers = (*columns.observations, *columns.actions, columns.reward)
+    numbers = (*columns.observations, *columns.actions, *filter(None, [columns.reward]))
     lost = rounded({f"column `{name}`": table[name] for name in numbers})
     return dataclasses.replace(
         flat,
         incomplete=tuple(int(m) for m in incomplete),
-        findings=(*flat.findings, *filter(None, [lost])),
+        findings=(
+            *flat.findings,
+            *filter(None, [lost, NO_REWARDS if columns.reward is None else None]),
+        ),
     )
 
 

@@ -101,6 +101,7 @@ def rollout(
             agent, lanes, choose, lane_seeds, context, on_step, prior, actions, max_steps
         )
         _check_finite(records, lanes.id, lane_seeds)
+        success = lanes.success
     finally:
         lanes.close()
     novelty = np.stack(records.novelty) if prior else None  # [steps, lanes]
@@ -123,6 +124,7 @@ def rollout(
             env_seed=lane_seeds[i],
             episode_return=float(records.returns[i]),
             length=int(records.lengths[i]),
+            success=None if success is None else bool(success[i]),
             max_steps=max_steps,
             **_scores(known, float(records.returns[i])),
             milliseconds_per_step=round(float(records.milliseconds[i] / records.lengths[i]), 4),

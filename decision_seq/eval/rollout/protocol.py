@@ -184,7 +184,16 @@ def summary_table(rows: list[Row]) -> None:
         title=f"{first['run']}: {first['env']}, {first['checkpoint']} checkpoint (step "
         f"{first['step']}), context {first['context']}"
     )
-    columns = ("target", "episodes", "return", "normalized score", "length", "ms a step", "OOD")
+    columns = (
+        "target",
+        "episodes",
+        "return",
+        "normalized score",
+        "success",
+        "length",
+        "ms a step",
+        "OOD",
+    )
     for column in columns:
         table.add_column(column, justify="right")
     for target, group in groupby(rows, key=target_label):
@@ -198,6 +207,7 @@ def summary_table(rows: list[Row]) -> None:
             str(len(part)),
             _mean_std([row["episode_return"] for row in part]),
             "-" if None in scores else _mean_std(scores),
+            _success(part),
             f"{np.mean([row['length'] for row in part]):.0f}",
             f"{np.mean([row['milliseconds_per_step'] for row in part]):.2f}",
             "-" if None in distances else f"{np.mean(distances):.2f}",
@@ -224,9 +234,16 @@ def mean_scores(rows: list[Row]) -> dict[str, float]:
     for target, group in groupby(rows, key=target_label):
         part = list(group)
         means[f"return/{target}"] = float(np.mean([row["episode_return"] for row in part]))
+        if part[0]["success"] is not None:
+            means[f"success/{target}"] = float(np.mean([row["success"] for row in part]))
         if part[0]["normalized_score"] is not None:
             means[f"score/{target}"] = float(np.mean([row["normalized_score"] for row in part]))
     return means
+
+
+def _success(rows: list[Row]) -> str:
+    told = [row["success"] for row in rows if row["success"] is not None]
+    return f"{100 * np.mean(told):.0f} %" if told else "-"
 
 
 def _mean_std(values: list[float]) -> str:
