@@ -51,6 +51,8 @@ class TrainConfig:
     warmup_steps: int = 10_000  # learning rate rises linearly over these
     schedule: Literal["constant", "cosine"] = "constant"  # after warm-up; cosine ends at 0
     gradient_clip: float = 0.25  # largest norm of the gradient
+    # consecutive windows of an episode, the backbone's state carried from one to the next
+    stream: bool = False
     # decay of an average of the weights, which then is what is saved; at step t at most
     # (1 + t) / (10 + t)
     ema: float | None = None
@@ -79,6 +81,11 @@ class TrainConfig:
             )
         if self.ema is not None and not 0 < self.ema < 1:
             raise UserError(f"ema is {self.ema}; it must be between 0 and 1, or left out")
+        if self.stream and self.precision != "float32":
+            raise UserError(
+                f"precision is {self.precision}, but a state that is carried adds up in float32; "
+                "leave out precision, or stream"
+            )
         if self.skip_nonfinite < 0:
             raise UserError(f"skip_nonfinite is {self.skip_nonfinite}; it must be at least 0")
 

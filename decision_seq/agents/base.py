@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from decision_seq.backbones import BackboneConfig, Layout
+from decision_seq.backbones.contract import EVERY, State
 from decision_seq.backbones.mamba import MambaConfig
 from decision_seq.config import register as register_config
 from decision_seq.data.origin import recorded
@@ -161,7 +162,10 @@ class SequenceAgent(nn.Module):
                 f"observations are vectors of width {spec.observation_shape[0]}; leave it out"
             )
         self.config, self.spec = config, spec
-        self.guide: Guide | None = None  # set by training where values guide it; not saved
+        # set by training, and not saved: what values add to the loss, and on streams the backbone's
+        # state after the window before
+        self.guide: Guide | None = None
+        self.carried: State | None = None
         width = config.backbone.width
         self.encoder = observation_encoder(
             spec.observation_shape,
@@ -289,7 +293,16 @@ class SequenceAgent(nn.Module):
         """
         tokens = self.dropout(self.embedding(values, timesteps))  # [B, K * T, D]
         actions = slice(self.action_position, None, len(self.config.tokens))
-        return self.predict(self.backbone(tokens, actions))  # features [B, K, D]
+        return self.predict(self.mix(tokens, actions))  # features [B, K, D]
+
+    def mix(self, tokens: Tensor, output_slice: slice = EVERY) -> Tensor:
+        """Tokens [B, L, D] -> features [B, l, D] at the l tokens of the slice. In training on
+        streams the windows before are seen too, through a state that has no gradient."""
+        if self.carried is None or not self.training:
+            return self.backbone(tokens, output_slice)
+        features, state = self.backbone.step(tokens, self.carried, output_slice)
+        self.carried = [{name: t.detach() for name, t in layer.items()} for layer in state]
+        return features
 
     def preprocess(
         self, observations: Tensor, actions: Tensor, returns_to_go: Tensor

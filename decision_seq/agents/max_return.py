@@ -57,7 +57,7 @@ class MaxReturn(SequenceAgent):
         """[B, K] error of every step: the action's and the return's."""
         values = self.preprocess(batch.observations, batch.actions, batch.returns_to_go)
         tokens = self.dropout(self.embedding(values, batch.timesteps))  # [B, K * T, D]
-        features = self.backbone(tokens).unflatten(1, (-1, len(self.config.tokens)))
+        features = self.mix(tokens).unflatten(1, (-1, len(self.config.tokens)))
         action = self.predict(features[:, :, self.action_position])  # [B, K, A]
         best = self.predict_return(features[:, :, 0]).float()  # [B, K]
         return self.action_errors(action, values, batch) + expectile_errors(

@@ -119,7 +119,11 @@ class WindowSampler:
 
     def places(self, index: int, size: int) -> list[tuple[int, int]]:
         """(episode, step within it) where each window of batch number `index` starts."""
-        rows = self._starts[self._draw(index, size)]
+        return self.places_of(self._draw(index, size))
+
+    def places_of(self, which: np.ndarray) -> list[tuple[int, int]]:
+        """(episode, step within it) of eligible steps `which` [B]."""
+        rows = self._starts[which]
         episodes = np.searchsorted(self._offsets, rows, side="right") - 1
         return list(zip(episodes.tolist(), (rows - self._offsets[episodes]).tolist(), strict=True))
 

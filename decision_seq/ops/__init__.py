@@ -6,6 +6,7 @@ layers.py.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from decision_seq.ops.dispatch import Backend, BackendStatus, choose, scan_backends
@@ -59,7 +60,7 @@ def selective_scan_step(
     z: Tensor | None,
     state: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Continue a scan by n >= 1 tokens; inference only (no gradients).
+    """Continue a scan by n >= 1 tokens. Differentiable in all but `state`.
 
     Args:
         u, dt, A, B, C, D, z: as in `selective_scan`, with L = n new tokens.
@@ -76,8 +77,35 @@ def selective_scan_step(
         raise ValueError(f"state must be [B, E, N] = {[u.shape[0], *A.shape]}, got {_s(state)}")
     _check_device(state, u)
     backend, _, dtype = _prepare(u)
-    y, state = backend.scan_step(*_cast(dtype, u, dt, A, B, C, D, z, state))
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (u, dt, A, B, C, D)):
+        continued = backend.continued_scan or _continued
+        y, state = continued(*_cast(dtype, u, dt, A, B, C, D, z, state))  # type: ignore[arg-type]
+    else:
+        y, state = backend.scan_step(*_cast(dtype, u, dt, A, B, C, D, z, state))
     return y.to(u.dtype), state
+
+
+def _continued(
+    u: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    z: Tensor | None,
+    state: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """The recurrence is linear in h: a scan from 0, and what is left of `state` at each token."""
+    total = dt.cumsum(1)  # [B, L, E], of which exp(total A) is the decay since before the first
+    decay = (total.unsqueeze(-1) * A).exp()  # [B, L, E, N]
+    left = torch.einsum("blen,bln,ben->ble", decay, C, state)
+    y = selective_scan(u, dt, A, B, C, D) + left
+    with torch.no_grad():
+        since = (
+            (total[:, -1:] - total).unsqueeze(-1) * A
+        ).exp()  # decay from each token to the end
+        new = decay[:, -1] * state + torch.einsum("blen,ble,bln->ben", since, dt * u, B)
+    return (y if z is None else y * F.silu(z)), new
 
 
 def causal_conv_silu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -102,7 +130,7 @@ def causal_conv_silu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def causal_conv_silu_step(
     x: Tensor, weight: Tensor, bias: Tensor, history: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Continue a convolution by n >= 1 tokens; inference only (no gradients).
+    """Continue a convolution by n >= 1 tokens. Differentiable.
 
     Args:
         x, weight, bias: as in `causal_conv_silu`, with L = n new tokens.

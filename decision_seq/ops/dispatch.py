@@ -30,6 +30,8 @@ class Backend:
     half: bool = False  # takes and gives a layer's bfloat16 as it is, else it is widened
     scan: Callable[..., Tensor] = reference.selective_scan
     scan_step: Callable[..., tuple[Tensor, Tensor]] = reference.selective_scan_step
+    # a scan from a state on, with gradients; None is made of `scan` and PyTorch
+    continued_scan: Callable[..., tuple[Tensor, Tensor]] | None = None
     conv: Callable[..., Tensor] = reference.causal_conv_silu
 
 
@@ -53,6 +55,7 @@ BACKENDS = {
             unusable=cpu.unusable,
             accepts=cpu.accepts,
             scan=cpu.selective_scan,
+            continued_scan=cpu.continued_scan,
             conv=cpu.causal_conv_silu,
             half=True,
         ),

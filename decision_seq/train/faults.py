@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from decision_seq.agents import SequenceAgent, load_agent, save_agent
+from decision_seq.data.streams import StreamSampler
 from decision_seq.data.windows import Batch, WindowSampler
 from decision_seq.errors import UserError
 from decision_seq.files import atomic_folder
@@ -65,7 +66,7 @@ class FiniteGuard:
 def stop_for_fault(
     step: int,
     agent: SequenceAgent,
-    sampler: WindowSampler,
+    sampler: WindowSampler | StreamSampler,
     config: RunConfig,
     out: Path,
     skipped: int,

@@ -19,6 +19,7 @@ from decision_seq.agents import SequenceAgent
 from decision_seq.agents.fit import check_fit, check_left_out, check_origin
 from decision_seq.agents.return_prior import ensure_prior
 from decision_seq.data.store import EpisodeStore, open_store
+from decision_seq.data.streams import StreamSampler
 from decision_seq.data.tools.info import read_summary, remarks, write_summary
 from decision_seq.data.transforms import as_conditioned, hold_out, top_fraction
 from decision_seq.data.windows import Batch, Hindsight, WindowSampler
@@ -29,6 +30,7 @@ from decision_seq.hardware import peak_memory_mib
 from decision_seq.progress import progress_bar
 from decision_seq.run_config import RunConfig, check_same_run, write_run_config
 from decision_seq.run_folder import has_checkpoint
+from decision_seq.train import stream
 from decision_seq.train.checkpoint import load_state, save_checkpoint
 from decision_seq.train.distributed import World, joined
 from decision_seq.train.faults import FiniteGuard, stop_for_fault
@@ -37,6 +39,8 @@ from decision_seq.train.optim import autocast, learning_rate, make_optimizer
 from decision_seq.train.random import RandomStream
 from decision_seq.train.validation import validation_loss, validation_samplers
 from decision_seq.values.guide import guide_for
+
+Sampler = WindowSampler | StreamSampler
 
 
 @dataclass
@@ -70,6 +74,7 @@ class Learner:
             "skipped": self.guard.skipped,
             "torch_rng": cpu,
             "cuda_rng": cuda,
+            "carried": self.agent.carried,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -82,6 +87,9 @@ class Learner:
         self.loss_count.copy_(state["loss_count"])
         self.guard.skipped.copy_(state["skipped"])
         self.random.restore([state["torch_rng"], *state["cuda_rng"]])
+        if (carried := state.get("carried")) is not None:
+            device = self.agent.device
+            self.agent.carried = [{k: t.to(device) for k, t in part.items()} for part in carried]
 
 
 def train(
@@ -118,6 +126,8 @@ def _train(
 ) -> bool:
     check_run_folder(config, out, resume)
     world.check(config.train.batch_size)
+    if config.train.stream and world.size > 1:
+        raise UserError("train.stream runs in one process; leave out torchrun, or stream")
     store = open_store(config.data.sources)
     check_left_out(store, config.data.leave_out)
     random = RandomStream(config.seed, device)
@@ -158,6 +168,8 @@ def _train(
             restore_run(config, out, store, learner)
         world.separate(random, config.seed, learner.step)
         world.rank_zero_only(describe)
+        if config.train.stream and agent.carried is None:  # else that of a checkpoint
+            agent.carried = stream.new_state(agent, config.train.batch_size)
         agent.guide = guide_for(agent, store, out, config.values, config.seed)
         log = MetricsLog(out, learner.step) if world.is_rank_zero else NoLog()
         held.enter_context(log)
@@ -169,7 +181,7 @@ def _loop(
     config: RunConfig,
     out: Path,
     learner: Learner,
-    samplers: tuple[WindowSampler, dict[str, WindowSampler]],
+    samplers: tuple[Sampler, dict[str, WindowSampler]],
     log: MetricsLog | NoLog,
     on_interval: Callable[[SequenceAgent, int], dict[str, float]] | None,
 ) -> None:
@@ -225,10 +237,12 @@ def _loop(
             save()
 
 
-def gradient_step(learner: Learner, sampler: WindowSampler, config: RunConfig) -> torch.Tensor:
+def gradient_step(learner: Learner, sampler: Sampler, config: RunConfig) -> torch.Tensor:
     """One step of AdamW on one batch. Returns the gradient's norm before clipping."""
     settings, agent = config.train, learner.agent
     batch = sampler.batch(learner.step, settings.batch_size, learner.world.rows)
+    if isinstance(sampler, StreamSampler):
+        stream.begin(agent, sampler, learner.step, settings.batch_size)
     for group in learner.optimizer.param_groups:
         group["lr"] = learning_rate(learner.step, settings)
     if not agent.training:  # as rollouts and validation leave it
@@ -242,6 +256,8 @@ def gradient_step(learner: Learner, sampler: WindowSampler, config: RunConfig) -
     skip = learner.guard.judge(learner.step, loss, norm)
     learner.optimizer.found_inf = skip  # type: ignore[attr-defined]  # read by fused AdamW
     learner.optimizer.step()
+    if agent.carried is not None:
+        stream.forget(agent, skip)
     if settings.ema is not None:
         # an average over the last tenth of the steps at first: else the untrained weights stay in
         decay = min(settings.ema, (1 + learner.step) / (10 + learner.step))
@@ -256,7 +272,7 @@ def gradient_step(learner: Learner, sampler: WindowSampler, config: RunConfig) -
     return norm
 
 
-def check_finite(learner: Learner, sampler: WindowSampler, config: RunConfig, out: Path) -> None:
+def check_finite(learner: Learner, sampler: Sampler, config: RunConfig, out: Path) -> None:
     """Raise UserError, after saving what shows it again, if too many batches were not finite."""
     fatal = learner.guard.tripped()
     if fatal is not None:
@@ -270,7 +286,7 @@ def make_samplers(
     store: EpisodeStore,
     device: torch.device,
     hindsight: Hindsight | None = None,
-) -> tuple[WindowSampler, dict[str, WindowSampler]]:
+) -> tuple[Sampler, dict[str, WindowSampler]]:
     """Windows to learn from, and held-out ones by what their loss is called ({} if there are
     none)."""
     returns = config.agent.returns
@@ -294,7 +310,22 @@ def make_samplers(
             hindsight=hindsight,
         )
 
-    return windows(training), validation_samplers(held_out, store, windows)
+    validation = validation_samplers(held_out, store, windows)
+    if not config.train.stream:
+        return windows(training), validation
+    if config.data.weights:
+        raise UserError(
+            "data.weights draws windows from sources by their share, but train.stream takes every "
+            "episode in turn; leave out one of them"
+        )
+    if hindsight is not None:
+        raise UserError(
+            "goals in hindsight are drawn anew for every window, but train.stream carries a state "
+            "from one to the next; leave out train.stream"
+        )
+    length, stack = config.agent.context_length, config.agent.frame_stack
+    rows = StreamSampler(store, training, length, returns, config.seed, device, stack)
+    return rows, validation
 
 
 def check_run_folder(config: RunConfig, out: Path, resume: bool) -> None:

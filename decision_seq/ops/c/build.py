@@ -39,7 +39,7 @@ VIEW = [POINTER, LONG]  # data and row stride
 SCAN = [*VIEW, *VIEW, POINTER, *VIEW, *VIEW, POINTER, *VIEW]  # u, dt, A, B, C, D, z
 SIGNATURES: dict[str, list[Any]] = {
     "scan_block": [],
-    "scan_forward": [*SCAN, *[POINTER] * 2, *[INT] * 7],
+    "scan_forward": [*SCAN, *[POINTER] * 4, *[INT] * 7],
     "scan_backward": [POINTER, *SCAN, *[POINTER] * 8, *[INT] * 7],
     "conv_forward": [*VIEW, *[POINTER] * 3, *[INT] * 6],
     "conv_backward": [POINTER, *VIEW, *[POINTER] * 5, *[INT] * 6],

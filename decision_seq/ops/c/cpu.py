@@ -6,6 +6,7 @@ projection; anything else is copied.
 """
 
 import os
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -85,14 +86,32 @@ def _scan(
     with_grad: bool,
 ) -> tuple[Tensor, Tensor]:
     """y: [B, L, E], and the states that backward starts from (empty unless with_grad)."""
+    return _scan_from(u, dt, A, B, C, D, z, with_grad, None, None)
+
+
+def _scan_from(
+    u: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    z: Tensor | None,
+    with_grad: bool,
+    initial: Tensor | None,
+    final: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """The same from the state `initial` [B, E, N] on; that after the last token is left in
+    `final`."""
     u, dt, B, C = rows(u), rows(dt), rows(B), rows(C)
     z = None if z is None else rows(z)
     A, D = A.contiguous(), D.contiguous()
     y, checkpoints = _scan_outputs(u, A, with_grad)
+    states = [0 if state is None else state.data_ptr() for state in (initial, final)]
     call(
         "scan_forward",
         *(*view(u), *view(dt), A.data_ptr(), *view(B), *view(C), D.data_ptr(), *view(z)),
-        *(y.data_ptr(), checkpoints.data_ptr() if with_grad else 0),
+        *(y.data_ptr(), checkpoints.data_ptr() if with_grad else 0, *states),
         *(half(u), *u.shape, A.shape[1], checkpoint_every(u.shape[1]), threads()),
     )
     return y, checkpoints
@@ -134,6 +153,30 @@ def _scan_outputs(u: Tensor, A: Tensor, with_grad: bool) -> tuple[Tensor, Tensor
 
 
 scan_cpu = autograd.scan_operator("scan_cpu", _scan, _scan_backward, _scan_outputs)
+
+
+class _Continued(torch.autograd.Function):
+    """A scan that goes on from a state, which has no gradient. Backward starts from checkpoints, of
+    which the state is the first."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        *own, state = inputs
+        final = torch.empty_like(state, memory_format=torch.contiguous_format)
+        y, checkpoints = _scan_from(*own, with_grad=True, initial=state.contiguous(), final=final)
+        ctx.save_for_backward(*own, checkpoints)
+        ctx.mark_non_differentiable(final)
+        return y, final
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        known = _scan_backward(dy, *ctx.saved_tensors)
+        return *known, *[None] * (8 - len(known))
+
+
+def continued_scan(*inputs: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(u, dt, A, B, C, D, z, state) -> y and the state after the last token."""
+    return _Continued.apply(*inputs)
 
 
 # ---------------------------------------------------------------- causal convolution

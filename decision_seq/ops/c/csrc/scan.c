@@ -24,6 +24,8 @@ typedef struct {
     int batch, length, width, states, chunk;
     float *rates; /* A * log2(e), packed [block][N][V] */
     float *skip;  /* D, packed [block][V] */
+    const float *initial; /* h before the first step, [batch][E][N]; NULL for zeros */
+    float *final;         /* h after the last; NULL where nobody asks */
 } Scan;
 
 INLINE long block_count(const Scan *s) { return ceil_div(s->width, V); }
@@ -55,7 +57,12 @@ INLINE void forward_group(const Scan *s, int b, int block, int n0, int count, in
     const int e = block * V, last = n0 + count == s->states;
     const float *rates = s->rates + ((long)block * s->states + n0) * V;
     const vec skip = load(s->skip + e, V);
+    const long state = ((long)b * s->width + e) * s->states + n0; /* of channel e */
     vec h[GROUP] = {{0}};
+    if (s->initial)
+        for (int n = 0; n < count; n++)
+            for (int v = 0; v < elements; v++)
+                h[n][v] = s->initial[state + (long)v * s->states + n];
     for (int t = 0; t < s->length; t++) {
         const long row = (long)b * s->length + t;
         const float *B = s->B + row * s->B_row + n0, *C = s->C + row * s->C_row + n0;
@@ -80,6 +87,10 @@ INLINE void forward_group(const Scan *s, int b, int block, int n0, int count, in
         }
         store_to(y, row * s->width + e, sum, elements, half);
     }
+    if (s->final)
+        for (int n = 0; n < count; n++)
+            for (int v = 0; v < elements; v++)
+                s->final[state + (long)v * s->states + n] = h[n][v];
 }
 
 INLINE void forward_block(const Scan *s, int b, int block, int elements, int half, float *sums,
@@ -94,13 +105,14 @@ INLINE void forward_block(const Scan *s, int b, int block, int elements, int hal
 int scan_block(void) { return V; }
 
 /* u, z and y are `half` or not; y is contiguous. checkpoints may be NULL where no backward follows;
- * chunk <= MAX_CHUNK. Returns 0, or -1 if memory runs out. */
+ * chunk <= MAX_CHUNK; initial and final may be NULL. Returns 0, or -1 if memory runs out. */
 int scan_forward(const void *u, long u_row, const float *dt, long dt_row, const float *A,
                  const float *B, long B_row, const float *C, long C_row, const float *D,
-                 const void *z, long z_row, void *y, float *checkpoints, int half, int batch,
-                 int length, int width, int states, int chunk, int threads) {
-    Scan s = {u,     z,     dt,    B,      C,     half,   u_row, dt_row, B_row, C_row,
-              z_row, batch, length, width, states, chunk, NULL,  NULL};
+                 const void *z, long z_row, void *y, float *checkpoints, const float *initial,
+                 float *final, int half, int batch, int length, int width, int states, int chunk,
+                 int threads) {
+    Scan s = {u,     z,     dt,    B,      C,     half,   u_row, dt_row, B_row,   C_row,
+              z_row, batch, length, width, states, chunk, NULL,  NULL,   initial, final};
     const long sums = (long)length * V;
     if ((long)batch * length * width * states < SMALL) threads = 1;
     float *memory = aligned_alloc(64, (packed_size(&s) + threads * sums) * sizeof(float));

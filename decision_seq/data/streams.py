@@ -1,0 +1,83 @@
+"""StreamSampler: consecutive windows of whole episodes, for training with a carried state."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from decision_seq.data.store import EpisodeStore
+from decision_seq.data.transforms import ReturnSpec
+from decision_seq.data.windows import Batch, WindowSampler
+
+
+class StreamSampler:
+    """Row b of batch number i + 1 is the window after row b of batch number i, K steps on in the
+    same episode, or the first of another one. Each row goes through all episodes, in an order of
+    its own, before it begins again in another. `batch(i)` is a pure function of the seed and `i`.
+
+    Args:
+        store: the dataset.
+        episodes: indices of the episodes to draw from.
+        length: K, steps a window.
+        returns: scale of the return-to-go.
+        seed: of the orders.
+        device: where batches are delivered.
+        stack: images seen at a step, as in `WindowSampler`.
+    """
+
+    def __init__(
+        self,
+        store: EpisodeStore,
+        episodes: np.ndarray,
+        length: int,
+        returns: ReturnSpec,
+        seed: int,
+        device: torch.device | str = "cpu",
+        stack: int | None = None,
+    ) -> None:
+        self._windows = WindowSampler(store, episodes, length, returns, seed, device, stack=stack)
+        self.length, self.seed, self.device = length, seed, torch.device(device)
+        lengths = store.lengths[episodes]
+        self._first = np.cumsum(lengths) - lengths  # number of each episode's first step
+        self._counts = -(-lengths // length)  # windows of each
+        self._orders: dict[int, tuple[int, np.ndarray, np.ndarray]] = {}
+
+    def batch(self, index: int, size: int, rows: slice = slice(None)) -> Batch:
+        """Batch number `index` of `size` rows, or those `rows` of them."""
+        return self._windows.windows(self._places(index, size)[0][rows])
+
+    def begins(self, index: int, size: int) -> Tensor:
+        """[size] bool: the rows of batch number `index` that begin an episode."""
+        return torch.from_numpy(self._places(index, size)[1]).to(self.device)
+
+    def places(self, index: int, size: int) -> list[tuple[int, int]]:
+        """(episode, step within it) where each window of batch number `index` starts."""
+        return self._windows.places_of(self._places(index, size)[0])
+
+    def _places(self, index: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers of the steps where the windows start, and whether an episode does."""
+        epoch, at = divmod(index, int(self._counts.sum()))
+        starts, begins = np.empty(size, np.int64), np.empty(size, bool)
+        for row in range(size):
+            order, ends = self._order(row, epoch)
+            place = int(np.searchsorted(ends, at, side="right"))
+            episode = order[place]
+            window = at - (ends[place] - self._counts[episode])
+            starts[row] = self._first[episode] + window * self.length
+            begins[row] = window == 0
+        return starts, begins
+
+    def _order(self, row: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """In which order a row takes the episodes, and the number of windows up to each one's end;
+        kept until the next epoch."""
+        kept = self._orders.get(row)
+        if kept is None or kept[0] != epoch:
+            order = np.random.default_rng([self.seed, row, epoch]).permutation(len(self._counts))
+            kept = self._orders[row] = (epoch, order, np.cumsum(self._counts[order]))
+        return kept[1:]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_orders": {}}
