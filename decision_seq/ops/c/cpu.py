@@ -161,10 +161,11 @@ class _Continued(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
-        *own, state = inputs
-        final = torch.empty_like(state, memory_format=torch.contiguous_format)
-        y, checkpoints = _scan_from(*own, with_grad=True, initial=state.contiguous(), final=final)
-        ctx.save_for_backward(*own, checkpoints)
+        u, dt, A, B, C, D, z, state = inputs
+        state = state.contiguous()
+        final = torch.empty_like(state)
+        y, checkpoints = _scan_from(u, dt, A, B, C, D, z, True, state, final)
+        ctx.save_for_backward(u, dt, A, B, C, D, z, checkpoints)
         ctx.mark_non_differentiable(final)
         return y, final
 
