@@ -20,7 +20,7 @@ from decision_seq.eval.rows import Row
 from decision_seq.files import read_jsonl
 
 OWN = ("env_seed", "target", "episode_return", "length", "normalized_score", "normalized_scores",
-       "ood_mean", "ood_max")  # fmt: skip
+       "milliseconds_per_step", "peak_memory_mib", "ood_mean", "ood_max")  # fmt: skip
 LEFT_OUT = ("ood", "run")
 METRICS = ("step", "loss", "steps_per_second", "peak_memory_mib")  # and validation losses
 
