@@ -265,6 +265,18 @@ def test_validation_losses_are_shown_by_source(tmp_path: Path) -> None:
     assert section(Data(runs_of(tmp_path / "b", FAR), {}), "Learning curves").table is None
 
 
+def test_scores_on_the_way_are_drawn_in_the_context_that_they_are_of(tmp_path: Path) -> None:
+    runs = with_other_checkpoints(runs_of(tmp_path, FAR))
+    (name,) = Data(runs, {}).score_by_step
+    assert name == "hopper, Hopper-v5"
+    for run in runs:
+        run.others = [r | {"context": "stream"} for r in run.others]
+        stream = [r | {"context": "stream", "env_seed": 9} for r in run.rows]
+        run.rows = [*run.rows, *run.rows, *stream]  # most are in windows: on these they compare
+    (again,) = Data(runs, {}).score_by_step
+    assert again == "hopper, Hopper-v5 (stream)"
+
+
 def short(value: Any) -> Any:
     """As JSON has it, with 6 digits a number."""
     return json.loads(json.dumps(value), parse_float=lambda x: float(f"{float(x):.6g}"))

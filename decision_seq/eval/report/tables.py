@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from decision_seq.eval.report.scores import Task, unit_of, value
 from decision_seq.eval.rows import Row, target_label
 
 CostKey = tuple[str, str, str, int, str, int | None]  # the first fields of `Cost`
+ON_THE_WAY = ("interval", "candidate")  # checkpoints that are scored, but not the run's result
 FAR = 30  # tokens back, of which the report gives the influence
 
 
@@ -201,14 +202,25 @@ def costs(runs: Sequence[Run]) -> list[Cost]:
 
 
 def score_by_step(runs: Sequence[Run], tasks: Sequence[Task]) -> dict[str, Any]:
-    """task -> agent -> [(step, mean score over seeds)], of runs evaluated at several steps."""
+    """task -> agent -> [(step, mean score over seeds)], of runs evaluated at several steps: in the
+    task's context, or in the one in which they were."""
     curves: dict[str, Any] = {}
     for task in tasks:
+        every = {run.folder: [*run.others, *run.rows] for run in runs}
+        on_the_way = {
+            row["context"]
+            for run in runs
+            for row in every[run.folder]
+            if row["checkpoint"] in ON_THE_WAY and run.dataset["name"] == task.dataset
+        }
+        context = task.context if task.context in on_the_way else min(on_the_way, default="")
+        name = task.name if context == task.context else f"{task.name} ({context})"
         for run in runs:
-            rows = [r for r in [*run.others, *run.rows] if _of_task(run, r, task)]
-            rows = [r for r in rows if r["checkpoint"] in ("last", "interval", "candidate")]
+            own = replace(task, context=context)
+            rows = [r for r in every[run.folder] if _of_task(run, r, own)]
+            rows = [r for r in rows if r["checkpoint"] in ("last", *ON_THE_WAY)]
             if len({row["step"] for row in rows}) > 1:
-                steps = curves.setdefault(task.name, {}).setdefault(run.agent, {})
+                steps = curves.setdefault(name, {}).setdefault(run.agent, {})
                 for row in rows:
                     steps.setdefault(row["step"], {}).setdefault(row["train_seed"], []).append(
                         value(row, task.unit)
