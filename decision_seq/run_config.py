@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from decision_seq.agents import PRESETS
-from decision_seq.agents.base import AgentConfig
 from decision_seq.agents.presets import preset_of
 from decision_seq.agents.return_conditioned import ReturnConditionedConfig
+from decision_seq.agents.spec import AgentConfig
 from decision_seq.backbones import BackboneConfig
 from decision_seq.config import build, dump_yaml, load_yaml, merge, parse_overrides, to_plain
 from decision_seq.data.sources import absolute

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from decision_seq.agents import PRESETS, SequenceAgent
-from decision_seq.agents.base import AgentSpec
 from decision_seq.agents.presets import preset_of
+from decision_seq.agents.spec import AgentSpec
 from decision_seq.config import dump_yaml, parse_overrides, to_plain
 from decision_seq.errors import UserError
 from decision_seq.eval.compare.matrix import load_matrix

@@ -17,9 +17,9 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from decision_seq.agents import SequenceAgent, load_agent, save_agent
-from decision_seq.agents.base import AgentConfig, AgentSpec
 from decision_seq.agents.fit import check_fit
 from decision_seq.agents.return_conditioned import ReturnConditionedConfig
+from decision_seq.agents.spec import AgentConfig, AgentSpec
 from decision_seq.backbones import BackboneConfig
 from decision_seq.config import build
 from decision_seq.data import frames as frames_module

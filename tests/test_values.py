@@ -13,8 +13,8 @@ from conftest import frame_episodes, random_episodes, toy_episodes, write_npz
 from small_agents import A, S, every_pair, make, predict, random_batch
 
 from decision_seq.agents import AgentConfig, load_agent
-from decision_seq.agents.base import GuidanceConfig
 from decision_seq.agents.presets import PRESETS
+from decision_seq.agents.spec import GuidanceConfig
 from decision_seq.data.store import EpisodeStore, open_store
 from decision_seq.errors import UserError
 from decision_seq.run_config import RunConfig, run_config

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from decision_seq.agents.base import AgentConfig, SequenceAgent, register
+from decision_seq.agents.base import SequenceAgent
+from decision_seq.agents.spec import AgentConfig, register
 
 
 @dataclass(frozen=True)

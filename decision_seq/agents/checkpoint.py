@@ -9,7 +9,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from decision_seq.agents.base import AgentConfig, AgentSpec, SequenceAgent
+from decision_seq.agents.base import SequenceAgent
+from decision_seq.agents.spec import AgentConfig, AgentSpec
 from decision_seq.config import build, to_plain
 from decision_seq.errors import UserError
 from decision_seq.files import atomic_file

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from gymnasium import Env
 
-from decision_seq.agents.base import AgentSpec
+from decision_seq.agents.spec import AgentSpec
 from decision_seq.data.origin import recorded
 from decision_seq.data.store import EpisodeStore
 from decision_seq.envs.registry import identity_of

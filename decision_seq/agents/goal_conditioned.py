@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from decision_seq.agents.base import AgentConfig, AgentSpec, SequenceAgent, register
+from decision_seq.agents.base import SequenceAgent
+from decision_seq.agents.spec import AgentConfig, AgentSpec, register
 from decision_seq.data.windows import Hindsight
 from decision_seq.errors import UserError
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from decision_seq.agents.base import AgentConfig, AgentSpec, Extend, SequenceAgent, register
+from decision_seq.agents.base import Extend, SequenceAgent
+from decision_seq.agents.spec import AgentConfig, AgentSpec, register
 from decision_seq.backbones.pointwise import PointwiseConfig
 from decision_seq.data.windows import Batch
 from decision_seq.errors import UserError

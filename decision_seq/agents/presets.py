@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from decision_seq.agents.base import AgentConfig
+from decision_seq.agents.spec import AgentConfig
 from decision_seq.config import to_plain
 
 PRESETS: dict[str, dict[str, Any]] = {  # those that say more come before those that say less

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from decision_seq.agents.base import AgentSpec
+from decision_seq.agents.spec import AgentSpec
 from decision_seq.data.frames import as_bytes
 from decision_seq.envs.atari import FRAME_STACK
 from decision_seq.errors import UserError

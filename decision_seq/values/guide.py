@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from decision_seq.agents.base import AgentConfig, SequenceAgent
+from decision_seq.agents.base import SequenceAgent
+from decision_seq.agents.spec import AgentConfig
 from decision_seq.data.store import EpisodeStore
 from decision_seq.data.transforms import as_conditioned
 from decision_seq.data.windows import Batch

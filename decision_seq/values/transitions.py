@@ -26,13 +26,20 @@ class Transitions:
 
     @classmethod
     def of(cls, store: EpisodeStore, action_scale: Tensor) -> Transitions:
-        """Raises UserError for images, of which no values are fitted yet."""
+        """Raises UserError for images and for actions that are no plain vector or choice, of which
+        no values are fitted yet."""
         if store.observations.ndim != 2 or store.observations.dtype != np.float32:
             raise UserError(
                 f"{store.name}: its observations hold images, of which no values are fitted; leave "
                 "out agent.guidance and agent.advantage_weight"
             )
-        norm = ObservationNorm.of(store.observations)
+        if store.action_table is not None:
+            raise UserError(
+                f"{store.name}: its actions have several parts or no bounds, of which no values "
+                "are fitted; leave out agent.guidance and agent.advantage_weight"
+            )
+        table = store.observation_table
+        norm = ObservationNorm.of(store.observations, table.scaled if table else None)
         last = store.offsets[1:] - 1
         cut = last[~store.terminated[last]]
         actions = torch.from_numpy(store.actions)
