@@ -48,8 +48,12 @@ def test_every_preset_on_every_environment(env: str, preset: str, tmp_path: Path
     config = load_run_config(CONFIGS / f"{env}.yaml", [f"agent.preset={preset}"])
     assert config.env.lower().startswith(env)
     assert config.name == preset == preset_of(config.agent)
-    agent = config.agent.agent(config.agent, AgentSpec((17,), 6, False, 999))
-    assert agent.embedding.kinds == config.agent.tokens
+    spec = AgentSpec((17,), 6, False, 999)
+    if config.agent.kind == "goal_conditioned":
+        with pytest.raises(UserError, match="needs observations with a part `desired_goal`"):
+            config.agent.agent(config.agent, spec)
+    else:
+        assert config.agent.agent(config.agent, spec).embedding.kinds == config.agent.tokens
     write_run_config(config, tmp_path / "config.yaml")
     assert load_run_config(tmp_path / "config.yaml") == config
 
