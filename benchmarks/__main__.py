@@ -31,7 +31,7 @@ from benchmarks.measure import BENCHMARKS, Listing, Options, Table, floor, hardw
 from decision_seq.hardware import keep_freed_memory
 
 # Each registers its own; what is most wanted comes first, as time may be up before the last.
-for module in ("scan", "training", "rollouts", "sampling", "growth", "curves"):
+for module in ("scan", "training", "rollouts", "export", "sampling", "growth", "curves"):
     importlib.import_module(f"benchmarks.{module}")
 
 

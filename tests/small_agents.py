@@ -22,8 +22,10 @@ from decision_seq.eval.rollout.protocol import evaluate_agent, evaluation_config
 from decision_seq.eval.rows import Row
 from decision_seq.policy import Policy
 from decision_seq.policy.policy import EngineName
+from decision_seq.run_config import load_run_config
 from decision_seq.run_folder import agent_at, read_index
 from decision_seq.settings import Context
+from decision_seq.train.loop import train
 
 # of a row; all else repeats bit for bit on a CPU
 MEASURED = ("milliseconds_per_step", "peak_memory_mib")
@@ -104,6 +106,17 @@ def drawn_steps(
     """Observations [lanes, S] and rewards [lanes]."""
     for _ in range(steps):
         yield draw.standard_normal((lanes, S), np.float32), draw.random(lanes, np.float32)
+
+
+def trained_toy(folder: Path, toy_file: Path, steps: int = 6) -> Path:
+    """A run of the toy environment, of a few steps, in `folder`."""
+    base = Path(__file__).parents[1] / "configs" / "point-run-decision-mamba.yaml"
+    sets = [f"train.steps={steps}", f"train.checkpoint_interval={steps}"]
+    config = load_run_config(base, [*sets, f"data.sources=[{toy_file}]"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("decision_seq.data.store.cache_dir", lambda: folder / "cache")
+        train(config, folder / "run", torch.device("cpu"))
+    return folder / "run"
 
 
 def evaluated(run: Path, checkpoint: str = "last", **changes: Any) -> list[Row]:

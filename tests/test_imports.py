@@ -30,6 +30,7 @@ ORDER = [
     {"policy", "values"},
     {"run_config"},
     {"train", "eval"},
+    {"export"},
     {"cli"},
     {"__main__"},
 ]

@@ -15,6 +15,7 @@ from decision_seq.cli import data as cli_data
 from decision_seq.cli.collect import collect
 from decision_seq.cli.compare import compare, report
 from decision_seq.cli.evaluate import evaluate
+from decision_seq.cli.export import export
 from decision_seq.cli.inspect import inspect
 from decision_seq.cli.listing import list_
 from decision_seq.cli.output import print_anywhere
@@ -30,6 +31,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "train": train,
     "evaluate": evaluate,
     "inspect": inspect,
+    "export": export,
     "compare": compare,
     "report": report,
     "list": list_,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import accumulate
 from typing import Literal
 
 import torch
@@ -106,7 +107,7 @@ class TokenEmbedding(nn.Module):
         layers = [self.embed[kind] for kind in kinds]
         inputs = [features(kind, values[kind]) for kind in kinds]
         if all(isinstance(layer, nn.Linear) for layer in layers):  # one product for a whole step
-            weight = torch.block_diag(*(layer.weight for layer in layers))
+            weight = block_diagonal([layer.weight for layer in layers])  # type: ignore[misc]
             bias = torch.cat([layer.bias for layer in layers])  # type: ignore[misc]
             tokens = F.linear(torch.cat(inputs, dim=-1), weight, bias)  # [B, K, len(kinds) * D]
             tokens = tokens.unflatten(-1, (len(kinds), -1))
@@ -119,3 +120,13 @@ class TokenEmbedding(nn.Module):
 def features(kind: str, value: Tensor) -> Tensor:
     """What the embedding of a kind of token takes: a return is a vector of one number."""
     return value.unsqueeze(-1) if kind == "return_to_go" else value
+
+
+def block_diagonal(blocks: Sequence[Tensor]) -> Tensor:
+    """As torch.block_diag, of matrices, by operations that ONNX has."""
+    ends = list(accumulate(block.shape[1] for block in blocks))
+    padded = [
+        F.pad(block, (end - block.shape[1], ends[-1] - end))
+        for block, end in zip(blocks, ends, strict=True)
+    ]
+    return torch.cat(padded)

@@ -56,7 +56,7 @@ class WindowState:
         Returns features [lanes, D] at the last of `kinds`, and the new state.
         """
         order, k = agent.config.tokens, agent.config.context_length
-        lane = torch.arange(len(step.times), device=agent.device)
+        lane = torch.arange(step.timestep.shape[0], device=agent.device)
         column = step.timestep.clamp(max=k - 1)
         state = self._next_column(step, lane, k) if kinds[0] == order[0] else self
         values = {name: table.clone() for name, table in state.values.items()}

@@ -83,6 +83,8 @@ class Policy:
         if action_space is not None and not agent.spec.discrete:
             self.limits = _limits(action_space, width)
         self.engine_name, self.engine = self._choose_engine(agent, engine)
+        # what the last actions were made of: the same in units of `action_scale`, or logits
+        self.predicted = np.zeros((lanes, agent.spec.action_dim), np.float32)
 
     def act(self, observation: Any, reward: Any = None) -> Any:
         """The next action.
@@ -152,7 +154,8 @@ class Policy:
         seen, single = self.seen(observation, self.lanes)
         if self.counts_rewards:
             self._count(reward)
-        action = self._decode_action(self.engine.step(self._inputs(seen)), greedy)
+        self.predicted = self.engine.step(self._inputs(seen))
+        action = self._decode_action(self.predicted, greedy)
         # remembered is a copy, since its user may change it; discrete actions are counted from 0
         self.action = action - self.spec.action_start if self.spec.discrete else action.copy()
         self.timestep = self.timestep + 1

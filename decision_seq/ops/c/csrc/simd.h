@@ -24,7 +24,7 @@
 #ifdef _OPENMP
 #include <omp.h>
 #else
-static int omp_get_thread_num(void) { return 0; }
+static inline int omp_get_thread_num(void) { return 0; }
 #endif
 
 /* Channels a vector: as many as the hardware has registers for. Compilers split wider ones badly: with

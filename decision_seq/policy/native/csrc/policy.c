@@ -77,7 +77,10 @@ static int unpack(Policy *p, const int32_t *block) {
     return 1;
 }
 
-static float *floats(long count) { return aligned_alloc(64, ceil_div(count + 1, 16) * 64); }
+static float *floats(long count) {
+    void *memory;
+    return posix_memalign(&memory, 64, ceil_div(count + 1, 16) * 64) ? NULL : memory;
+}
 
 void policy_close(Policy *p) {
     if (!p) return;
@@ -105,6 +108,9 @@ Policy *policy_open(const void *block, int lanes, int window, int threads) {
     memset(p->memory, 0, lanes * p->lane_size * sizeof(float));
     return p;
 }
+
+/* Bytes that a lane remembers. */
+long policy_bytes(const Policy *p) { return p->lane_size * sizeof(float) + sizeof *p->steps; }
 
 /* Lanes whose `begin` [lanes] is not 0 begin an episode. */
 void policy_reset(Policy *p, const uint8_t *begin) {

@@ -1,0 +1,48 @@
+"""`decision-seq export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import Positional
+
+
+def export(
+    run: Positional[Path],
+    to: Literal["onnx", "torch", "c"],
+    out: Path,
+    context: Literal["window", "stream"] | None = None,
+    target_return: float | None = None,
+    checkpoint: Literal["last", "validation"] = "last",
+    env: str | None = None,
+) -> None:
+    """Write a trained agent's policy as a folder that needs none of this package.
+
+    What is left out is taken from the run's config. The folder also holds policy.json, which says
+    what goes in and comes out, and check.npz, 200 steps of real episodes. They are replayed through
+    what was written: a difference above 1e-4 is refused.
+
+    Args:
+        run: run folder.
+        to: onnx, for onnxruntime on any machine and in browsers; torch, a program for PyTorch
+            alone; c, sources and weights for a C compiler alone.
+        out: folder to make.
+        context: window recomputes the last K steps; stream carries state at constant cost.
+        target_return: return to ask for where the caller names none, in the environment's units.
+        checkpoint: the last, or the one with the lowest validation loss.
+        env: another environment, version or arguments, whose actions are clipped to its bounds.
+    """
+    from decision_seq.agents import load_agent
+    from decision_seq.eval.rollout.protocol import evaluation_config
+    from decision_seq.export.bundle import export_policy, origin_of
+    from decision_seq.run_folder import agent_at, read_index
+
+    step = read_index(run)[checkpoint]["step"]
+    config = evaluation_config(run, env)
+    agent, origin = load_agent(agent_at(run, step)), origin_of(run, step)
+    made = export_policy(agent, config, to, out, context, target_return, origin, run)
+    if made.difference is not None:
+        print(f"{out}: 200 steps replayed; largest difference {made.difference:.2g}")
+    for note in made.notes:
+        print(f"{out}: {note}")

@@ -1,0 +1,295 @@
+"""Exported policies: over the registry, without this package, by every compiler that there is."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from ops_inputs import needs_c
+from small_agents import AGENTS, KINDS, every_backbone, trained_toy
+
+from decision_seq.agents import AgentConfig, AgentSpec, SequenceAgent
+from decision_seq.agents.behaviour_cloning import BehaviourCloningConfig
+from decision_seq.agents.max_return import MaxReturnConfig
+from decision_seq.agents.return_conditioned import ReturnConditionedConfig
+from decision_seq.backbones import BackboneConfig
+from decision_seq.cli import main
+from decision_seq.data.transforms import ReturnSpec
+from decision_seq.envs.lanes import Lanes
+from decision_seq.errors import UserError
+from decision_seq.export.bundle import WRITERS, example_inputs
+from decision_seq.export.record import TOLERANCE, Record, play
+from decision_seq.export.step import PolicyStep
+from decision_seq.policy import Policy
+from decision_seq.policy.native.pack import unpackable
+from decision_seq.policy.policy import gumbel_noise
+from decision_seq.settings import Context
+
+pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install .[export])")
+K, STEPS = 4, 30
+both_contexts = pytest.mark.parametrize("context", ["window", "stream"])
+SPECS = {
+    "vectors": AgentSpec((3,), 2, False, max_timestep=9),
+    "discrete": AgentSpec((3,), 4, True, max_timestep=9),
+    "frames": AgentSpec((84, 84), 4, True, max_timestep=9),
+}
+
+
+class Drawn(Lanes):
+    """One lane of random observations and rewards, in episodes of twelve steps."""
+
+    def __init__(self, spec: AgentSpec) -> None:
+        self.shape, self.draw, self.steps = spec.observation_shape, np.random.default_rng(0), 0
+        self.frames = spec.frames
+        box = spaces.Box(-0.9, 0.9, (spec.action_dim,), np.float32)  # which clips some
+        self.action_space = spaces.Discrete(spec.action_dim) if spec.discrete else box
+
+    def reset(self, seeds: Any) -> np.ndarray:
+        self.steps = 0
+        return self.observe()
+
+    def step(self, actions: np.ndarray, active: np.ndarray) -> Any:
+        self.steps += 1
+        over = np.array([self.steps == 12])
+        return self.observe(), self.draw.standard_normal(1), over, np.zeros(1, bool)
+
+    def observe(self) -> np.ndarray:
+        if self.frames:
+            return self.draw.integers(0, 256, (1, 4, *self.shape), np.uint8)
+        return self.draw.standard_normal((1, *self.shape), np.float32)
+
+
+def agent_for(
+    data: str, kind: str, config: type[AgentConfig] = ReturnConditionedConfig, **more: Any
+) -> SequenceAgent:
+    torch.manual_seed(0)
+    backbone = BackboneConfig.registry[kind](width=16, layers=2, dropout=0.0)
+    fields = {"context_length": K, "returns": ReturnSpec(scale=10.0), "backbone": backbone}
+    made = config(**(fields | {"timestep_init": "published"} | more))  # type: ignore[arg-type]
+    agent = made.agent(made, SPECS[data]).eval()
+    with torch.no_grad():
+        for parameter in agent.parameters():  # so that everything matters
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return agent
+
+
+def recorded(agent: SequenceAgent, context: Context) -> tuple[PolicyStep, Record]:
+    lanes = Drawn(agent.spec)
+    record = play(agent, lanes, context, 7.0, steps=STEPS)
+    return PolicyStep(agent, context, lanes.action_space), record
+
+
+def written(to: str, agent: SequenceAgent, context: Context, folder: Path) -> Record:
+    """Exported and replayed: no step is far off."""
+    step, record = recorded(agent, context)
+    _, difference, _ = WRITERS[to](step, record, folder)
+    assert record.begins.sum() == 3
+    assert np.ptp(record.prediction) > 1e-2
+    assert difference is not None and difference <= TOLERANCE
+    return record
+
+
+@both_contexts
+@every_backbone
+def test_onnx_predicts_what_the_agent_does(kind: str, context: Context, tmp_path: Path) -> None:
+    written("onnx", agent_for("vectors", kind), context, tmp_path)
+
+
+@both_contexts
+@pytest.mark.parametrize("config", AGENTS)
+def test_onnx_of_agents_that_sample(
+    config: type[AgentConfig], context: Context, tmp_path: Path
+) -> None:
+    agent = agent_for("discrete", "mamba", config, temperature=0.5)
+    record = written("onnx", agent, context, tmp_path)
+    greedy = record.prediction.argmax(-1)
+    assert len(set(record.action.tolist())) > 2 and (record.action != greedy).any()
+
+
+def test_onnx_of_frames(tmp_path: Path) -> None:
+    record = written("onnx", agent_for("frames", "mamba"), "stream", tmp_path)
+    assert record.observation.dtype == np.uint8
+
+
+@both_contexts
+def test_lanes_are_as_many_as_are_given_and_begin_when_they_like(
+    context: Context, tmp_path: Path
+) -> None:
+    """One file for one lane and for three; a lane begins again; a target changes."""
+    import onnxruntime
+
+    sampling = agent_for("discrete", "attention", BehaviourCloningConfig, temperature=1.0)
+    for agent in (sampling, agent_for("vectors", "hybrid")):
+        step, record = recorded(agent, context)
+        WRITERS["onnx"](step, record, tmp_path)
+        session = onnxruntime.InferenceSession(tmp_path / "policy.onnx")
+        draw, size = np.random.default_rng(0), agent.spec.observation_shape[0]
+        space = Drawn(agent.spec).action_space
+        policy = Policy(agent, context, 7.0, 3, action_space=space, engine="eager")
+        state = np.zeros((3, step.state_size), np.float32)
+        for t in range(10):
+            if t == 6:
+                policy.reset([1])
+                state[1] = 0
+            noise = gumbel_noise(policy.seed, policy.timestep, agent.spec.action_dim)
+            seen, reward = draw.standard_normal((3, size)), draw.random(3)
+            expected = policy.act(seen, reward)
+            given = {"observation": seen, "reward": reward, "target_return": np.full(3, 7.0)}
+            given |= {"state": state} | ({"noise": noise} if step.samples else {})
+            feed = {name: value.astype(np.float32) for name, value in given.items()}
+            alone = session.run(None, {name: value[:1] for name, value in feed.items()})
+            action, _, state = session.run(None, feed)
+            np.testing.assert_allclose(action, expected, atol=TOLERANCE)
+            np.testing.assert_allclose(alone[0], expected[:1], atol=TOLERANCE)
+
+
+KNOWN_TO_C = ("attention", "conv", "hybrid", "mamba", "pointwise")
+
+
+@needs_c
+@both_contexts
+def test_c_predicts_what_the_agent_does(context: Context, tmp_path: Path) -> None:
+    """Of every mixer that C knows, one a layer."""
+    kinds = tuple(kind for kind in KNOWN_TO_C if kind != "hybrid")
+    backbone = BackboneConfig.registry["hybrid"](width=16, layers=len(kinds), mixers=kinds)  # type: ignore[call-arg]
+    agent = agent_for("vectors", "hybrid", backbone=backbone)
+    written("c", agent, context, tmp_path)
+
+
+def test_c_refuses_what_it_does_not_know(tmp_path: Path) -> None:
+    agents = [agent_for("vectors", kind) for kind in KINDS]
+    agents.append(agent_for("vectors", "mamba", MaxReturnConfig))
+    _, record = recorded(agents[0], "stream")
+    for agent in filter(unpackable, agents):
+        assert agent.config.backbone.kind not in KNOWN_TO_C or agent is agents[-1]
+        with pytest.raises(UserError, match=r"--to c cannot take this agent: .*; use --to onnx"):
+            WRITERS["c"](PolicyStep(agent, "stream"), record, tmp_path)
+
+
+@needs_c
+@pytest.mark.parametrize("compiler", ["cc", "clang"])
+def test_c_sources_for_machines_without_avx2(compiler: str, tmp_path: Path) -> None:
+    """Alone in a folder, with warnings as errors, sampling discrete actions, and again once a
+    weight was changed, which has to show."""
+    if not shutil.which(compiler):
+        pytest.skip(f"{compiler} is not installed")
+    agent = agent_for("discrete", "hybrid", BehaviourCloningConfig, temperature=0.5)
+    written("c", agent, "stream", tmp_path)
+    flags = "-O1 -mno-avx2" if platform.machine() == "x86_64" else "-O1"
+    make = ["make", "-C", str(tmp_path), f"CC={compiler}", f"CFLAGS={flags}"]
+    built = subprocess.run(make, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    ran = subprocess.run(["./policy"], cwd=tmp_path, capture_output=True, text=True)
+    assert ran.returncode == 0 and "30 steps" in ran.stdout, ran.stdout + ran.stderr
+    weights = np.fromfile(tmp_path / "weights.bin", np.float32)
+    weights[-64:] += 0.01  # the bias of the action head
+    weights.tofile(tmp_path / "weights.bin")
+    assert subprocess.run(["./policy"], cwd=tmp_path, capture_output=True).returncode == 1
+
+
+def test_a_small_program_of_torch(tmp_path: Path) -> None:
+    written("torch", agent_for("vectors", "pointwise"), "stream", tmp_path)
+
+
+@pytest.mark.slow  # torch.export takes its time
+@both_contexts
+@every_backbone
+def test_a_program_of_torch_predicts_what_the_agent_does(
+    kind: str, context: Context, tmp_path: Path
+) -> None:
+    written("torch", agent_for("vectors", kind), context, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, toy_file: Path) -> Path:
+    return trained_toy(tmp_path_factory.mktemp("run"), toy_file)
+
+
+def command(*words: object) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["decision-seq", *map(str, words)])
+        main()
+
+
+REPLAY = """
+import json, sys
+import numpy as np
+sys.modules["decision_seq"] = None  # as where it is not installed
+folder, kind = sys.argv[1:]
+policy = json.load(open(f"{folder}/policy.json"))
+check = np.load(f"{folder}/check.npz")
+names = [given["name"] for given in policy["inputs"]]
+if kind == "onnx":
+    import onnxruntime
+    session = onnxruntime.InferenceSession(f"{folder}/{policy['file']}")
+    run = lambda given: session.run(None, dict(zip(names, given)))
+else:
+    import torch
+    module = torch.export.load(f"{folder}/{policy['file']}").module()
+    run = lambda given: [out.numpy() for out in module(*map(torch.from_numpy, given))]
+state, largest = np.zeros((1, policy["inputs"][3]["shape"][1]), np.float32), 0.0
+for t in range(200):
+    if check["begins"][t]:
+        state = np.zeros_like(state)
+    seen = [check[name][t : t + 1] for name in names if name != "state"]
+    action, _, state = run([*seen, state])
+    largest = max(largest, float(np.abs(action[0] - check["action"][t]).max()))
+print(largest)
+"""
+
+
+@pytest.mark.parametrize("to", ["onnx", pytest.param("torch", marks=pytest.mark.slow)])
+def test_what_is_exported_needs_none_of_this(
+    to: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command("export", run, "--to", to, "--out", tmp_path / to, "--context", "stream")
+    assert "200 steps replayed; largest difference" in capsys.readouterr().out
+    described = json.loads((tmp_path / to / "policy.json").read_text())
+    assert described["env"] == "point-run" and described["target_return"] == 5
+    assert described["data"]["hash"] and described["agent_hash"] and described["step"] == 6
+    assert described["opset"] == (17 if to == "onnx" else None)
+    words = [sys.executable, "-c", REPLAY, str(tmp_path / to), to]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) <= TOLERANCE
+
+
+def test_onnx_is_plain_operators(tmp_path: Path) -> None:
+    import onnx
+
+    step, record = recorded(agent_for("vectors", "mamba"), "stream")
+    WRITERS["onnx"](step, record, tmp_path)
+    model = onnx.load(tmp_path / "policy.onnx")
+    assert {node.domain for node in model.graph.node} == {""}
+    assert [(o.domain, o.version) for o in model.opset_import] == [("", 17)]
+    assert [i.name for i in model.graph.input] == list(example_inputs(step))
+
+
+def test_what_predicts_otherwise_is_not_written(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "broken"
+    monkeypatch.setattr("decision_seq.export.bundle.TOLERANCE", 0.0)
+    with pytest.raises(SystemExit) as ended:
+        command("export", run, "--to", "onnx", "--out", folder)
+    assert ended.value.code == 2 and not folder.exists()
+
+
+def test_misuse_is_one_sentence(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        command("export", run, "--to", "c", "--out", tmp_path)
+    assert f"{tmp_path}: exists; choose another --out" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        command("export", run, "--to", "onnx", "--out", tmp_path / "o", "--env", "hopper")
+    assert "observations of width 2, but Hopper-v5" in capsys.readouterr().err
