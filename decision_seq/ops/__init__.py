@@ -5,6 +5,8 @@ input. Which implementation runs is decided in dispatch.py. What blocks share be
 layers.py.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -79,23 +81,15 @@ def selective_scan_step(
     backend, _, dtype = _prepare(u)
     if torch.is_grad_enabled() and any(t.requires_grad for t in (u, dt, A, B, C, D)):
         continued = backend.continued_scan or _continued
-        y, state = continued(*_cast(dtype, u, dt, A, B, C, D, z, state))  # type: ignore[arg-type]
+        y, state = continued(*_cast(dtype, u, dt, A, B, C, D, z, state))
     else:
         y, state = backend.scan_step(*_cast(dtype, u, dt, A, B, C, D, z, state))
     return y.to(u.dtype), state
 
 
-def _continued(
-    u: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    z: Tensor | None,
-    state: Tensor,
-) -> tuple[Tensor, Tensor]:
+def _continued(*inputs: Any) -> tuple[Tensor, Tensor]:
     """The recurrence is linear in h: a scan from 0, and what is left of `state` at each token."""
+    u, dt, A, B, C, D, z, state = inputs
     total = dt.cumsum(1)  # [B, L, E], of which exp(total A) is the decay since before the first
     decay = (total.unsqueeze(-1) * A).exp()  # [B, L, E, N]
     left = torch.einsum("blen,bln,ben->ble", decay, C, state)

@@ -6,6 +6,7 @@ projection; anything else is copied.
 """
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -86,23 +87,15 @@ def _scan(
     with_grad: bool,
 ) -> tuple[Tensor, Tensor]:
     """y: [B, L, E], and the states that backward starts from (empty unless with_grad)."""
-    return _scan_from(u, dt, A, B, C, D, z, with_grad, None, None)
+    return _scan_from((u, dt, A, B, C, D, z), with_grad, None, None)
 
 
 def _scan_from(
-    u: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    z: Tensor | None,
-    with_grad: bool,
-    initial: Tensor | None,
-    final: Tensor | None,
+    inputs: Sequence[Any], with_grad: bool, initial: Tensor | None, final: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """The same from the state `initial` [B, E, N] on; that after the last token is left in
     `final`."""
+    u, dt, A, B, C, D, z = inputs
     u, dt, B, C = rows(u), rows(dt), rows(B), rows(C)
     z = None if z is None else rows(z)
     A, D = A.contiguous(), D.contiguous()
@@ -161,11 +154,11 @@ class _Continued(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
-        u, dt, A, B, C, D, z, state = inputs
+        *own, state = inputs
         state = state.contiguous()
         final = torch.empty_like(state)
-        y, checkpoints = _scan_from(u, dt, A, B, C, D, z, True, state, final)
-        ctx.save_for_backward(u, dt, A, B, C, D, z, checkpoints)
+        y, checkpoints = _scan_from(own, True, state, final)
+        ctx.save_for_backward(*own, checkpoints)
         ctx.mark_non_differentiable(final)
         return y, final
 
