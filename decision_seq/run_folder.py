@@ -3,6 +3,8 @@
 checkpoints/index.json           {"last": {"step": 300, ...}, "validation": {...}}
 checkpoints/step-00000300/       agent.safetensors (acts by itself), state.pt (to resume)
 checkpoints/step-00000200/       agent.safetensors alone, where `train.keep_interval` keeps it
+
+A folder made to be shared has one agent, at its top: agent.safetensors; policy.json says its step.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from typing import Any, Literal
 from decision_seq.errors import UserError
 
 Which = Literal["last", "validation"]  # the latter has the lowest validation loss
+SHARED, SHARED_INDEX = "agent.safetensors", "policy.json"
 
 
 def has_checkpoint(run: Path) -> bool:
@@ -25,9 +28,12 @@ def has_checkpoint(run: Path) -> bool:
 def read_index(run: Path) -> dict[str, Any]:
     """`{"last": {"step", "validation_loss"}, "validation": ...}`. Raises UserError if there is
     none."""
-    path = run / "checkpoints" / "index.json"
+    shared = (run / SHARED).is_file()
+    path = run / SHARED_INDEX if shared else run / "checkpoints" / "index.json"
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
+        if shared:
+            index = {which: {"step": index["step"]} for which in ("last", "validation")}
         if "best" in index:  # its name before rollouts could choose
             index["validation"] = index.pop("best")
         if all(type(index[which]["step"]) is int for which in ("last", "validation")):
@@ -46,7 +52,8 @@ def agent_path(run: Path, which: Which = "last") -> Path:
 
 def agent_at(run: Path, step: int) -> Path:
     """The agent file of the checkpoint at `step`."""
-    return checkpoint_folder(run, step) / "agent.safetensors"
+    shared = run / SHARED
+    return shared if shared.is_file() else checkpoint_folder(run, step) / "agent.safetensors"
 
 
 def agent_hash(run: Path, step: int) -> str | None:
@@ -67,6 +74,8 @@ def saved_steps(run: Path) -> list[int]:
     """Steps of all checkpoints whose weights are there, ascending. Raises UserError if there is no
     run."""
     last = read_index(run)["last"]["step"]
+    if (run / SHARED).is_file():
+        return [last]
     files = (run / "checkpoints").glob("step-*/agent.safetensors")
     return sorted(step for step in (step_of(file.parent) for file in files) if step <= last)
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from decision_seq.backbones.block import BackboneConfig
+from decision_seq.backbones.block import BackboneConfig, Block
 from decision_seq.backbones.contract import EVERY, LayerState, Layout, Mixer
 from decision_seq.config import register
 from decision_seq.errors import UserError
@@ -22,6 +23,7 @@ class AttentionConfig(BackboneConfig):
     """Multi-head causal attention. A token sees as many back as `context_length` steps have."""
 
     heads: int = 1  # the paper's value for Gym; 8 for Atari
+    activation: Literal["gelu", "relu"] = "gelu"  # of the MLP; relu in the paper's code for Gym
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -30,6 +32,12 @@ class AttentionConfig(BackboneConfig):
 
     def make_mixer(self, layout: Layout) -> Mixer:
         return Attention(self, layout.context_tokens)
+
+    def make_block(self, layout: Layout, layer: int) -> Block:
+        block = super().make_block(layout, layer)
+        if self.activation == "relu":
+            block.mlp[1] = nn.ReLU()
+        return block
 
 
 class Attention(Mixer):

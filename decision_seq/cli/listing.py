@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import textwrap
+from collections import defaultdict
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 from tyro.conf import Positional
@@ -100,6 +102,28 @@ def kernels() -> Iterator[str]:
         yield f"{mark} {backend.name:12} {backend.reason}"
 
 
+def zoo() -> Iterator[str]:
+    """Trained agents in the folder zoo/ here or beside the package, with their scores."""
+    import json
+
+    import decision_seq
+    from decision_seq.eval.rows import read_rows, target_label
+    from decision_seq.run_folder import SHARED_INDEX
+
+    places = [Path("zoo"), Path(decision_seq.__file__).parents[1] / "zoo"]
+    found = [path for place in places for path in sorted(place.glob(f"*/{SHARED_INDEX}"))]
+    for path in dict.fromkeys(file.resolve() for file in found):
+        about, scores = json.loads(path.read_text(encoding="utf-8")), defaultdict(list)
+        for row in read_rows(path.parent):
+            scores[row["context"], target_label(row)].append(row["normalized_score"])
+        said = [
+            f"{context} {target}: {sum(all_) / len(all_):.1f}"
+            for (context, target), all_ in sorted(scores.items())
+            if None not in all_
+        ]
+        yield f"{path.parent.name:32} {about['env']:12} {', '.join(said) or 'not evaluated'}"
+
+
 LISTINGS: dict[str, Callable[[], Iterator[str]]] = {
     "backbones": backbones,
     "encoders": encoders,
@@ -107,16 +131,18 @@ LISTINGS: dict[str, Callable[[], Iterator[str]]] = {
     "envs": envs,
     "tiers": tiers,
     "kernels": kernels,
+    "zoo": zoo,
 }
 
 
 def list_(
-    what: Positional[Literal["backbones", "encoders", "agents", "envs", "tiers", "kernels"]],
+    what: Positional[Literal["backbones", "encoders", "agents", "envs", "tiers", "kernels", "zoo"]],
 ) -> None:
     """Print what there is to choose from.
 
     Args:
-        what: backbones, encoders (of frames), agents, envs, tiers (behaviour policies) or kernels.
+        what: backbones, encoders (of frames), agents, envs, tiers (behaviour policies), kernels or
+            zoo (trained agents, with their normalized scores).
     """
     for line in LISTINGS[what]():
         print(line)

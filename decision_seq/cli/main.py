@@ -20,6 +20,7 @@ from decision_seq.cli.inspect import inspect
 from decision_seq.cli.listing import list_
 from decision_seq.cli.output import print_anywhere
 from decision_seq.cli.quickstart import quickstart
+from decision_seq.cli.share import push, share
 from decision_seq.cli.train import train
 from decision_seq.errors import UserError
 from decision_seq.hardware import keep_freed_memory
@@ -32,6 +33,8 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "evaluate": evaluate,
     "inspect": inspect,
     "export": export,
+    "share": share,
+    "push": push,
     "compare": compare,
     "report": report,
     "list": list_,

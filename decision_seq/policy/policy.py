@@ -272,7 +272,8 @@ def load_policy(
     """A policy of a trained run.
 
     Args:
-        run: its folder, or an agent file.
+        run: its folder, a folder that was shared, `hf://USER/NAME` of the Hugging Face hub, or an
+            agent file.
         context, target_return, lanes: see `Policy`.
         checkpoint: the last, or the one with the lowest validation loss.
         device: where to act.
@@ -281,7 +282,7 @@ def load_policy(
     Raises:
         UserError: there is no such run, or it cannot be read.
     """
-    path = Path(run)
+    path = downloaded(str(run)) if str(run).startswith("hf:/") else Path(run)
     agent = load_agent(agent_path(path, checkpoint) if not path.is_file() else path, device)
     return Policy(agent, context, target_return, lanes, **options)
 
@@ -290,3 +291,23 @@ def gumbel_noise(seeds: np.ndarray, timesteps: np.ndarray, width: int) -> np.nda
     """[lanes, width] standard Gumbel noise, a pure function of each lane's seed and timestep."""
     pairs = zip(seeds.tolist(), timesteps.tolist(), strict=True)
     return np.stack([np.random.default_rng(pair).gumbel(size=width) for pair in pairs])
+
+
+def downloaded(address: str) -> Path:
+    """The folder of `hf://USER/NAME`, from the hub or its cache; no file that could run is taken.
+
+    Raises UserError where it cannot be had.
+    """
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise UserError(
+            f"{address}: needs huggingface_hub; install it with pip install 'decision-seq[hub]'"
+        ) from None
+    name = address.removeprefix("hf:").strip("/")
+    wanted = ["*.safetensors", "*.json", "*.jsonl", "*.yaml", "README.md"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=wanted))
+    except Exception as error:  # the library's, its network's and the hub's own
+        said = " ".join(str(error).split())
+        raise UserError(f"{address}: cannot be downloaded ({said:.200})") from None
