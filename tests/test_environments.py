@@ -329,11 +329,17 @@ def test_goals_that_only_info_tells_are_spoken_of(register, capsys) -> None:  # 
     [
         (
             "PointMaze_UMaze-v3",
-            ["pip install gymnasium-robotics", "gymnasium_robotics:PointMaze_UMaze-v3"],
+            ["pip install 'decision-seq[robotics]'", "gymnasium_robotics:PointMaze_UMaze-v3"],
         ),
         ("AdroitHandDoor-v1", ["gymnasium_robotics:AdroitHandDoor-v1"]),
-        ("MiniGrid-Empty-5x5-v0", ["pip install minigrid", "minigrid:MiniGrid-Empty-5x5-v0"]),
-        ("cube-single-v0?mode=task", ["pip install ogbench", "ogbench:cube-single-v0?mode=task"]),
+        (
+            "MiniGrid-Empty-5x5-v0",
+            ["pip install 'decision-seq[minigrid]'", "minigrid:MiniGrid-Empty-5x5-v0"],
+        ),
+        (
+            "cube-single-v0?mode=task",
+            ["pip install 'decision-seq[ogbench]'", "ogbench:cube-single-v0?mode=task"],
+        ),
         ("mine_alone-v0", ["package:mine_alone-v0"]),
     ],
 )

@@ -28,9 +28,9 @@ PACKAGES = (
     Package(
         r"(point|ant)maze_|fetch|handreach|handmanipulate|adroithand|frankakitchen",
         "gymnasium_robotics",
-        "gymnasium-robotics",
+        "'decision-seq[robotics]'",
     ),
-    Package(r"minigrid-|babyai-", "minigrid", "minigrid"),
+    Package(r"minigrid-|babyai-", "minigrid", "'decision-seq[minigrid]'"),
     Package(r"popgym-", "popgym", "popgym"),
     Package(r"meta-world/", "metaworld", "metaworld"),
     Package(r"dm_control/", "shimmy", "'shimmy[dm-control]'"),
@@ -42,7 +42,7 @@ PACKAGES = (
         r"(visual-)?((point|ant|humanoid)maze-(medium|large|giant|teleport)|antsoccer-|cube-|scene-"
         r"|puzzle-|powderworld-)",
         "ogbench",
-        "ogbench",
+        "'decision-seq[ogbench]'",
     ),
 )  # fmt: skip
 
