@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
+import string
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -13,6 +14,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium import spaces
 
 from decision_seq.data.sources import minari_dataset
 from decision_seq.envs import registry
@@ -20,8 +22,10 @@ from decision_seq.envs.quiet import quiet_mujoco
 from decision_seq.envs.reference_scores import reference_returns
 from decision_seq.errors import UserError
 from decision_seq.files import check_space, workspace
+from decision_seq.spaces.leaf import leaf_of
 from decision_seq.variables import variables
 
+TEXT = 1000  # characters of a text in an observation
 ENDLESS = 100_000  # steps after which an episode is truncated that does not end by itself
 Act = Callable[[np.ndarray], Any]  # observation -> action [A] or index
 
@@ -130,6 +134,17 @@ def _columns(rows: list[Any]) -> Any:
     return rows if isinstance(first, str) else np.stack([np.asarray(row) for row in rows])
 
 
+def _storable(space: Any) -> Any:
+    """The same, but texts of a class of their own, such as MiniGrid's missions, as gymnasium's."""
+    if isinstance(space, spaces.Dict):
+        return spaces.Dict({key: _storable(below) for key, below in space.spaces.items()})
+    if isinstance(space, spaces.Tuple):
+        return spaces.Tuple([_storable(below) for below in space.spaces])
+    if isinstance(space, spaces.Text) or leaf_of(space, "", False).kind != "text":
+        return space
+    return spaces.Text(TEXT, charset=string.printable)
+
+
 def _size(value: Any) -> int:
     """Bytes of arrays, nested or not."""
     if isinstance(value, Mapping):
@@ -158,7 +173,7 @@ def _store(
             [EpisodeBuffer(id=i, **buffer) for i, buffer in enumerate(buffers)],
             env=registry.writable(env.spec),
             action_space=env.action_space,
-            observation_space=env.observation_space,
+            observation_space=_storable(env.observation_space),
             algorithm_name=provenance["behaviour"],
             description="Collected by decision-seq from its own rollouts.",
             author="decision-seq",
