@@ -5,6 +5,7 @@
     python -m benchmarks --minutes 8        as much as fits; what does not is named
     python -m benchmarks --only scan lanes  some of them; --list names them all
     python -m benchmarks --gpu              the same on a GPU (see gpu.sh)
+    python -m benchmarks --rehearse         does it run? Every contender once or twice
     python -m benchmarks --out results      also writes results/benchmarks.md and .json
 
 Peers that are not installed are left out: `pip install -e '.[benchmarks]'` brings mambapy and
@@ -31,7 +32,7 @@ from benchmarks.measure import BENCHMARKS, Listing, Options, Table, floor, hardw
 from decision_seq.hardware import keep_freed_memory
 
 # Each registers its own; what is most wanted comes first, as time may be up before the last.
-for module in ("scan", "training", "rollouts", "export", "sampling", "growth", "curves"):
+for module in ("scan", "training", "seeds", "rollouts", "export", "sampling", "growth", "curves"):
     importlib.import_module(f"benchmarks.{module}")
 
 
@@ -46,11 +47,11 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     keep_freed_memory()  # as training does
     options = Options(
-        quick=arguments.quick,
+        quick=arguments.quick or arguments.rehearse,
         device="cuda" if arguments.gpu else "cpu",
         threads=arguments.threads,
         data=arguments.data,
-        seconds=1.0 if arguments.quick else Options.seconds,
+        seconds=1e-3 if arguments.rehearse else 1.0 if arguments.quick else Options.seconds,
     )
     report = Report(options, arguments.out)
     names = arguments.only or list(BENCHMARKS)
@@ -67,6 +68,7 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
     parser.add_argument("--quick", action="store_true", help="a look, not a measurement")
+    parser.add_argument("--rehearse", action="store_true", help="no measurement at all")
     parser.add_argument("--minutes", type=float, default=math.inf, help="that all may take")
     parser.add_argument("--only", nargs="+", choices=list(BENCHMARKS), metavar="NAME")
     parser.add_argument("--gpu", action="store_true", help="on the GPU")

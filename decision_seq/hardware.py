@@ -1,18 +1,24 @@
-"""What results were made on: processor, cores, GPU, and the memory a process came to hold."""
+"""What results were made on: processor, cores, GPU, and the memory a process came to hold; and how
+numbers get to a GPU."""
 
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
 import platform
 import re
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+
+ALIGNED = 16  # bytes: where in a piece of memory an array may begin
 
 
 def hardware(device: torch.device) -> dict[str, str | int | None]:
@@ -44,6 +50,33 @@ def peak_memory_mib(device: torch.device) -> float | None:
             return None
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """On `device`. A GPU takes it from memory that stays in place, without waiting: while it works
+    on one batch, the next is gathered."""
+    if device.type != "cuda" or tensor.is_cuda:
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def all_to_device(arrays: Sequence[np.ndarray], device: torch.device) -> list[torch.Tensor]:
+    """Each as it is, on `device`; all by one move, from memory that stays in place."""
+    import torch
+
+    starts = [0, *itertools.accumulate(-(-a.nbytes // ALIGNED) * ALIGNED for a in arrays)]
+    host = torch.empty(starts[-1], dtype=torch.uint8, pin_memory=device.type == "cuda")
+    raw = host.numpy()
+    for array, start in zip(arrays, starts, strict=False):
+        place = raw[start : start + array.nbytes].view(array.dtype)
+        place.reshape(array.shape)[...] = array
+    there = host.to(device, non_blocking=True)
+    return [
+        there[start : start + array.nbytes]
+        .view(torch.from_numpy(array[:0]).dtype)
+        .view(array.shape)
+        for array, start in zip(arrays, starts, strict=False)
+    ]
 
 
 def keep_freed_memory() -> None:

@@ -1,7 +1,9 @@
 """The command that runs the benchmarks: a run must end in time, and end with what it has."""
 
+import os
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -51,3 +53,28 @@ def test_there_is_a_script_for_a_gpu() -> None:
     done = subprocess.run(["bash", script], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "usage" in done.stderr
+
+
+@pytest.mark.slow
+def test_every_section_of_the_script_runs_to_its_end(tmp_path: Path) -> None:
+    """On the CPU: on a GPU its minutes are few."""
+    done = subprocess.run(
+        ["bash", ROOT / "benchmarks" / "gpu.sh", "--rehearse", tmp_path],
+        env=os.environ | {"PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr
+    ended = (tmp_path / "sections.txt").read_text().splitlines()
+    assert len(ended) == 10 and all("ended well" in line for line in ended), ended
+    tables = (tmp_path / "benchmarks.md").read_text()
+    assert "| mamba TF32 |" in tables and "| 2 at once |" in tables
+    with tarfile.open(tmp_path / "results.tar.gz") as results:
+        names = results.getnames()
+    runs = "./hopper-medium-expert/decision-mamba"
+    for file in ("metrics.jsonl", "episodes.jsonl", "config.yaml"):
+        assert f"{runs}/seed0/{file}" in names and f"{runs}/seed1/{file}" in names
+    assert "./report.html" in names and "./seeds/benchmarks.json" in names
+    assert not any(name.endswith("state.pt") for name in names)

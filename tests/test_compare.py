@@ -25,7 +25,7 @@ from decision_seq.eval.compare.evaluations import finished
 from decision_seq.eval.compare.jobs import JobProcess, Result
 from decision_seq.eval.compare.ledger import Ledger, read_ledger
 from decision_seq.eval.compare.live_table import LiveTable, progress
-from decision_seq.eval.compare.matrix import load_matrix, run_matrix
+from decision_seq.eval.compare.matrix import load_matrix, run_matrix, seeds_together
 from decision_seq.eval.compare.runners import Allocation, allocate, free_memory
 from decision_seq.eval.rows import read_rows
 from decision_seq.files import exclusive, read_jsonl
@@ -114,6 +114,45 @@ def until(happened: Callable[[], bool]) -> None:
     while not happened():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+# ---- several seeds as one, where a GPU is --------------------------------------------------------
+
+
+def test_seeds_of_one_kind_are_trained_together(toy_file: Path, tmp_path: Path) -> None:
+    path = matrix(toy_file, tmp_path, seeds=[2, 10], datasets={"toy": [str(toy_file)]})
+    both = seeds_together(load_matrix(path, Path("out")))
+    pattern = "out/runs/dt_toy_seed{seed}"
+    for job, own in zip(both, (2, 10), strict=True):
+        first, then, *_ = job.commands
+        assert first[-6:] == ("--out", pattern, "--resume", "--seeds", "2", "10")
+        assert then[-3:] == ("--out", f"out/runs/dt_toy_seed{own}", "--resume")
+        assert job.together == pattern  # so the second waits, and then finds its run trained
+    options = {"a": {}, "b": {"agent": {"context_length": 9}}}
+    path = matrix(toy_file, tmp_path, options=options, datasets={"toy": [str(toy_file)]})
+    apart = load_matrix(path, Path("out"))
+    assert seeds_together(apart) == apart
+
+
+@pytest.mark.slow
+def test_with_a_gpu_they_are_all_trained_before_one_is_evaluated(
+    toy_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The CPU in the GPU's place."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    path = matrix(toy_file, tmp_path, seeds=[0, 1], datasets={"toy": [str(toy_file)]})
+    jobs, said = load_matrix(path, tmp_path / "out"), []
+    runs, failed = run_matrix(jobs, said.append)
+    assert not failed and "--seeds 0 1" in "\n".join(said)
+    trained = [run / "checkpoints" / "index.json" for run in runs]
+    rows = [run / "episodes.jsonl" for run in runs]
+    assert max(p.stat().st_mtime for p in trained) < min(p.stat().st_mtime for p in rows)
+    alone = by_hand(path, tmp_path / "alone")
+    for here, there in zip(
+        measured(tmp_path / "out").values(), measured(alone).values(), strict=True
+    ):
+        losses = [[row["loss"] for row in rows if "loss" in row] for rows in (here, there)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
 # ---- kill -9, then the same command --------------------------------------------------------------

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from decision_seq.agents import AgentConfig, SequenceAgent
+from decision_seq.hardware import all_to_device
 from decision_seq.policy import Policy
 from decision_seq.policy.contexts import CONTEXTS
 from decision_seq.policy.eager import forward_step
@@ -68,6 +69,20 @@ def test_acting_waits_for_no_number(
             predicted, state = forward_step(agent, [*seen, timestep], times, state)
             assert predicted.device == META
             assert {tensor.device for tensor in state.tensors()} <= {META}
+
+
+def test_arrays_are_sent_as_one() -> None:
+    arrays = [
+        np.arange(3, dtype=np.uint8).reshape(3, 1),  # of a size that the next may not begin after
+        np.linspace(0, 1, 10).reshape(2, 5)[:, ::2],
+        np.array([2**40, -1]),
+        np.zeros((2, 0), np.float32),
+        np.array([0.5, 0.25], np.float32),
+    ]
+    sent = all_to_device(arrays, torch.device("cpu"))
+    for tensor, array in zip(sent, arrays, strict=True):
+        assert np.array_equal(tensor.numpy(), array) and tensor.numpy().dtype == array.dtype
+    assert len({tensor.untyped_storage().data_ptr() for tensor in sent}) == 1
 
 
 @every_pair

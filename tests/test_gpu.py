@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +24,15 @@ from decision_seq.ops.dispatch import BACKENDS, choose
 from decision_seq.ops.pytorch import reference
 from decision_seq.policy import Policy
 from decision_seq.policy.graph import GraphEngine
-from decision_seq.run_config import DataConfig, RunConfig, TrainConfig
+from decision_seq.run_config import DataConfig, RunConfig, TrainConfig, run_config
 from decision_seq.settings import Context
+from decision_seq.train.distributed import World
 from decision_seq.train.faults import FiniteGuard
-from decision_seq.train.loop import Learner, gradient_step
+from decision_seq.train.log import NoLog
+from decision_seq.train.loop import Learner, Run, fresh_learner, gradient_step, make_samplers
 from decision_seq.train.optim import make_optimizer
 from decision_seq.train.random import RandomStream
+from decision_seq.train.stacked import Stepper
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no GPU")
 GPU = torch.device("cuda", 0)
@@ -166,6 +170,36 @@ def test_a_gradient_step_waits_for_nothing(kind: str, resident: bool, tmp_path: 
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert learner.guard.tripped() is None and float(learner.loss_count) == 6
+
+
+@every_backbone
+def test_seeds_at_once_are_those_alone_and_wait_for_nothing(kind: str, tmp_path: Path) -> None:
+    """Dropout included: the masks are each seed's own."""
+    file = write_npz(tmp_path / "data.npz", random_episodes([40] * 10, S, A))
+    backbone = {"kind": kind, "width": 16, "layers": 2, "dropout": 0.2}
+    agent = {"kind": "return_conditioned", "context_length": K, "backbone": backbone}
+    base = {"env": "Hopper-v5", "data": {"sources": [str(file)]}, "agent": agent}
+    config = run_config(base | {"train": {"batch_size": 8, "steps": 9}}, {}, "test")
+    store = open_store([str(file)])
+
+    def runs() -> list[Run]:
+        made = []
+        for seed in (3, 1):
+            own = replace(config, seed=seed)
+            learner = fresh_learner(own, store, GPU, World())
+            windows, _ = make_samplers(own, store, GPU)
+            made.append(Run(own, Path(), learner, windows, {}, NoLog(), None))
+        return made
+
+    stacked, alone, stepper = runs(), runs(), Stepper()
+    for number in range(3):
+        torch.cuda.set_sync_debug_mode("error" if number else "default")  # kernels are loaded first
+        try:
+            norms = torch.stack(stepper(stacked))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        expected = [gradient_step(run.learner, run.training, run.config) for run in alone]
+        torch.testing.assert_close(norms, torch.stack(expected), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", [k for k in KINDS if k != "pointwise"])

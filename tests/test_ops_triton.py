@@ -68,6 +68,25 @@ def strided(xz, dt, B):
 leaves = [xz, dt.transpose(0, 1).contiguous(), B.mT.contiguous()]
 compare("views", strided, strided, leaves)
 
+# seeds at once: weights of their own, for D those of all
+seeds = [scan_inputs((2, 5, 33, 3)), [x + 0.1 for x in scan_inputs((2, 5, 33, 3))]]
+stacked = [torch.stack(pair) for pair in zip(*seeds)]
+stacked[2] = -stacked[2].abs()
+weights = [torch.stack([w, 0.5 - w]) for w in conv_inputs((2, 5, 33, 3), 4)]
+dims = (0, 0, 0, 0, 0, None, 0)
+def scans(function):
+    def run(u, dt, A, B, C, D, z):
+        each = torch.func.vmap(function, dims)
+        return each(u, dt, A, B, C, D[0], z)
+    return run
+def one_by_one(function):
+    return lambda *x: torch.stack([function(*i) for i in zip(*x)])
+def one_D(u, dt, A, B, C, D, z):
+    return one_by_one(reference.selective_scan)(u, dt, A, B, C, D[:1].expand_as(D), z)
+compare("seeds", scans(ops.selective_scan), one_D, stacked)
+convolved = torch.func.vmap(ops.causal_conv_silu)
+compare("seeds conv", convolved, one_by_one(reference.causal_conv_silu), weights)
+
 # streaming: three tokens, then two
 inputs = scan_inputs((2, 5, 33, 3))
 u, dt, A, B, C, D, z = single(inputs)
@@ -140,7 +159,7 @@ cases = [
     (k.conv_forward, conv),
     (k.conv_backward, conv),
 ]
-integers = ("length", "width", "states", "chunk")
+integers = ("length", "width", "states", "chunk", "rows")
 for kernel, constants in cases:
     signature = {
         name: "constexpr" if name in constants

@@ -33,6 +33,7 @@ from decision_seq.run_folder import agent_path
 from decision_seq.spaces import Table, table_of
 from decision_seq.spaces.table import from_json, to_json
 from decision_seq.train.loop import train
+from decision_seq.train.stacked import train_seeds
 
 BOX = spaces.Box(-1, 1, (3,), np.float32)
 LENGTH = 12
@@ -149,6 +150,9 @@ def test_the_whole_journey(seen: str, acts: str, tmp_path: Path) -> None:
         config = run_config(to_plain(config), plain, "test")
     train(config, tmp_path / "run", torch.device("cpu"))
     agent = load_agent(agent_path(tmp_path / "run"))
+    train_seeds(config, (0, 1), tmp_path, torch.device("cpu"))  # the first is the same
+    stacked = load_agent(agent_path(tmp_path / "seed0"))
+    torch.testing.assert_close(stacked.state_dict(), agent.state_dict(), rtol=1e-4, atol=1e-5)
     (episode,) = rollout(agent, str(config.env), [5.0], 1, 7, "window")
     assert episode.episode_return == LENGTH  # every action was one of its space
     # a person's own loop: what the environment gives, and takes

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from decision_seq.backbones.block import BackboneConfig
 from decision_seq.backbones.contract import LayerState, Layout, Mixer
 from decision_seq.config import register
+from decision_seq.ops.seeds import each_seed
+
+WEIGHTS = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
 
 
 @register("lstm", "recurrent baseline; cost L, token after token; streams with two vectors a layer")
@@ -36,7 +39,9 @@ class LSTM(Mixer):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, L, D] -> [B, L, D]"""
-        return self._run(x, None)[0]
+        return each_seed(
+            lambda x, *weights: self._run(x, None, list(weights))[0], x, *self._weights()
+        )
 
     def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> LayerState:
         """Hidden state and cell, [B, D] each."""
@@ -46,16 +51,23 @@ class LSTM(Mixer):
     def step(self, x: Tensor, state: LayerState) -> tuple[Tensor, LayerState]:
         """[B, n, D], state -> [B, n, D], state"""
         start = state["hidden"].unsqueeze(0), state["cell"].unsqueeze(0)  # [1, B, D]: one layer
-        y, (hidden, cell) = self._run(x, start)
+        y, hidden, cell = self._run(x, start, self._weights())
         return y, {"hidden": hidden[0], "cell": cell[0]}
 
+    def _weights(self) -> list[Tensor]:
+        return [getattr(self.lstm, name) for name in WEIGHTS]
+
     def _run(
-        self, x: Tensor, start: tuple[Tensor, Tensor] | None
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """nn.LSTM in the precision of its weights: under autocast the cell would lose in half
-        precision what it adds up over a hundred tokens. cuDNN keeps what a backward pass needs only
-        in training mode; gradients of an agent in eval mode take the kernels of torch itself."""
+        self, x: Tensor, start: tuple[Tensor, Tensor] | None, weights: list[Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Output, hidden state and cell of nn.LSTM, in the precision of its weights: under autocast
+        the cell would lose in half precision what it adds up over a hundred tokens. cuDNN keeps
+        what a backward pass needs only in training mode; gradients of an agent in eval mode take
+        the kernels of torch itself."""
         unsupported = torch.is_grad_enabled() and not self.training
         cudnn = torch.backends.cudnn.flags(enabled=False) if unsupported else nullcontext()
         with torch.autocast(x.device.type, enabled=False), cudnn:
-            return self.lstm(x.to(self.lstm.get_parameter("weight_ih_l0").dtype), start)
+            x = x.to(weights[0].dtype)
+            if start is None:
+                start = (x.new_zeros(1, x.shape[0], self.lstm.hidden_size),) * 2
+            return torch.lstm(x, start, weights, True, 1, 0.0, self.training, False, True)

@@ -21,6 +21,7 @@ def train(
     assignments: Assignments = (),
     resume: FlagCreatePairsOff[bool] = False,
     device: Device = "auto",
+    seeds: tuple[int, ...] = (),
 ) -> None:
     """Train an agent. Ctrl-C saves and stops; --resume goes on from there.
 
@@ -28,16 +29,23 @@ def train(
         config: YAML file, e.g. configs/hopper-decision-mamba.yaml.
         out: run folder to make.
         resume: continue the run in `out`, if there is one.
+        seeds: train all of these as one, for a GPU; into run folders OUT/seed0, OUT/seed1, ..., or
+            OUT itself with the seed in place of {seed}.
     """
     from decision_seq.run_config import load_run_config
     from decision_seq.train.distributed import is_rank_zero
     from decision_seq.train.loop import train
+    from decision_seq.train.stacked import folders, train_seeds
 
-    run = load_run_config(config, assignments)
-    finished = train(run, out, torch_device(device), resume, _rollouts_on_the_way(run, out))
+    run, on = load_run_config(config, assignments), torch_device(device)
+    if seeds:
+        finished = train_seeds(run, seeds, out, on, resume, _rollouts_on_the_way)
+    else:
+        finished = train(run, out, on, resume, _rollouts_on_the_way(run, out))
     if is_rank_zero() and finished:
         where = "" if run.env is not None else " --env ENVIRONMENT (the run names none)"
-        print(f"{out}: trained; next: decision-seq evaluate {out}{where}")
+        folder = folders(out, seeds)[0] if seeds else out
+        print(f"{out}: trained; next: decision-seq evaluate {folder}{where}")
     elif is_rank_zero():
         print(f"{out}: stopped and saved; the same command with --resume goes on")
     if not finished:

@@ -15,6 +15,7 @@ from decision_seq.data.frames import as_bytes, release
 from decision_seq.data.mixture import Mixture
 from decision_seq.data.store import EpisodeStore
 from decision_seq.data.transforms import ReturnSpec
+from decision_seq.hardware import to_device
 
 
 @dataclass
@@ -227,11 +228,7 @@ class WindowSampler:
         return values.masked_fill_(pad.view(*mask.shape, *[1] * (values.ndim - 2)), 0)
 
     def _move(self, tensor: Tensor) -> Tensor:
-        """To the device. A GPU takes it from memory that stays in place, without waiting: while it
-        works on one batch, the next is gathered."""
-        if self.device.type != "cuda":
-            return tensor.to(self.device)
-        return tensor.pin_memory().to(self.device, non_blocking=True)
+        return to_device(tensor, self.device)
 
     def _make_resident(self) -> None:
         if self.device.type != "cuda":

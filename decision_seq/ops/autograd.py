@@ -7,12 +7,14 @@ backward takes (dy, u, dt, A, B, C, D, z, checkpoints) and returns the gradients
 None. A convolution takes (x, weight, bias) and returns y, its backward (dy, x, weight, bias).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.library import custom_op
+
+from decision_seq.ops.seeds import folded, looped
 
 Context = Any  # torch.autograd.function.FunctionCtx
 
@@ -26,8 +28,11 @@ def scan(
     operator: Callable[..., tuple[Tensor, Tensor]], inputs: tuple[Tensor | None, ...]
 ) -> Tensor:
     """y; the checkpoints are only written where a gradient may be asked for."""
-    with_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
-    return operator(*inputs, with_grad)[0]
+    return operator(*inputs, _with_grad(inputs))[0]
+
+
+def _with_grad(inputs: Sequence[Tensor | None]) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
 
 
 def scan_operator(
@@ -35,10 +40,12 @@ def scan_operator(
     forward: Callable,
     backward: Callable,
     outputs: Callable[[Tensor, Tensor, bool], tuple[Tensor, Tensor]],
+    grouped: bool = False,
 ) -> Callable[..., tuple[Tensor, Tensor]]:
     """decision_seq::<name>, differentiable by <name>_backward.
 
     outputs: (u, A, with_grad) -> empty tensors like those that `forward` returns.
+    grouped: whether A and D may be [G, E, N] and [G, E], for G groups of as many rows each.
     """
     operator, adjoint = _operators(name, forward, backward)
     operator.register_fake(lambda *inputs: outputs(inputs[0], inputs[2], inputs[-1]))
@@ -53,11 +60,21 @@ def scan_operator(
         return *known, *[None] * (8 - len(known))
 
     operator.register_autograd(gradients, setup_context=save)
+
+    def vmap(info: Any, dims: tuple, *inputs: Any) -> tuple[Any, Any]:
+        known = _with_grad(inputs[:-1])  # within vmap no tensor says that it requires a gradient
+        rule = folded(operator, data=(0, 1, 3, 4, 6)) if grouped else looped(operator)
+        return rule(info, dims, *inputs[:-1], known)
+
+    operator.register_vmap(vmap)
     return _cheapest(operator, forward)
 
 
-def conv_operator(name: str, forward: Callable, backward: Callable) -> Callable[..., Tensor]:
-    """decision_seq::<name>, differentiable by <name>_backward."""
+def conv_operator(
+    name: str, forward: Callable, backward: Callable, grouped: bool = False
+) -> Callable[..., Tensor]:
+    """decision_seq::<name>, differentiable by <name>_backward. `grouped` as of a scan, for weights
+    [G, E, 1, k] and biases [G, E]."""
     operator, adjoint = _operators(name, forward, backward)
     operator.register_fake(lambda x, weight, bias: _empty(x))
     adjoint.register_fake(lambda dy, *inputs: tuple(map(_empty, inputs)))
@@ -65,6 +82,7 @@ def conv_operator(name: str, forward: Callable, backward: Callable) -> Callable[
         lambda ctx, dy: adjoint(dy, *ctx.saved_tensors),
         setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
     )
+    operator.register_vmap(folded(operator, data=(0,)) if grouped else looped(operator))
     return _cheapest(operator, forward)
 
 

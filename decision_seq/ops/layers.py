@@ -4,12 +4,15 @@ over a sliding window. All by PyTorch, for any dtype and device."""
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
+
+from decision_seq.ops.seeds import each_seed
 
 QUERIES = (
     128  # at a time, so that the half of a long window's weights that are zero is not computed
@@ -38,7 +41,9 @@ def dropout(x: Tensor, p: float) -> Tensor:
     """x with each element zeroed with probability p, the others divided by 1 - p."""
     if p == 0:
         return x
-    return x * _mask(x, p) if x.is_cpu else F.dropout(x, p)
+    if x.is_cpu:
+        return x * each_seed(partial(_mask, p=p), x)
+    return each_seed(partial(F.dropout, p=p), x)
 
 
 def _mask(x: Tensor, p: float) -> Tensor:
@@ -77,11 +82,13 @@ def attention(
         blocks = (slice(i, i + QUERIES) for i in range(0, len(positions), QUERIES))
         parts = [_attend(q, k, v, window, positions, block, p) for block in blocks]
         y = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
-    elif length <= window and positions == range(length):
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True)
     else:
-        seen = band(positions, length, window, q.device)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=p)
+        attend = partial(F.scaled_dot_product_attention, dropout_p=p)
+        if length <= window and positions == range(length):
+            attend = partial(attend, is_causal=True)
+        else:
+            attend = partial(attend, attn_mask=band(positions, length, window, q.device))
+        y = each_seed(attend, q, k, v) if p else attend(q, k, v)
     return y.transpose(1, 2).flatten(2)  # [B, l, D]
 
 
@@ -135,25 +142,40 @@ class _CausalFilter(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, seen: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(seen, weight)
+    def forward(seen: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         kernel_size = weight.shape[-2]
-        length = seen.shape[1] - kernel_size + 1
-        y = torch.addcmul(bias, seen[:, kernel_size - 1 :], weight[..., 0, :])
+        length = seen.shape[-2] - kernel_size + 1
+        y = torch.addcmul(bias, seen[..., kernel_size - 1 :, :], weight[..., 0, :])
         for k in range(1, kernel_size):
-            y.addcmul_(seen[:, kernel_size - 1 - k :][:, :length], weight[..., k, :])
+            part = slice(kernel_size - 1 - k, kernel_size - 1 - k + length)
+            y.addcmul_(seen[..., part, :], weight[..., k, :])
         return y
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        seen, weight, bias = inputs
+        ctx.save_for_backward(seen, weight)
+        ctx.bias_shape = bias.shape
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         seen, weight = ctx.saved_tensors
-        kernel_size, length = weight.shape[-2], grad.shape[1]
+        kernel_size, length = weight.shape[-2], grad.shape[-2]
         seen_grad, weight_grad = torch.zeros_like(seen), torch.empty_like(weight)
         for k in range(kernel_size):
             part = slice(kernel_size - 1 - k, kernel_size - 1 - k + length)
-            seen_grad[:, part].addcmul_(grad, weight[..., k, :])
-            product = grad * seen[:, part]  # [B, L, D]
+            seen_grad[..., part, :].addcmul_(grad, weight[..., k, :])
+            product = grad * seen[..., part, :]  # [..., B, L, D]
             weight_grad[..., k, :] = product.sum_to_size(weight[..., k, :].shape)
-        bias_shape = weight[..., 0, :].shape
-        return seen_grad, weight_grad, grad.sum_to_size(bias_shape)
+        return seen_grad, weight_grad, grad.sum_to_size(ctx.bias_shape)
+
+    @staticmethod
+    def vmap(info: Any, dims: tuple[int | None, ...], *inputs: Tensor) -> tuple[Tensor, int]:
+        """Filters of several seeds: of inputs [S, B, ., D] they are [S, 1 or B, L, W, D]."""
+        stacked = []
+        for tensor, dim, rank in zip(inputs, dims, (3, 4, 3), strict=True):
+            size = (info.batch_size, *tensor.shape)
+            seeds = tensor.expand(size) if dim is None else tensor.movedim(dim, 0)
+            stacked.append(seeds if seeds.ndim > rank else seeds.unsqueeze(1))
+        return causal_filter(*stacked), 0

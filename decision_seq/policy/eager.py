@@ -53,18 +53,22 @@ class EagerEngine:
     @torch.inference_mode()
     def step(self, inputs: Inputs) -> np.ndarray:
         """See `Engine`."""
+        seen = self._sent(inputs)
+        predicted, self.state = self._run(seen, inputs.timestep.tolist())
+        return predicted.float().cpu().numpy()
+
+    def _sent(self, inputs: Inputs) -> list[Tensor]:
+        """What `forward_step` has seen, on the agent's device and in its dtype."""
         device, dtype = self.agent.device, self.agent.dtype
         observation = torch.as_tensor(inputs.observation)
         action = torch.as_tensor(inputs.action).to(device)
         to_go = torch.as_tensor(inputs.return_to_go)
-        seen = [
+        return [
             observation.to(device, dtype if observation.is_floating_point() else None),
             action.to(dtype) if action.is_floating_point() else action,
             to_go.to(device, dtype),
             torch.as_tensor(inputs.timestep).to(device),
         ]
-        predicted, self.state = self._run(seen, inputs.timestep.tolist())
-        return predicted.float().cpu().numpy()
 
     def _run(self, seen: list[Tensor], times: list[int]) -> tuple[Tensor, PolicyState]:
         return forward_step(self.agent, seen, times, self.state)

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from decision_seq.agents import SequenceAgent
+from decision_seq.hardware import all_to_device
 from decision_seq.policy.contexts import PolicyState
-from decision_seq.policy.eager import EagerEngine, forward_step
+from decision_seq.policy.eager import EagerEngine, Inputs, forward_step
 from decision_seq.settings import Context
 
 Function = Callable[[list[Tensor]], list[Tensor]]
@@ -40,6 +41,12 @@ class GraphEngine(EagerEngine):
     def unusable(agent: SequenceAgent) -> str:
         """Why it cannot take `agent`, or ""."""
         return "" if agent.device.type == "cuda" else f"the agent is on {agent.device}, not a GPU"
+
+    def _sent(self, inputs: Inputs) -> list[Tensor]:
+        """All by one move."""
+        arrays = (inputs.observation, inputs.action, inputs.return_to_go, inputs.timestep)
+        here, dtype = all_to_device(arrays, self.agent.device), self.agent.dtype
+        return [tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in here]
 
     def _run(self, seen: list[Tensor], times: list[int]) -> tuple[Tensor, PolicyState]:
         if not self.possible or min(times, default=0) < self.agent.config.context_length:

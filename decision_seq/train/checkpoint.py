@@ -34,7 +34,7 @@ def save_checkpoint(
     with atomic_folder(folder) as temporary:
         save_agent(agent, temporary / "agent.safetensors")
         data = io.BytesIO()  # torch's own writing says RuntimeError where the disk is full
-        torch.save(state, data)
+        torch.save(_alone(state), data)
         (temporary / "state.pt").write_bytes(data.getbuffer())
     entry = {"step": step, "validation_loss": validation_loss}
     index = read_index(run) if has_checkpoint(run) else {}
@@ -53,6 +53,15 @@ def save_checkpoint(
             (old / "state.pt").unlink(missing_ok=True)
         else:
             shutil.rmtree(old, ignore_errors=True)
+
+
+def _alone(value: Any) -> Any:
+    """Views, as stacked seeds have, would be written with all that they are views of."""
+    if isinstance(value, torch.Tensor):
+        return value.clone() if value.untyped_storage().nbytes() > value.nbytes else value
+    if isinstance(value, dict):
+        return {key: _alone(part) for key, part in value.items()}
+    return [_alone(part) for part in value] if isinstance(value, list) else value
 
 
 def load_state(run: Path) -> dict[str, Any]:

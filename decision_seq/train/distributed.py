@@ -61,7 +61,7 @@ class World:
         the whole batch; the gradients are averaged on the way back."""
         if self.size == 1:
             return lambda batch: agent.loss(batch)
-        shared = DistributedDataParallel(_Loss(agent))
+        shared = DistributedDataParallel(Loss(agent))
         return lambda batch: shared(batch, self.mean(batch.mask.sum().float()))
 
     def mean(self, value: Tensor) -> Tensor:
@@ -101,14 +101,15 @@ class World:
             random.seed(int(own))
 
 
-class _Loss(nn.Module):
-    """What DistributedDataParallel calls."""
+class Loss(nn.Module):
+    """An agent's loss as a module, as DistributedDataParallel and `functional_call` want it."""
 
     def __init__(self, agent: SequenceAgent) -> None:
         super().__init__()
         self.agent = agent
 
-    def forward(self, batch: Batch, valid: Tensor) -> Tensor:
+    def forward(self, batch: Batch, valid: Tensor | None = None) -> Tensor:
+        """[]; the arguments are those of `SequenceAgent.loss`."""
         return self.agent.loss(batch, valid)
 
 

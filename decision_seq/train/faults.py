@@ -43,13 +43,16 @@ class FiniteGuard:
         self.skipped = torch.zeros((), device=device)  # bad batches so far, the fatal one included
         self.fatal_step = torch.full((), -1.0, dtype=torch.float64, device=device)
 
-    def judge(self, step: int, loss: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:
-        """1.0 where batch number `step` must not change the weights, else 0.0; [] float32."""
+    def judge(
+        self, step: int | torch.Tensor, loss: torch.Tensor, norm: torch.Tensor
+    ) -> torch.Tensor:
+        """1.0 where batch number `step` must not change the weights, else 0.0; [] float32. All may
+        be [S], as the counts then are, for seeds that are trained at once."""
         halted = self.skipped > self.allowed
         bad = ~torch.isfinite(loss.detach() + norm.detach())
         self.skipped += bad & ~halted
         now = (self.skipped > self.allowed) & ~halted
-        self.fatal_step.masked_fill_(now, step)
+        self.fatal_step += (step - self.fatal_step) * now
         return (bad | halted).float()
 
     def scalars(self) -> dict[str, float]:

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -35,12 +35,14 @@ from decision_seq.train.checkpoint import load_state, save_checkpoint
 from decision_seq.train.distributed import World, joined
 from decision_seq.train.faults import FiniteGuard, stop_for_fault
 from decision_seq.train.log import MetricsLog, NoLog, stop_on_signal
-from decision_seq.train.optim import autocast, learning_rate, make_optimizer
+from decision_seq.train.optim import autocast, average_decay, learning_rate, make_optimizer
 from decision_seq.train.random import RandomStream
 from decision_seq.train.validation import validation_loss, validation_samplers
 from decision_seq.values.guide import guide_for
 
 Sampler = WindowSampler | StreamSampler
+# from agent and step to scalars for the log
+OnInterval = Callable[[SequenceAgent, int], dict[str, float]]
 
 
 @dataclass
@@ -97,7 +99,7 @@ def train(
     out: Path,
     device: torch.device,
     resume: bool = False,
-    on_interval: Callable[[SequenceAgent, int], dict[str, float]] | None = None,
+    on_interval: OnInterval | None = None,
 ) -> bool:
     """Train the agent of `config` into the run folder `out`; under `torchrun`, with the other
     processes.
@@ -112,45 +114,126 @@ def train(
     Returns:
         False if Ctrl-C or SIGTERM stopped it; its state is saved then.
     """
-    with joined(device) as (world, device):
-        return _train(config, out, device, resume, on_interval, world)
+    with joined(device) as (world, device), contextlib.ExitStack() as held:
+        (run,) = open_runs([config], [out], device, resume, [on_interval], world, held)
+        train_all([run], lambda runs: [gradient_step(r.learner, r.training, config) for r in runs])
+    return run.finished
 
 
-def _train(
-    config: RunConfig,
-    out: Path,
+def open_runs(
+    configs: Sequence[RunConfig],
+    outs: Sequence[Path],
     device: torch.device,
     resume: bool,
-    on_interval: Callable[[SequenceAgent, int], dict[str, float]] | None,
+    on_intervals: Sequence[OnInterval | None],
     world: World,
-) -> bool:
-    check_run_folder(config, out, resume)
-    world.check(config.train.batch_size)
-    if config.train.stream and world.size > 1:
-        raise UserError("train.stream runs in one process; leave out torchrun, or stream")
-    store = open_store(config.data.sources)
-    check_left_out(store, config.data.leave_out)
-    random = RandomStream(config.seed, device)
-    with random:
-        agent = SequenceAgent.for_dataset(config.agent, store).to(device)
-    if config.env is not None:
-        env = make(config.env)
-        check_origin(store, env)
-        check_fit(agent.spec, env)
-        env.close()
-    elif config.eval.interval:
-        raise UserError("eval.interval asks for rollouts, but no env is named; add `env:`")
+    held: contextlib.ExitStack,
+) -> list[Run]:
+    """Runs on the same data, new or as their last checkpoints left them; `held` keeps their folders
+    locked and their logs open. The arguments are those of `train`."""
+    for config, out in zip(configs, outs, strict=True):
+        check_run_folder(config, out, resume)
+        world.check(config.train.batch_size)
+        if config.train.stream and world.size > 1:
+            raise UserError("train.stream runs in one process; leave out torchrun, or stream")
+    store = open_store(configs[0].data.sources)
+    check_left_out(store, configs[0].data.leave_out)
     if world.is_rank_zero:
         for line in remarks(store):
             print(line, file=sys.stderr)
-    samplers = make_samplers(config, store, device, agent.hindsight)
-    averaged = agent if config.train.ema is None else copy.deepcopy(agent).eval()
-    optimizer = make_optimizer(agent, config.train)
-    guard = FiniteGuard(config.train.skip_nonfinite, device)
-    loss_sum, loss_count = torch.zeros(2, device=device)
-    learner = Learner(
-        agent, averaged, optimizer, guard, loss_sum, loss_count, world=world, random=random
-    )
+    parts = zip(configs, outs, on_intervals, strict=True)
+    return [held.enter_context(_opened(c, store, o, device, f, world)) for c, o, f in parts]
+
+
+@dataclass(eq=False)
+class Run:
+    """A run that is being trained: what it is, what it learns from and where it writes."""
+
+    config: RunConfig
+    out: Path
+    learner: Learner
+    training: Sampler
+    validation: dict[str, WindowSampler]
+    log: MetricsLog | NoLog
+    on_interval: OnInterval | None
+
+    def __post_init__(self) -> None:
+        self.clock, self.saved = _Clock(self.learner.step), self.learner.step
+        self.note = ""  # for the progress bar
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has come to its last step."""
+        return self.learner.step >= self.config.train.steps
+
+    def after_step(self, norm: torch.Tensor) -> None:
+        """At intervals a row, a checkpoint, rollouts; `norm` [] is that of the step's gradient."""
+        settings, learner, step = self.config.train, self.learner, self.learner.step
+        intervals = (settings.log_interval, settings.checkpoint_interval)
+        if learner.loss_sum.device.type == "cpu" or not all(step % i for i in intervals):
+            check_finite(learner, self.training, self.config, self.out)
+        if step % settings.log_interval == 0:
+            loss = _mean_loss(learner)
+            self.log.write(
+                step,
+                loss=loss,
+                learning_rate=learning_rate(step - 1, settings),
+                gradient_norm=float(norm),
+                steps_per_second=self.clock.rate(step),
+                peak_memory_mib=peak_memory_mib(learner.loss_sum.device),
+                **learner.guard.scalars(),
+            )
+            self.note = f"loss {loss:.4f}"
+        if step % settings.checkpoint_interval == 0:
+            self.save()
+        if self.on_interval and self.config.eval.interval and step % self.config.eval.interval == 0:
+            roll = partial(self.on_interval, learner.averaged.eval(), step)
+            self.log.write(step, **(learner.world.rank_zero_only(roll) or {}))
+            self.clock.rate(step)
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+        self.learner.world.rank_zero_only(self._write_checkpoint)
+        self.clock.rate(self.learner.step)  # leave the pause out of the rate
+        self.saved = self.learner.step
+
+    def close(self) -> None:
+        """Save what is not saved yet."""
+        if self.learner.step > self.saved:
+            check_finite(self.learner, self.training, self.config, self.out)
+            self.save()
+
+    def _write_checkpoint(self) -> None:
+        settings, learner = self.config.train, self.learner
+        due = learner.step % settings.checkpoint_interval == 0 or self.finished
+        errors = {
+            name: validation_loss(learner.averaged, sampler, self.config)
+            for name, sampler in (self.validation.items() if due else ())
+        }
+        if errors:
+            self.log.write(learner.step, **errors)
+        state, keep, error = learner.state(), settings.keep_interval, errors.get("validation_loss")
+        save_checkpoint(self.out, learner.step, learner.averaged, state, error, keep)
+
+
+@contextlib.contextmanager
+def _opened(
+    config: RunConfig,
+    store: EpisodeStore,
+    out: Path,
+    device: torch.device,
+    on_interval: OnInterval | None,
+    world: World,
+) -> Iterator[Run]:
+    learner = fresh_learner(config, store, device, world)
+    if config.env is not None:
+        env = make(config.env)
+        check_origin(store, env)
+        check_fit(learner.agent.spec, env)
+        env.close()
+    elif config.eval.interval:
+        raise UserError("eval.interval asks for rollouts, but no env is named; add `env:`")
+    samplers = make_samplers(config, store, device, learner.agent.hindsight)
     with contextlib.ExitStack() as held:
 
         def take() -> None:
@@ -166,75 +249,64 @@ def _train(
         world.rank_zero_only(take)
         if has_checkpoint(out):
             restore_run(config, out, store, learner)
-        world.separate(random, config.seed, learner.step)
+        world.separate(learner.random, config.seed, learner.step)
         world.rank_zero_only(describe)
+        agent = learner.agent
         if config.train.stream and agent.carried is None:  # else that of a checkpoint
             agent.carried = stream.new_state(agent, config.train.batch_size)
         agent.guide = guide_for(agent, store, out, config.values, config.seed)
         log = MetricsLog(out, learner.step) if world.is_rank_zero else NoLog()
         held.enter_context(log)
-        _loop(config, out, learner, samplers, log, on_interval)
-    return learner.step >= config.train.steps
+        yield Run(config, out, learner, *samplers, log, on_interval)
 
 
-def _loop(
-    config: RunConfig,
-    out: Path,
-    learner: Learner,
-    samplers: tuple[Sampler, dict[str, WindowSampler]],
-    log: MetricsLog | NoLog,
-    on_interval: Callable[[SequenceAgent, int], dict[str, float]] | None,
+def fresh_learner(
+    config: RunConfig, store: EpisodeStore, device: torch.device, world: World
+) -> Learner:
+    """With an untrained agent of `config.seed`."""
+    random = RandomStream(config.seed, device)
+    with random:
+        agent = SequenceAgent.for_dataset(config.agent, store).to(device)
+    averaged = agent if config.train.ema is None else copy.deepcopy(agent).eval()
+    optimizer = make_optimizer(agent, config.train)
+    guard = FiniteGuard(config.train.skip_nonfinite, device)
+    loss_sum, loss_count = torch.zeros(2, device=device)
+    return Learner(
+        agent, averaged, optimizer, guard, loss_sum, loss_count, world=world, random=random
+    )
+
+
+def train_all(
+    runs: Sequence[Run], take_step: Callable[[list[Run]], Sequence[torch.Tensor]]
 ) -> None:
-    """Gradient steps until the last one or a signal; at intervals a row, a checkpoint, rollouts."""
-    settings, (training, validation), world = config.train, samplers, learner.world
-    clock, saved = _Clock(learner.step), learner.step
+    """Steps until each run has come to its last one, or a signal. One that a bad batch stops does
+    not stop the others; its UserError is raised in the end.
 
-    def write_checkpoint() -> None:
-        due = learner.step % settings.checkpoint_interval == 0 or learner.step == settings.steps
-        errors = {
-            name: validation_loss(learner.averaged, sampler, config)
-            for name, sampler in (validation.items() if due else ())
-        }
-        if errors:
-            log.write(learner.step, **errors)
-        state, keep, error = learner.state(), settings.keep_interval, errors.get("validation_loss")
-        save_checkpoint(out, learner.step, learner.averaged, state, error, keep)
-
-    def save() -> int:
-        world.rank_zero_only(write_checkpoint)
-        clock.rate(learner.step)  # leave the pause out of the rate
-        return learner.step
-
+    Args:
+        runs: of one length; several only in one process.
+        take_step: makes a gradient step of each run that goes on, and returns their norms.
+    """
+    world, steps = runs[0].learner.world, runs[0].config.train.steps
+    active, failed = [run for run in runs if not run.finished], []
     with stop_on_signal(patient=world.size > 1) as stop, progress_bar(world.is_rank_zero) as bar:
-        task = bar.add_task("training", total=settings.steps, completed=learner.step, note="")
-        while learner.step < settings.steps and not world.any(stop.requested):
-            norm = gradient_step(learner, training, config)
-            step = learner.step
-            intervals = (settings.log_interval, settings.checkpoint_interval)
-            if learner.loss_sum.device.type == "cpu" or not all(step % i for i in intervals):
-                check_finite(learner, training, config, out)
-            if step % settings.log_interval == 0:
-                loss = _mean_loss(learner)
-                log.write(
-                    step,
-                    loss=loss,
-                    learning_rate=learning_rate(step - 1, settings),
-                    gradient_norm=float(norm),
-                    steps_per_second=clock.rate(step),
-                    peak_memory_mib=peak_memory_mib(learner.loss_sum.device),
-                    **learner.guard.scalars(),
-                )
-                bar.update(task, note=f"loss {loss:.4f}")
-            if step % settings.checkpoint_interval == 0:
-                saved = save()
-            if on_interval and config.eval.interval and step % config.eval.interval == 0:
-                roll = partial(on_interval, learner.averaged.eval(), step)
-                log.write(step, **(world.rank_zero_only(roll) or {}))
-                clock.rate(step)
-            bar.update(task, completed=step)
-        if learner.step > saved:
-            check_finite(learner, training, config, out)
-            save()
+        task = bar.add_task("training", total=steps, completed=runs[0].learner.step, note="")
+        while active and not world.any(stop.requested):
+            going = []
+            for run, norm in zip(active, take_step(active), strict=True):
+                try:
+                    run.after_step(norm)
+                    if run.finished:
+                        run.close()
+                    else:
+                        going.append(run)
+                except UserError as error:
+                    failed.append(error)
+            bar.update(task, completed=active[0].learner.step, note=active[0].note)
+            active = going
+        for run in active:
+            run.close()
+    if failed:
+        raise failed[0]
 
 
 def gradient_step(learner: Learner, sampler: Sampler, config: RunConfig) -> torch.Tensor:
@@ -259,8 +331,7 @@ def gradient_step(learner: Learner, sampler: Sampler, config: RunConfig) -> torc
     if agent.carried is not None:
         stream.forget(agent, skip)
     if settings.ema is not None:
-        # an average over the last tenth of the steps at first: else the untrained weights stay in
-        decay = min(settings.ema, (1 + learner.step) / (10 + learner.step))
+        decay = average_decay(learner.step, settings)
         with torch.no_grad():
             for average, weight in zip(learner.averaged.parameters(), learner.weights, strict=True):
                 average.lerp_(weight, 1 - decay)

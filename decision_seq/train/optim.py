@@ -38,6 +38,12 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
+def average_decay(step: int, config: TrainConfig) -> float:
+    """What the moving average of the weights keeps of itself in gradient step number `step`: it is
+    one over the last tenth of the steps at first, else the untrained weights would stay in it."""
+    return min(config.ema or 0.0, (1 + step) / (10 + step))
+
+
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """What a loss is computed under; it does nothing unless `precision` is bfloat16."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")

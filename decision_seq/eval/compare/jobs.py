@@ -37,6 +37,7 @@ class Job:
     evaluations: tuple[Evaluation, ...]  # whose rows make it finished
     out: Path  # folder of the comparison
     folder: Path = field(default_factory=Path.cwd)  # where its commands are typed
+    seeds: tuple[int, ...] = ()  # trained as one with its own, which is among them
 
     @property
     def run(self) -> Path:
@@ -59,10 +60,19 @@ class Job:
         return self._file("log")
 
     @property
+    def together(self) -> str:
+        """The run folders of `seeds`, as `train --seeds` takes them; "" if it is trained alone."""
+        return str(self.run).removesuffix(str(self.config.seed)) + "{seed}" if self.seeds else ""
+
+    @property
     def commands(self) -> tuple[tuple[str, ...], ...]:
-        """Arguments of decision-seq, command by command."""
+        """Arguments of decision-seq, command by command. Where seeds are trained together, that
+        comes first; if it fails, the job's own training says whether it was for this seed."""
         train = ("train", str(self.config_file), "--out", str(self.run), "--resume")
-        return (train, *(evaluation.command(self.run) for evaluation in self.evaluations))
+        stacked = ("train", str(self.config_file), "--out", self.together, "--resume", "--seeds")
+        first = ((*stacked, *map(str, self.seeds)),) if self.seeds else ()
+        evaluations = (evaluation.command(self.run) for evaluation in self.evaluations)
+        return (*first, train, *evaluations)
 
     @property
     def finished(self) -> bool:
@@ -87,6 +97,7 @@ class JobProcess:
     def __init__(self, job: Job, environment: Mapping[str, str]) -> None:
         self.job, self.environment = job, dict(os.environ) | dict(environment)
         self.commands = list(job.commands)
+        self.together = False  # whether the running command trains other jobs' seeds as well
         self.process: subprocess.Popen[bytes] | None = None
         self.lock: IO[str] | None = None
         (job.folder / job.log).parent.mkdir(parents=True, exist_ok=True)
@@ -104,10 +115,11 @@ class JobProcess:
             if code is None:
                 return None
             self.process = None
-            if code:
+            if code and not self.together:
                 return self._end(_reason(code, self.job.folder / self.job.log))
         if not self.commands:
             return self._end(None)
+        self.together = bool(self.job.seeds) and len(self.commands) == len(self.job.commands)
         self._start(self.commands.pop(0))
         return None
 

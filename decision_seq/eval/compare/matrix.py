@@ -6,11 +6,11 @@ import re
 import shlex
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from decision_seq.config import build, load_yaml, merge, parse_overrides
+from decision_seq.config import build, dump_yaml, load_yaml, merge, parse_overrides
 from decision_seq.errors import UserError
 from decision_seq.eval.compare.evaluations import Evaluation
 from decision_seq.eval.compare.jobs import POLL, Job
@@ -122,8 +122,25 @@ def run_matrix(
         failed = {}
         if todo:
             workers = RUNNERS[runner](len(todo), jobs, gpus_per_job)
+            if workers.allocation.gpus:
+                todo = seeds_together(todo)
             failed = _run(todo, [job.name for job in matrix], ledger, workers, runner, say)
     return [job.run for job in matrix if job.name not in failed], failed
+
+
+def seeds_together(todo: Sequence[Job]) -> list[Job]:
+    """The same jobs; those that differ in their seed alone are trained as one by the first."""
+    kinds = [
+        job.name if job.config.train.stream else dump_yaml(replace(job.config, seed=0))
+        for job in todo  # a state that is carried along is not stacked
+    ]
+    alike: dict[str, tuple[int, ...]] = {}
+    for job, kind in zip(todo, kinds, strict=True):
+        alike[kind] = (*alike.get(kind, ()), job.config.seed)
+    return [
+        replace(job, seeds=alike[kind]) if len(alike[kind]) > 1 else job
+        for job, kind in zip(todo, kinds, strict=True)
+    ]
 
 
 def _run(
@@ -174,8 +191,13 @@ def _run(
 
         try:
             while waiting or running:
-                while waiting and len(running) < allocation.jobs:
-                    begin(waiting.pop())
+                while len(running) < allocation.jobs:
+                    busy = {job.together for job in running.values()} - {""}
+                    ready = [job for job in waiting if job.together not in busy]
+                    if not ready:
+                        break
+                    waiting.remove(ready[-1])
+                    begin(ready[-1])
                 for result in runner.results():
                     end(result.name, result.reason)
                 table.draw(running)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from decision_seq.data.transforms import ObservationNorm
 from decision_seq.errors import UserError
+from decision_seq.ops.seeds import each_seed, stacked
 
 ImageShape = tuple[int, int, int]  # C, H, W
 
@@ -89,16 +91,19 @@ class FrameEncoder(nn.Module):
         lead = frames.shape[:-3]
         images = self._standardised(frames.flatten(0, -4))
         if self.training and self.shift:
-            images = random_shift(images.unflatten(0, lead), self.shift).flatten(0, 1)
+            shifted = partial(random_shift, most=self.shift)
+            images = each_seed(shifted, images.unflatten(0, lead)).flatten(0, 1)
         return self.net(images).unflatten(0, lead)
 
     def _standardised(self, images: Tensor) -> Tensor:
-        """[B, C, H, W] uint8 -> floats, in the order that convolutions are fastest in."""
+        """[B, C, H, W] uint8 -> floats, in the order that convolutions are fastest in; those of
+        several seeds are one convolution in groups, which has none."""
         kind = images.device.type
         dtype = next(self.net.parameters()).dtype
         if torch.is_autocast_enabled(kind):
             dtype = torch.get_autocast_dtype(kind)
-        floats = images.to(dtype, memory_format=torch.channels_last)
+        order = torch.preserve_format if stacked() else torch.channels_last
+        floats = images.to(dtype, memory_format=order)
         mean = self.mean.to(dtype)
         if self.colours:
             mean = mean.movedim(-1, 0).repeat(images.shape[1] // self.colours, 1, 1)

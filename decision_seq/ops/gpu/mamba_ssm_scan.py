@@ -10,6 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from decision_seq.ops.seeds import each_seed
+
 
 def accepts(dtype: torch.dtype, device: str) -> bool:
     return dtype == torch.float32 and device == "cuda"
@@ -40,6 +42,12 @@ def _scan() -> Callable[..., Tensor]:
 
 
 def selective_scan(
+    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor | None = None
+) -> Tensor:
+    return each_seed(_by_time_last, u, dt, A, B, C, D, *(() if z is None else (z,)))
+
+
+def _by_time_last(
     u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor | None = None
 ) -> Tensor:
     u, dt, B, C = (t.mT.contiguous() for t in (u, dt, B, C))

@@ -1,7 +1,8 @@
 """Triton kernels of the selective scan and the causal convolution; triton_scan.py launches them.
 
 Imported only where Triton is there. A program works on one row of the batch and one block of
-channels. Names as in scan.c; every matrix [batch, length, channels] has a stride for its row of the
+channels. Every `rows` rows have weights of their own: seeds that are trained at once. Names as in
+scan.c; every matrix [batch, length, channels] has a stride for its row of the
 batch (`_b`) and for time (`_t`), and unit stride along channels.
 """
 # mypy: disable-error-code="no-untyped-def"
@@ -13,7 +14,7 @@ import triton.language as tl
 @triton.jit
 def scan_forward(
     u, dt, A, B, C, D, z, start, y, checkpoints, final,
-    length, width, states, chunk,
+    length, width, states, chunk, rows,
     u_b, u_t, dt_b, dt_t, B_b, B_t, C_b, C_t, z_b, z_t,
     GATED: tl.constexpr, KEEP: tl.constexpr, STREAM: tl.constexpr,
     BLOCK: tl.constexpr, N: tl.constexpr,
@@ -28,8 +29,8 @@ def scan_forward(
     inside = here[:, None] & some[None, :]
     tile = e[:, None] * states + n[None, :]
     lane = b * width * states + tile
-    rate = tl.load(A + tile, mask=inside, other=0.0)
-    skip = tl.load(D + e, mask=here, other=0.0)
+    rate = tl.load(A + b // rows * width * states + tile, mask=inside, other=0.0)
+    skip = tl.load(D + b // rows * width + e, mask=here, other=0.0)
     h = tl.zeros([BLOCK, N], tl.float32)
     if STREAM:
         h = tl.load(start + lane, mask=inside, other=0.0)
@@ -69,7 +70,7 @@ def scan_forward(
 def scan_backward(
     dy, u, dt, A, B, C, D, z, checkpoints, scratch,
     du, ddt, dA, dB, dC, dD, dz,
-    length, width, states, chunk,
+    length, width, states, chunk, rows,
     u_b, u_t, dt_b, dt_t, B_b, B_t, C_b, C_t, z_b, z_t,
     GATED: tl.constexpr, BLOCK: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
@@ -90,8 +91,8 @@ def scan_backward(
     inside = here[:, None] & some[None, :]
     size = width * states
     tile = e[:, None] * states + n[None, :]
-    rate = tl.load(A + tile, mask=inside, other=0.0)
-    skip = tl.load(D + e, mask=here, other=0.0)
+    rate = tl.load(A + b // rows * width * states + tile, mask=inside, other=0.0)
+    skip = tl.load(D + b // rows * width + e, mask=here, other=0.0)
     chunks = tl.cdiv(length, chunk)
     u += b * u_b + e
     dt += b * dt_b + e
@@ -166,13 +167,15 @@ def conv_sum(x, weight, bias, t, e, here, length, x_t, TAPS: tl.constexpr):
 
 @triton.jit
 def conv_forward(
-    x, weight, bias, y, length, width, x_b, x_t,
+    x, weight, bias, y, length, width, rows, x_b, x_t,
     TAPS: tl.constexpr, STEPS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """STEPS steps of BLOCK channels; y is contiguous."""
     b = tl.program_id(0).to(tl.int64)
     t = tl.program_id(1) * STEPS + tl.arange(0, STEPS)
     e = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
+    weight += b // rows * width * TAPS
+    bias += b // rows * width
     total = conv_sum(x + b * x_b, weight, bias, t, e, e < width, length, x_t, TAPS)
     inside = (t < length)[:, None] & (e < width)[None, :]
     at = (b * length + t)[:, None] * width + e[None, :]
@@ -181,7 +184,7 @@ def conv_forward(
 
 @triton.jit
 def conv_backward(
-    dy, x, weight, bias, dx, dweight, length, width, x_b, x_t,
+    dy, x, weight, bias, dx, dweight, length, width, rows, x_b, x_t,
     TAPS: tl.constexpr, STEPS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The sum is computed anew at each step and the TAPS - 1 after it, which met the same input.
@@ -192,6 +195,8 @@ def conv_backward(
     t = tl.program_id(1) * STEPS + tl.arange(0, STEPS)
     e = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
     here = e < width
+    weight += b // rows * width * TAPS
+    bias += b // rows * width
     x += b * x_b
     part = (b * tl.num_programs(1) + tl.program_id(1)) * (TAPS + 1) * width
     total_dx = tl.zeros([STEPS, BLOCK], tl.float32)

@@ -55,6 +55,11 @@ def view(tensor: Tensor | None, like: Tensor) -> tuple[Tensor, int, int]:
     return tensor, tensor.stride(0), tensor.stride(1)
 
 
+def groups(weights: Tensor, rank: int) -> int:
+    """Sets of weights, each for as many rows: one, or as many as a dimension before `rank` says."""
+    return weights.shape[0] if weights.ndim > rank else 1
+
+
 def on_device(tensor: Tensor) -> AbstractContextManager:
     """Triton launches on the current GPU, whichever its arguments are on."""
     return nullcontext() if torch.compiler.is_compiling() else torch.cuda.device_of(tensor)
@@ -112,13 +117,13 @@ def _forward(
         kernels().scan_forward[(batch, -(-width // BLOCK))](
             *(u, dt, A.contiguous(), B, C, D.contiguous(), z_),
             *(t if t is not None else y for t in (start, y, checkpoints, final)),
-            *(length, width, A.shape[1], checkpoint_every(length)),
+            *(length, width, A.shape[-1], checkpoint_every(length), batch // groups(A, 2)),
             *(*u_s, *dt_s, *B_s, *C_s, *z_s),
             GATED=z is not None,
             KEEP=checkpoints is not None,
             STREAM=start is not None,
             BLOCK=BLOCK,
-            N=power_of_two(A.shape[1]),
+            N=power_of_two(A.shape[-1]),
         )
 
 
@@ -135,7 +140,8 @@ def _scan_backward(
 ) -> list[Tensor]:
     """Gradients of u, dt, A, B, C, D and, if it is there, z."""
     batch, length, width = u.shape
-    states, blocks, every = A.shape[1], -(-width // BLOCK), checkpoint_every(length)
+    states, blocks, every = A.shape[-1], -(-width // BLOCK), checkpoint_every(length)
+    sets = groups(A, 2)
     dy = dy.contiguous()
     du, ddt = u.new_empty(u.shape), u.new_empty(u.shape)
     dz = u.new_empty(u.shape) if z is not None else None
@@ -150,23 +156,26 @@ def _scan_backward(
                 *(dy, u, dt, A.contiguous(), B, C, D.contiguous(), z_, checkpoints),
                 u.new_empty(batch, every, width, states),
                 *(du, ddt, dA, dB, dC, dD, du if dz is None else dz),
-                *(length, width, states, every, *u_s, *dt_s, *B_s, *C_s, *z_s),
+                *(length, width, states, every, batch // sets, *u_s, *dt_s, *B_s, *C_s, *z_s),
                 GATED=z is not None,
                 BLOCK=BLOCK,
                 N=power_of_two(states),
             )
-    grads = [du, ddt, dA.sum(0), dB.sum(0), dC.sum(0), dD.sum(0)]
+    dA, dD = (d.unflatten(0, (sets, batch // sets)).sum(1) for d in (dA, dD))
+    grads = [du, ddt, dA.view(A.shape), dB.sum(0), dC.sum(0), dD.view(D.shape)]
     return grads if dz is None else [*grads, dz]
 
 
 def _scan_outputs(u: Tensor, A: Tensor, with_grad: bool) -> tuple[Tensor, Tensor]:
     batch, length, width = u.shape
     chunks = -(-length // checkpoint_every(length))
-    checkpoints = (batch, chunks, width, A.shape[1]) if with_grad else (0,)
+    checkpoints = (batch, chunks, width, A.shape[-1]) if with_grad else (0,)
     return u.new_empty(u.shape), u.new_empty(checkpoints)
 
 
-scan_triton = autograd.scan_operator("scan_triton", _scan, _scan_backward, _scan_outputs)
+scan_triton = autograd.scan_operator(
+    "scan_triton", _scan, _scan_backward, _scan_outputs, grouped=True
+)
 
 
 @torch.no_grad()
@@ -204,7 +213,8 @@ def _conv_silu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         x, x_b, x_t = view(x, x)
         with on_device(x):
             kernels().conv_forward[_conv_grid(x)](
-                *(x, weight.contiguous(), bias.contiguous(), y, *x.shape[1:], x_b, x_t),
+                *(x, weight.contiguous(), bias.contiguous(), y, *x.shape[1:]),
+                *(len(x) // groups(weight, 3), x_b, x_t),
                 TAPS=weight.shape[-1],
                 STEPS=CONV_STEPS,
                 BLOCK=CONV_BLOCK,
@@ -215,7 +225,7 @@ def _conv_silu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def _conv_silu_backward(
     dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    taps, grid = weight.shape[-1], _conv_grid(x)
+    taps, grid, sets = weight.shape[-1], _conv_grid(x), groups(weight, 3)
     dx = x.new_empty(x.shape)
     parts = x.new_zeros(grid[0] * grid[1], taps + 1, x.shape[2])
     if x.numel():
@@ -223,13 +233,16 @@ def _conv_silu_backward(
         with on_device(x):
             kernels().conv_backward[grid](
                 *(dy.contiguous(), x, weight.contiguous(), bias.contiguous(), dx, parts),
-                *(*x.shape[1:], x_b, x_t),
+                *(*x.shape[1:], len(x) // sets, x_b, x_t),
                 TAPS=taps,
                 STEPS=CONV_STEPS,
                 BLOCK=CONV_BLOCK,
             )
-    total = parts.sum(0)  # [taps + 1, E]
-    return dx, total[:taps].t().unsqueeze(1).contiguous(), total[taps].clone()
+    total = parts.unflatten(0, (sets, len(parts) // sets)).sum(1)  # [G, taps + 1, E]
+    dweight, dbias = total[:, :taps].mT.contiguous(), total[:, taps].contiguous()
+    return dx, dweight.view(weight.shape), dbias.view(bias.shape)
 
 
-conv_silu_triton = autograd.conv_operator("conv_silu_triton", _conv_silu, _conv_silu_backward)
+conv_silu_triton = autograd.conv_operator(
+    "conv_silu_triton", _conv_silu, _conv_silu_backward, grouped=True
+)

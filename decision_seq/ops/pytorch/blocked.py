@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from decision_seq.ops.seeds import looped
+
 TIME_BLOCK = 16
 CPU_BATCH_BLOCK = 4
 
@@ -121,3 +123,4 @@ def _backward(ctx: torch.autograd.function.FunctionCtx, dy: Tensor, _: Tensor) -
 
 
 scan_blocked.register_autograd(_backward, setup_context=_save)
+scan_blocked.register_vmap(looped(scan_blocked))

@@ -1,0 +1,85 @@
+"""A training step as a GPU makes it: by precision, by whose scan; and of many seeds at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from benchmarks import models
+from benchmarks.measure import Call, Options, Table, benchmark, interleaved
+from benchmarks.scan import usable
+from benchmarks.training import MAIN, PRECISIONS, forced, step
+from decision_seq.data.windows import WindowSampler
+from decision_seq.run_config import DataConfig, RunConfig, TrainConfig
+from decision_seq.train.log import NoLog
+from decision_seq.train.loop import Run
+from decision_seq.train.random import RandomStream
+from decision_seq.train.stacked import Stepper
+
+COUNTS = (1, 2, 5, 10, 20)
+
+
+@benchmark("steps", "a training step by precision, and by every kernel's scan")
+def steps(options: Options) -> Iterator[Table]:
+    windows = models.sampler(models.store(), options.device)
+    calls: dict[str, Call] = {}
+    for backbone in MAIN:
+        for precision in PRECISIONS:
+            calls[f"{backbone} {precision}"] = step(backbone, precision, windows, options)
+        calls[f"{backbone} TF32"] = in_tf32(step(backbone, "float32", windows, options))
+    for backend in usable(options):
+        if backend.fused:
+            run = step("mamba", "float32", windows, options)
+            calls[f"mamba float32, scan by {backend.name}"] = forced(backend.name, run)
+    yield Table(
+        "Training step, batch 64, K 20, 3 layers, width 128, dropout 0.1",
+        interleaved(calls, options),
+        base="mamba float32",
+        note="Compiled ones are in `training`: compiling takes longer than all of these.",
+    )
+
+
+def in_tf32(call: Call) -> Call:
+    """Products of float32 by tensor cores, which round what they read to 10 bits."""
+
+    def run() -> None:
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high")
+        call()
+        torch.set_float32_matmul_precision(before)
+
+    return run
+
+
+@benchmark("seeds", "a training step of 1 to 20 seeds at once, by the seed", tables=2)
+def seeds(options: Options) -> Iterator[Table]:
+    windows = models.sampler(models.store(), options.device)
+    counts = COUNTS[:2] if options.quick else COUNTS
+    for backbone in MAIN:
+        alone = "1 seed, alone"
+        calls = {alone: step(backbone, "float32", windows, options)}
+        units = {alone: 1.0}
+        for count in counts:
+            name = f"{count} at once"
+            calls[name] = stacked_step(backbone, count, windows, options)
+            units[name] = count
+        yield Table(
+            f"Training step of {backbone}, float32, milliseconds a seed",
+            interleaved(calls, options, units),
+            base=alone,
+        )
+
+
+def stacked_step(backbone: str, count: int, windows: WindowSampler, options: Options) -> Call:
+    """The whole gradient step of `decision-seq train --seeds`, its batches included."""
+    device, settings, runs = torch.device(options.device), TrainConfig(steps=1), []
+    for seed in range(count):
+        agent = models.agent(backbone).to(device)
+        config = RunConfig("Hopper-v5", DataConfig(("noise",)), agent.config, settings)
+        learner = models.learner(agent, settings)
+        learner.random = RandomStream(seed, device)
+        runs.append(Run(config, Path(), learner, windows, {}, NoLog(), None))
+    stepper = Stepper()
+    return lambda: stepper(runs)
