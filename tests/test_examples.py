@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -85,6 +86,7 @@ def test_onnxruntime(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 @needs_c
+@pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
 def test_a_c_program(run: Path, tmp_path: Path) -> None:
     exported(run, "c", tmp_path / "policy")
     make = ["make", "-C", tmp_path / "policy", f"PROGRAM={EXAMPLES / 'controller.c'}", "CFLAGS=-O1"]

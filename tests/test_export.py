@@ -152,10 +152,12 @@ def test_lanes_are_as_many_as_are_given_and_begin_when_they_like(
             np.testing.assert_allclose(alone[0], expected[:1], atol=TOLERANCE)
 
 
+needs_make = pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
 KNOWN_TO_C = ("attention", "conv", "hybrid", "mamba", "pointwise")
 
 
 @needs_c
+@needs_make
 @both_contexts
 def test_c_predicts_what_the_agent_does(context: Context, tmp_path: Path) -> None:
     """Of every mixer that C knows, one a layer."""
@@ -176,6 +178,7 @@ def test_c_refuses_what_it_does_not_know(tmp_path: Path) -> None:
 
 
 @needs_c
+@needs_make
 @pytest.mark.parametrize("compiler", ["cc", "clang"])
 def test_c_sources_for_machines_without_avx2(compiler: str, tmp_path: Path) -> None:
     """Alone in a folder, with warnings as errors, sampling discrete actions, and again once a

@@ -93,6 +93,16 @@ def test_the_hub_up_to_the_librarys_call(
     monkeypatch.setattr(hub, "snapshot_download", download)
     assert push(run, "someone/toy") == "hf://someone/toy"
     assert np.array_equal(acted("hf://someone/toy"), acted(run))
+
+    class Unreachable(Exception):  # as the library's: no OSError
+        pass
+
+    def refused(*args: Any, **options: Any) -> None:
+        raise Unreachable("name unknown")
+
+    monkeypatch.setattr(hub.HfApi, "create_repo", refused)
+    with pytest.raises(UserError, match=r"someone/toy: the hub did not take it \(name unknown\)"):
+        push(run, "someone/toy")
     with pytest.raises(UserError, match=r"hf://no/one: cannot be downloaded \(no network\)"):
         load_policy("hf://no/one")
 

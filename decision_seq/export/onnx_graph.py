@@ -86,6 +86,7 @@ class Graph:
     def __init__(self, lanes_of: str) -> None:
         self.nodes: list[Any] = []
         self.stored: dict[str, np.ndarray] = {}
+        self.names: dict[Any, str] = {}  # of what is stored, by content
         self.lanes_of, self.lanes = lanes_of, ""  # an input whose dimension 0 they are
 
     def add(self, kind: str, *inputs: Any, outputs: int = 1, **attributes: Any) -> Any:
@@ -102,9 +103,12 @@ class Graph:
         if isinstance(value, str):
             return value
         array = value.detach().numpy() if isinstance(value, Tensor) else np.asarray(value)
-        name = f"c{len(self.stored)}"
-        self.stored[name] = np.ascontiguousarray(array).reshape(array.shape)
-        return name
+        content = (array.dtype, array.shape, array.tobytes())  # a weight that is used twice is one
+        if content not in self.names:
+            self.names[content] = f"c{len(self.stored)}"
+            own = np.ascontiguousarray(array).reshape(array.shape)
+            self.stored[self.names[content]] = own
+        return self.names[content]
 
     def numbers(self, values: Sequence[int | Lanes]) -> Any:
         """Integers as a vector, where some may depend on the lanes."""

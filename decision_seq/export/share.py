@@ -87,7 +87,6 @@ def push(run: Path, repository: str, checkpoint: Which = "last", private: bool =
     """
     try:
         from huggingface_hub import HfApi
-        from huggingface_hub.errors import HfHubHTTPError
     except ImportError:
         raise UserError(
             "the hub needs huggingface_hub; install it with pip install 'decision-seq[hub]'"
@@ -101,9 +100,9 @@ def push(run: Path, repository: str, checkpoint: Which = "last", private: bool =
         try:
             api.create_repo(repository, private=private, exist_ok=True)
             api.upload_folder(repo_id=repository, folder_path=folder)
-        except (HfHubHTTPError, OSError, ValueError) as error:
+        except Exception as error:  # the library's, its network's and the hub's own
             said = " ".join(str(error).split())
-            raise UserError(f"{repository}: the hub did not take it ({said})") from None
+            raise UserError(f"{repository}: the hub did not take it ({said:.200})") from None
     return f"hf://{repository}"
 
 
