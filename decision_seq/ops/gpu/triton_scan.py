@@ -239,7 +239,8 @@ def _conv_silu_backward(
                 BLOCK=CONV_BLOCK,
             )
     total = parts.unflatten(0, (sets, len(parts) // sets)).sum(1)  # [G, taps + 1, E]
-    dweight, dbias = total[:, :taps].mT.contiguous(), total[:, taps].contiguous()
+    dweight = total[:, :taps].mT.clone(memory_format=torch.contiguous_format)  # no view of another
+    dbias = total[:, taps].clone()
     return dx, dweight.view(weight.shape), dbias.view(bias.shape)
 
 
