@@ -25,8 +25,9 @@ COUNTS = (1, 2, 5, 10, 20)
 def steps(options: Options) -> Iterator[Table]:
     windows = models.sampler(models.store(), options.device)
     calls: dict[str, Call] = {}
+    precisions = PRECISIONS[: 1 if options.quick else 2]  # bfloat16 takes seconds on some CPUs
     for backbone in MAIN:
-        for precision in PRECISIONS:
+        for precision in precisions:
             calls[f"{backbone} {precision}"] = step(backbone, precision, windows, options)
         calls[f"{backbone} TF32"] = in_tf32(step(backbone, "float32", windows, options))
     for backend in usable(options):
