@@ -18,7 +18,9 @@ from decision_seq.data.tools.collect import collect
 from decision_seq.data.windows import Hindsight, WindowSampler
 from decision_seq.envs.fastest import open_lanes
 from decision_seq.errors import UserError
+from decision_seq.eval.report.page import write_report
 from decision_seq.eval.rollout import rollout
+from decision_seq.eval.rollout.protocol import evaluate_agent
 from decision_seq.policy import Policy
 from decision_seq.run_config import RunConfig, run_config
 from decision_seq.run_folder import agent_path
@@ -78,6 +80,7 @@ def config(steps: int = 1, **agent: Any) -> RunConfig:
             **agent,
         },
         "train": {"steps": steps, "batch_size": 32, "learning_rate": 3e-3, "warmup_steps": 1},
+        "eval": {"episodes": 4},
     }
     return run_config(plain, {}, "test")
 
@@ -88,6 +91,9 @@ def test_an_agent_that_only_wandered_goes_where_it_is_asked(line: str, tmp_path:
     agent = load_agent(agent_path(tmp_path / "run"))
     rows = rollout(agent, line, [], 8, 0, "window")
     assert sum(bool(row.success) for row in rows) >= 7  # by chance it is one way of two
+    evaluate_agent(agent, config(150), tmp_path / "run", 150, "last")
+    (report,) = write_report([tmp_path / "run"], tmp_path / "report.md")[:1]
+    assert "Is the goal reached?" in report.read_text(encoding="utf-8")
     train(config(150, hindsight=0.0), tmp_path / "blind", torch.device("cpu"))
     blind = load_agent(agent_path(tmp_path / "blind"))
     rows = rollout(blind, line, [], 8, 0, "window")

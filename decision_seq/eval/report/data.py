@@ -18,6 +18,7 @@ from decision_seq.eval.report import statistics as stats
 from decision_seq.eval.report import tables as report_tables
 from decision_seq.eval.report.runs import Run, agents, outdated
 from decision_seq.eval.report.scores import Task
+from decision_seq.eval.report.successes import successes
 
 THRESHOLDS = 101  # points of a performance profile
 
@@ -39,6 +40,7 @@ class Data:
         self.comparisons = report_scores.comparisons(self.tasks)
         self.summary = report_scores.summary(self.scores, self.runs, self.tasks, self.comparisons)
         self.summary += outdated(self.runs)
+        self.successes = successes(self.runs)
         self.choices = report_tables.last_or_best(self.runs)
         self.contexts = report_tables.window_or_stream(self.runs)
         self.costs = report_tables.costs(self.runs)
@@ -83,7 +85,7 @@ class Data:
 def to_json(data: Data) -> dict[str, Any]:
     """Every number, as plain data."""
     plain: dict[str, Any] = {"title": data.title, "summary": data.summary}
-    for name in ("scores", "comparisons", "choices", "contexts", "costs", "selections",
+    for name in ("scores", "successes", "comparisons", "choices", "contexts", "costs", "selections",
                  "validations"):  # fmt: skip
         plain[name] = [asdict(line) for line in getattr(data, name)]
     plain["looks_back"] = [asdict(line) for line in data.looks_back]

@@ -70,8 +70,8 @@ class Section:
 
 def sections(data: Data) -> list[Section]:
     """All sections that have something to say, in reading order."""
-    makers = (scores, comparison, together, targets, learning, checkpoints, spending, contexts,
-              cost, lookback)  # fmt: skip
+    makers = (scores, success, comparison, together, targets, learning, checkpoints, spending,
+              contexts, cost, lookback)  # fmt: skip
     return [section for maker in makers if (section := maker(data)) is not None]
 
 
@@ -118,6 +118,21 @@ def scores(data: Data) -> Section | None:
         Table(columns, rows, 6, frozenset(i for i, s in enumerate(data.scores) if s.best)),
         note,
     )
+
+
+def success(data: Data) -> Section | None:
+    """How often goals were reached."""
+    if not data.successes:
+        return None
+    rows = [
+        [s.dataset, s.env, s.target, s.context, s.agent, f"{100 * s.mean:.0f} %",
+         ", ".join(f"{100 * mean:.0f} % (seed {seed})" for seed, mean in s.seeds), str(s.episodes)]
+        for s in data.successes
+    ]  # fmt: skip
+    columns = ("dataset", "environment", "target", "context", "agent", "success", "each seed",
+               "episodes")  # fmt: skip
+    text = "The share of episodes in which the environment said at some step that it was a success."
+    return Section("Is the goal reached?", text, table=Table(columns, rows, 5))
 
 
 def comparison(data: Data) -> Section | None:
