@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -113,10 +115,15 @@ def test_lstm_gates_are_those_of_the_equations() -> None:
         torch.testing.assert_close(mixer(x)[:, position], hidden, rtol=1e-4, atol=1e-6)
 
 
-def test_lstm_leaves_cudnn_out_where_it_could_not_go_back() -> None:
+def test_lstm_leaves_cudnn_out_where_it_could_not_go_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """cuDNN's backward pass refuses in eval mode: `inspect` and a fault's cause need it there."""
-    mixer, seen = LSTM(LSTMConfig(width=WIDTH)), []
-    mixer.lstm.register_forward_pre_hook(lambda *_: seen.append(torch.backends.cudnn.enabled))
+    mixer, seen, run = LSTM(LSTMConfig(width=WIDTH)), [], torch.lstm
+
+    def watched(*inputs: Any) -> Any:
+        seen.append(torch.backends.cudnn.enabled)
+        return run(*inputs)
+
+    monkeypatch.setattr(torch, "lstm", watched)
     before = torch.backends.cudnn.enabled
     mixer(tokens(1, 2))
     mixer.eval()(tokens(1, 2)).sum().backward()

@@ -230,6 +230,8 @@ def test_names_that_hide_one_another_are_told(
             import_dataset([path], name)
     with pytest.raises(UserError, match="is a folder of Minari's; give the dataset's id"):
         open_store([str(minari_dataset.folder("logs-v0"))])
-    (tmp_path / "log.jsonl").write_text("{}")
-    with pytest.raises(UserError, match=r"log\.jsonl: \.jsonl files are not read; .*from_episodes"):
-        open_store(["log.jsonl"])
+    (tmp_path / "log.ndjson").write_text("{}")
+    with pytest.raises(
+        UserError, match=r"log\.ndjson: \.ndjson files are not read; .*from_episodes"
+    ):
+        open_store(["log.ndjson"])

@@ -29,8 +29,8 @@ def each_drawing_from(streams: Sequence[Stream]) -> Iterator[None]:
 
 
 def stacked() -> bool:
-    """Whether `torch.func.vmap` maps over seeds here."""
-    return bool(_STREAMS.get())
+    """Whether `torch.func.vmap` maps over seeds here; what is compiled is of one seed."""
+    return not torch.compiler.is_compiling() and bool(_STREAMS.get())
 
 
 def each_seed(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
