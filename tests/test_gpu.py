@@ -29,9 +29,10 @@ from decision_seq.settings import Context
 from decision_seq.train.distributed import World
 from decision_seq.train.faults import FiniteGuard
 from decision_seq.train.log import NoLog
-from decision_seq.train.loop import Learner, Run, fresh_learner, gradient_step, make_samplers
+from decision_seq.train.loop import Learner, Run, fresh_learner, gradient_step
 from decision_seq.train.optim import make_optimizer
 from decision_seq.train.random import RandomStream
+from decision_seq.train.samplers import make_samplers
 from decision_seq.train.stacked import Stepper
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no GPU")

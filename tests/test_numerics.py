@@ -21,8 +21,9 @@ from decision_seq.errors import UserError
 from decision_seq.files import read_jsonl
 from decision_seq.run_config import RunConfig
 from decision_seq.train.faults import FiniteGuard, reproduce, stop_for_fault
-from decision_seq.train.loop import gradient_step, make_samplers, train
+from decision_seq.train.loop import gradient_step, train
 from decision_seq.train.optim import make_optimizer
+from decision_seq.train.samplers import make_samplers
 
 CPU = torch.device("cpu")
 

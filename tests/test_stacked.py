@@ -26,7 +26,8 @@ from decision_seq.run_folder import read_index
 from decision_seq.train.checkpoint import load_state
 from decision_seq.train.distributed import World
 from decision_seq.train.log import NoLog
-from decision_seq.train.loop import Run, fresh_learner, gradient_step, make_samplers, train
+from decision_seq.train.loop import Run, fresh_learner, gradient_step, train
+from decision_seq.train.samplers import make_samplers
 from decision_seq.train.stacked import Stepper, train_seeds
 
 CPU = torch.device("cpu")

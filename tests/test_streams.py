@@ -18,7 +18,7 @@ from decision_seq.data.store import open_store
 from decision_seq.data.streams import StreamSampler
 from decision_seq.data.tools.collect import collect
 from decision_seq.data.transforms import ReturnSpec
-from decision_seq.data.windows import Batch
+from decision_seq.data.windows import Batch, WindowSampler
 from decision_seq.errors import UserError
 from decision_seq.eval.rollout.episodes import rollout
 from decision_seq.ops import selective_scan_step
@@ -34,7 +34,12 @@ def test_every_row_takes_every_episode_in_turn(tmp_path: Path) -> None:
     lengths = [7, 3, 4, 12, 5]
     store = open_store([str(write_npz(tmp_path / "a.npz", random_episodes(lengths)))])
     chosen, length, rows = np.array([0, 1, 3, 4]), 4, 3
-    sampler = StreamSampler(store, chosen, length, ReturnSpec(), seed=0)
+
+    def drawn(seed: int) -> StreamSampler:
+        windows = WindowSampler(store, chosen, length, ReturnSpec(), seed)
+        return StreamSampler(windows, store.lengths[chosen])
+
+    sampler = drawn(0)
     windows = sum(-(-lengths[m] // length) for m in chosen)
     orders = set()
     for epoch in range(2):
@@ -53,9 +58,8 @@ def test_every_row_takes_every_episode_in_turn(tmp_path: Path) -> None:
             assert own == whole and sorted(order) == chosen.tolist()
             orders.add(order)
     assert len(orders) > 2  # they differ between rows and epochs
-    fresh = StreamSampler(store, chosen, length, ReturnSpec(), seed=0)
-    assert fresh.places(windows + 2, rows) == sampler.places(windows + 2, rows)
-    other = StreamSampler(store, chosen, length, ReturnSpec(), seed=1)
+    assert drawn(0).places(windows + 2, rows) == sampler.places(windows + 2, rows)
+    other = drawn(1)
     assert any(other.places(i, rows) != sampler.places(i, rows) for i in range(windows))
 
 

@@ -8,8 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from decision_seq.data.store import EpisodeStore
-from decision_seq.data.transforms import ReturnSpec
 from decision_seq.data.windows import Batch, WindowSampler
 
 
@@ -19,30 +17,15 @@ class StreamSampler:
     its own, before it begins again in another. `batch(i)` is a pure function of the seed and `i`.
 
     Args:
-        store: the dataset.
-        episodes: indices of the episodes to draw from.
-        length: K, steps a window.
-        returns: scale of the return-to-go.
-        seed: of the orders.
-        device: where batches are delivered.
-        stack: images seen at a step, as in `WindowSampler`.
+        windows: cuts windows of K steps out of the episodes, at any step; its seed and device are
+            those of the stream.
+        lengths: [M] steps of these episodes.
     """
 
-    def __init__(
-        self,
-        store: EpisodeStore,
-        episodes: np.ndarray,
-        length: int,
-        returns: ReturnSpec,
-        seed: int,
-        device: torch.device | str = "cpu",
-        stack: int | None = None,
-    ) -> None:
-        self._windows = WindowSampler(store, episodes, length, returns, seed, device, stack=stack)
-        self.length, self.seed, self.device = length, seed, torch.device(device)
-        lengths = store.lengths[episodes]
+    def __init__(self, windows: WindowSampler, lengths: np.ndarray) -> None:
+        self._windows = windows
         self._first = np.cumsum(lengths) - lengths  # number of each episode's first step
-        self._counts = -(-lengths // length)  # windows of each
+        self._counts = -(-lengths // windows.length)  # windows of each
         self._orders: dict[int, tuple[int, np.ndarray, np.ndarray]] = {}
 
     def batch(self, index: int, size: int, rows: slice = slice(None)) -> Batch:
@@ -51,7 +34,7 @@ class StreamSampler:
 
     def begins(self, index: int, size: int) -> Tensor:
         """[size] bool: the rows of batch number `index` that begin an episode."""
-        return torch.from_numpy(self._places(index, size)[1]).to(self.device)
+        return torch.from_numpy(self._places(index, size)[1]).to(self._windows.device)
 
     def places(self, index: int, size: int) -> list[tuple[int, int]]:
         """(episode, step within it) where each window of batch number `index` starts."""
@@ -66,7 +49,7 @@ class StreamSampler:
             place = int(np.searchsorted(ends, at, side="right"))
             episode = order[place]
             window = at - (ends[place] - self._counts[episode])
-            starts[row] = self._first[episode] + window * self.length
+            starts[row] = self._first[episode] + window * self._windows.length
             begins[row] = window == 0
         return starts, begins
 
@@ -75,7 +58,9 @@ class StreamSampler:
         kept until the next epoch."""
         kept = self._orders.get(row)
         if kept is None or kept[0] != epoch:
-            order = np.random.default_rng([self.seed, row, epoch]).permutation(len(self._counts))
+            order = np.random.default_rng([self._windows.seed, row, epoch]).permutation(
+                len(self._counts)
+            )
             kept = self._orders[row] = (epoch, order, np.cumsum(self._counts[order]))
         return kept[1:]
 

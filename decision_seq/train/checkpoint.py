@@ -14,7 +14,19 @@ import torch
 from decision_seq.agents import SequenceAgent, save_agent
 from decision_seq.errors import UserError
 from decision_seq.files import atomic_folder, write_text
+from decision_seq.run_config import RunConfig, check_same_run
 from decision_seq.run_folder import checkpoint_folder, has_checkpoint, read_index, step_of
+
+
+def check_run_folder(config: RunConfig, out: Path, resume: bool) -> None:
+    """Raise UserError if `out` holds another run, or one that nobody asked to resume."""
+    if not has_checkpoint(out):
+        return  # nothing there, or a run that stopped before anything was worth keeping
+    if not resume:
+        raise UserError(
+            f"{out}: already holds a run; continue it with --resume, or choose another --out"
+        )
+    check_same_run(out, config)
 
 
 def save_checkpoint(

@@ -20,12 +20,12 @@ import numpy as np
 import torch
 
 from decision_seq.agents import SequenceAgent, load_agent, save_agent
-from decision_seq.data.streams import StreamSampler
-from decision_seq.data.windows import Batch, WindowSampler
+from decision_seq.data.windows import Batch
 from decision_seq.errors import UserError
 from decision_seq.files import atomic_folder
 from decision_seq.run_config import RunConfig
 from decision_seq.train.optim import autocast
+from decision_seq.train.samplers import Sampler
 
 SHOWN = 5  # windows named in the sentence; the file has all
 
@@ -69,7 +69,7 @@ class FiniteGuard:
 def stop_for_fault(
     step: int,
     agent: SequenceAgent,
-    sampler: WindowSampler | StreamSampler,
+    sampler: Sampler,
     config: RunConfig,
     out: Path,
     skipped: int,

@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from decision_seq.agents import SequenceAgent
@@ -21,26 +20,25 @@ from decision_seq.agents.return_prior import ensure_prior
 from decision_seq.data.store import EpisodeStore, open_store
 from decision_seq.data.streams import StreamSampler
 from decision_seq.data.tools.info import read_summary, remarks, write_summary
-from decision_seq.data.transforms import as_conditioned, hold_out, top_fraction
-from decision_seq.data.windows import Batch, Hindsight, WindowSampler
+from decision_seq.data.windows import Batch, WindowSampler
 from decision_seq.envs.registry import make
 from decision_seq.errors import UserError
 from decision_seq.files import exclusive, remove_leftovers
 from decision_seq.hardware import peak_memory_mib
 from decision_seq.progress import progress_bar
-from decision_seq.run_config import RunConfig, check_same_run, write_run_config
+from decision_seq.run_config import RunConfig, write_run_config
 from decision_seq.run_folder import has_checkpoint
 from decision_seq.train import stream
-from decision_seq.train.checkpoint import load_state, save_checkpoint
+from decision_seq.train.checkpoint import check_run_folder, load_state, save_checkpoint
 from decision_seq.train.distributed import World, joined
 from decision_seq.train.faults import FiniteGuard, stop_for_fault
 from decision_seq.train.log import MetricsLog, NoLog, stop_on_signal
 from decision_seq.train.optim import autocast, average_decay, learning_rate, make_optimizer
 from decision_seq.train.random import RandomStream
-from decision_seq.train.validation import validation_loss, validation_samplers
+from decision_seq.train.samplers import Sampler, make_samplers
+from decision_seq.train.validation import validation_loss
 from decision_seq.values.guide import guide_for
 
-Sampler = WindowSampler | StreamSampler
 # from agent and step to scalars for the log
 OnInterval = Callable[[SequenceAgent, int], dict[str, float]]
 
@@ -350,64 +348,6 @@ def check_finite(learner: Learner, sampler: Sampler, config: RunConfig, out: Pat
         allowed = config.train.skip_nonfinite
         fault = partial(stop_for_fault, fatal, learner.agent, sampler, config, out, allowed)
         learner.world.rank_zero_only(fault)
-
-
-def make_samplers(
-    config: RunConfig,
-    store: EpisodeStore,
-    device: torch.device,
-    hindsight: Hindsight | None = None,
-) -> tuple[Sampler, dict[str, WindowSampler]]:
-    """Windows to learn from, and held-out ones by what their loss is called ({} if there are
-    none)."""
-    returns = config.agent.returns
-    kept = top_fraction(store, config.data.top_fraction)
-    store = as_conditioned(store, returns)
-    training, held_out = hold_out(kept, config.data.validation_fraction, config.seed)
-
-    def windows(
-        episodes: np.ndarray, weights: Sequence[float] = config.data.weights
-    ) -> WindowSampler:
-        return WindowSampler(
-            store,
-            episodes,
-            config.agent.context_length,
-            returns,
-            config.seed,
-            device,
-            full=config.data.windows == "full",
-            weights=weights,
-            stack=config.agent.frame_stack,
-            hindsight=hindsight,
-        )
-
-    validation = validation_samplers(held_out, store, windows)
-    if not config.train.stream:
-        return windows(training), validation
-    if config.data.weights:
-        raise UserError(
-            "data.weights draws windows from sources by their share, but train.stream takes every "
-            "episode in turn; leave out one of them"
-        )
-    if hindsight is not None:
-        raise UserError(
-            "goals in hindsight are drawn anew for every window, but train.stream carries a state "
-            "from one to the next; leave out train.stream"
-        )
-    length, stack = config.agent.context_length, config.agent.frame_stack
-    rows = StreamSampler(store, training, length, returns, config.seed, device, stack)
-    return rows, validation
-
-
-def check_run_folder(config: RunConfig, out: Path, resume: bool) -> None:
-    """Raise UserError if `out` holds another run, or one that nobody asked to resume."""
-    if not has_checkpoint(out):
-        return  # nothing there, or a run that stopped before anything was worth keeping
-    if not resume:
-        raise UserError(
-            f"{out}: already holds a run; continue it with --resume, or choose another --out"
-        )
-    check_same_run(out, config)
 
 
 def restore_run(config: RunConfig, out: Path, store: EpisodeStore, learner: Learner) -> None:
