@@ -307,6 +307,11 @@ def test_a_file_of_runs_makes_the_same_report(tmp_path: Path) -> None:
     (tmp_path / "c.jsonl").write_text('{"run": "a"}\n')
     with pytest.raises(UserError, match="holds something else than runs"):
         read_archive(tmp_path / "c.jsonl")
+    line = json.loads((tmp_path / "a.jsonl").read_text().splitlines()[0])
+    next(iter(line["evaluations"][0]["episodes"].values())).append(0)  # a column longer than others
+    (tmp_path / "c.jsonl").write_text(json.dumps(line) + "\n")
+    with pytest.raises(UserError, match="holds something else than runs"):
+        read_archive(tmp_path / "c.jsonl")
     with pytest.raises(UserError, match="holds no run, or does not exist"):
         read_archive(tmp_path / "d.jsonl")
 

@@ -23,7 +23,7 @@ from decision_seq.envs.fastest import open_lanes
 from decision_seq.envs.quiet import quiet_mujoco
 from decision_seq.errors import UserError
 from decision_seq.export.c_sources import write_c
-from decision_seq.export.onnx_graph import OPSET, to_onnx
+from decision_seq.export.onnx_model import OPSET, to_onnx
 from decision_seq.export.record import TOLERANCE, Record, largest_difference, play
 from decision_seq.export.step import PolicyStep
 from decision_seq.files import atomic_folder

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,7 +60,7 @@ def _try(folder: Path) -> Said:
         compiler = build.find_compiler()
     except build.KernelUnavailable as error:
         return Said(None, [f"it was not run: {error}"])
-    with build.tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as place:
         copy = shutil.copytree(folder, Path(place) / "policy")
         made = build.run(["make", "-C", str(copy), f"CC={' '.join(compiler)}"])
         if made.returncode:

@@ -47,7 +47,7 @@ def read_archive(path: Path) -> list[Run]:
         raise UserError(f"{path}: holds no run, or does not exist")
     try:
         return [_unpack(path, line) for line in lines]
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
         raise UserError(
             f"{path}: holds something else than runs ({type(error).__name__}: {error}); give a "
             "file that `decision-seq report RUNS --out FILE.jsonl` wrote"

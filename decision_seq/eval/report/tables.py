@@ -205,8 +205,8 @@ def score_by_step(runs: Sequence[Run], tasks: Sequence[Task]) -> dict[str, Any]:
     """task -> agent -> [(step, mean score over seeds)], of runs evaluated at several steps: in the
     task's context, or in the one in which they were."""
     curves: dict[str, Any] = {}
+    every = {run.folder: [*run.others, *run.rows] for run in runs}
     for task in tasks:
-        every = {run.folder: [*run.others, *run.rows] for run in runs}
         on_the_way = {
             row["context"]
             for run in runs
@@ -215,8 +215,8 @@ def score_by_step(runs: Sequence[Run], tasks: Sequence[Task]) -> dict[str, Any]:
         }
         context = task.context if task.context in on_the_way else min(on_the_way, default="")
         name = task.name if context == task.context else f"{task.name} ({context})"
+        own = replace(task, context=context)
         for run in runs:
-            own = replace(task, context=context)
             rows = [r for r in every[run.folder] if _of_task(run, r, own)]
             rows = [r for r in rows if r["checkpoint"] in ("last", *ON_THE_WAY)]
             if len({row["step"] for row in rows}) > 1:

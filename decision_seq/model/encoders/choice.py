@@ -8,9 +8,8 @@ from typing import Any
 from decision_seq.envs.atari import FRAME_STACK
 from decision_seq.errors import UserError
 from decision_seq.model.encoders.base import FrameEncoder, ImageEncoderConfig, image_encoder
-from decision_seq.model.encoders.nature import SMALLEST, NatureConfig
+from decision_seq.model.encoders.convolutions import SMALLEST, NatureConfig, SmallConfig
 from decision_seq.model.encoders.record import RecordEncoder
-from decision_seq.model.encoders.small import SmallConfig
 from decision_seq.spaces import Table
 
 
