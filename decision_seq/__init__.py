@@ -4,4 +4,4 @@ Trajectory datasets feed one shared sequence-agent interface; the backbone that 
 along time is a swappable part; evaluators roll the trained policies out in real environments.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -18,6 +18,7 @@ from decision_seq.errors import UserError
 from decision_seq.files import write_text
 from decision_seq.model.encoders import ImageEncoderConfig
 from decision_seq.settings import DataConfig, EvalConfig, TrainConfig, check_seed
+from decision_seq.shipped import config_file
 from decision_seq.values.critic import ValuesConfig
 
 
@@ -41,11 +42,13 @@ class RunConfig:
             object.__setattr__(self, "name", name)  # the way to do so in a frozen dataclass
 
 
-def load_run_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a run from YAML, with `--set` assignments laid over it.
+def load_run_config(config: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a run from YAML, or the shipped config of that name, with `--set` assignments laid over
+    it.
 
     Raises UserError naming file, key and the nearest valid key.
     """
+    path = config_file(config)
     return run_config(load_yaml(path), parse_overrides(overrides), str(path))
 
 

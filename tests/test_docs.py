@@ -14,9 +14,11 @@ import pytest
 from decision_seq.cli import main
 from decision_seq.data.store import open_store
 from decision_seq.eval.rows import read_rows
+from decision_seq.shipped import config_names
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
@@ -30,6 +32,13 @@ def test_relative_links_resolve(path: Path) -> None:
 def test_named_configs_exist(path: Path) -> None:
     for name in re.findall(r"configs/[\w.-]+\.yaml", path.read_text()):
         assert (ROOT / name).exists(), f"{path.name} names {name}"
+
+
+@pytest.mark.parametrize("path", [*DOCUMENTS, *CONFIGS], ids=lambda p: p.name)
+def test_configs_that_commands_name_are_shipped(path: Path) -> None:
+    pattern = r"decision-seq (?:train|compare|inspect|config) ([\w-]+)(?=[\s`])"
+    for name in re.findall(pattern, path.read_text()):
+        assert name in [*config_names(), "NAME"], f"{path.name} names {name}"
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)

@@ -23,7 +23,8 @@ def compare(
     Finished runs are skipped, so the same command continues an interrupted comparison.
 
     Args:
-        config: YAML file, e.g. configs/compare-hopper.yaml.
+        config: YAML file, or the name of one that is shipped (`list configs`), such as
+            compare-hopper.
         out: folder for the runs and the report (report.html, .md, .csv, .json).
         runner: local (processes of this machine) or ray (the cluster of RAY_ADDRESS, or one here).
         jobs: runs at once; by default as many as cores, free memory and GPUs allow.

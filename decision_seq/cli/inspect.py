@@ -9,6 +9,7 @@ from tyro.conf import Positional
 
 from decision_seq.cli.arguments import Assignments, Device, torch_device
 from decision_seq.errors import UserError
+from decision_seq.shipped import config_names
 
 
 def inspect(
@@ -24,7 +25,8 @@ def inspect(
     """Write what an agent looks back at: influence of the past by lag, token maps, memory.
 
     Args:
-        run: run folder, or a config file to inspect the agent as it is before training.
+        run: run folder, or a config (a file, or the name of a shipped one) to inspect the agent as
+            it is before training.
         checkpoint: the last one, or the one with the lowest validation loss.
         episode: which of the dataset's episodes the token maps show.
         step: last step of the window shown; by default that of the first full window.
@@ -40,9 +42,9 @@ def inspect(
         write_inspection,
     )
 
-    if run.is_file():
+    if run.is_file() or (str(run) in config_names() and not run.is_dir()):
         if out is None:
-            raise UserError(f"{run}: is a config file; name a folder for the figures with --out")
+            raise UserError(f"{run}: is a config; name a folder for the figures with --out")
         subject = load_untrained(run, assignments, torch_device(device))
     else:
         subject = load_trained(run, checkpoint, assignments, torch_device(device))

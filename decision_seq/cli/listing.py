@@ -103,14 +103,14 @@ def kernels() -> Iterator[str]:
 
 
 def zoo() -> Iterator[str]:
-    """Trained agents in the folder zoo/ here or beside the package, with their scores."""
+    """Trained agents in the folder zoo/ here or shipped with the package, with their scores."""
     import json
 
-    import decision_seq
     from decision_seq.eval.rows import read_rows, target_label
     from decision_seq.run_folder import SHARED_INDEX
+    from decision_seq.shipped import shipped
 
-    places = [Path("zoo"), Path(decision_seq.__file__).parents[1] / "zoo"]
+    places = [Path("zoo"), shipped("zoo")]
     found = [path for place in places for path in sorted(place.glob(f"*/{SHARED_INDEX}"))]
     for path in dict.fromkeys(file.resolve() for file in found):
         about, scores = json.loads(path.read_text(encoding="utf-8")), defaultdict(list)
@@ -124,6 +124,14 @@ def zoo() -> Iterator[str]:
         yield f"{path.parent.name:32} {about['env']:12} {', '.join(said) or 'not evaluated'}"
 
 
+def configs() -> Iterator[str]:
+    """Configs that are shipped, by the names that commands take."""
+    from decision_seq.shipped import config_summaries
+
+    for name, summary in config_summaries().items():
+        yield f"{name:26} {summary}"
+
+
 LISTINGS: dict[str, Callable[[], Iterator[str]]] = {
     "backbones": backbones,
     "encoders": encoders,
@@ -132,17 +140,17 @@ LISTINGS: dict[str, Callable[[], Iterator[str]]] = {
     "tiers": tiers,
     "kernels": kernels,
     "zoo": zoo,
+    "configs": configs,
 }
+What = Literal["backbones", "encoders", "agents", "envs", "tiers", "kernels", "zoo", "configs"]
 
 
-def list_(
-    what: Positional[Literal["backbones", "encoders", "agents", "envs", "tiers", "kernels", "zoo"]],
-) -> None:
+def list_(what: Positional[What]) -> None:
     """Print what there is to choose from.
 
     Args:
-        what: backbones, encoders (of frames), agents, envs, tiers (behaviour policies), kernels or
-            zoo (trained agents, with their normalized scores).
+        what: backbones, encoders (of frames), agents, envs, tiers (behaviour policies), kernels,
+            zoo (trained agents, with their normalized scores) or configs (`config NAME` shows one).
     """
     for line in LISTINGS[what]():
         print(line)

@@ -14,6 +14,7 @@ import decision_seq
 from decision_seq.cli import data as cli_data
 from decision_seq.cli.collect import collect
 from decision_seq.cli.compare import compare, report
+from decision_seq.cli.config import config
 from decision_seq.cli.evaluate import evaluate
 from decision_seq.cli.export import export
 from decision_seq.cli.inspect import inspect
@@ -38,6 +39,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "compare": compare,
     "report": report,
     "list": list_,
+    "config": config,
 }
 
 

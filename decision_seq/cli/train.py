@@ -26,7 +26,8 @@ def train(
     """Train an agent. Ctrl-C saves and stops; --resume goes on from there.
 
     Args:
-        config: YAML file, e.g. configs/hopper-decision-mamba.yaml.
+        config: YAML file, or the name of one that is shipped (`list configs`), such as
+            hopper-decision-mamba.
         out: run folder to make.
         resume: continue the run in `out`, if there is one.
         seeds: train all of these as one, for a GPU; into run folders OUT/seed0, OUT/seed1, ..., or

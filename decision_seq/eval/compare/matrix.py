@@ -19,6 +19,7 @@ from decision_seq.eval.compare.live_table import LiveTable
 from decision_seq.eval.compare.runners import RUNNERS, Runner
 from decision_seq.files import HAS_LOCKS, exclusive
 from decision_seq.run_config import check_same_run, run_config, write_run_config
+from decision_seq.shipped import config_file
 
 SET_BY_MATRIX = ("seed", "name")  # of every job; an option would make two jobs one
 
@@ -28,7 +29,7 @@ class CompareConfig:
     """The matrix. Every job is the `base` run with its agent, dataset, option and seed laid over
     it."""
 
-    base: str  # run config, relative to this file
+    base: str  # run config: a file, relative to this one, or the name of a shipped config
     agents: dict[str, dict[str, Any]]  # label -> what to lay over the base's `agent`
     datasets: dict[str, tuple[str, ...]]  # label -> data.sources
     seeds: tuple[int, ...]
@@ -40,15 +41,17 @@ class CompareConfig:
     overrides: dict[str, Any] = field(default_factory=dict)
 
 
-def load_matrix(path: Path, out: Path, assignments: Sequence[str] = ()) -> list[Job]:
-    """Every job of the matrix in `path`, to run in folder `out`. `assignments` are `--set`s over
-    all of them, or over the matrix itself where they begin with one of its keys, such as
-    `datasets.medium=[a.npz]`."""
+def load_matrix(named: Path | str, out: Path, assignments: Sequence[str] = ()) -> list[Job]:
+    """Every job of the matrix in the file `named`, or the shipped one of that name, to run in
+    folder `out`. `assignments` are `--set`s over all of them, or over the matrix itself where they
+    begin with one of its keys, such as `datasets.medium=[a.npz]`."""
+    path = config_file(named)
     given = parse_overrides(assignments)
     keys = given.keys() & CompareConfig.__dataclass_fields__.keys()
     data = merge(load_yaml(path), {key: given.pop(key) for key in keys})
     matrix = build(CompareConfig, data, str(path))
-    base_path = path.parent / matrix.base
+    beside = path.parent / matrix.base
+    base_path = beside if beside.is_file() else config_file(matrix.base)
     base = load_yaml(base_path)
     everywhere = merge(matrix.overrides, given)
     _check_labels(path, matrix)
