@@ -19,9 +19,9 @@ from decision_seq.data.store import EpisodeStore, returns_to_go
 from decision_seq.data.transforms import ReturnSpec
 from decision_seq.data.windows import WindowSampler
 from decision_seq.run_config import TrainConfig
-from decision_seq.train.faults import FiniteGuard
-from decision_seq.train.loop import Learner
-from decision_seq.train.optim import make_optimizer
+from decision_seq.training.faults import FiniteGuard
+from decision_seq.training.loop import Learner
+from decision_seq.training.optim import make_optimizer
 
 BATCH, STEPS, TOKENS, WIDTH, LAYERS = 64, 20, 60, 128, 3
 OBSERVATIONS, ACTIONS, EPISODE, EPISODES = 11, 3, 1000, 200

@@ -13,10 +13,10 @@ from benchmarks.scan import usable
 from benchmarks.training import MAIN, PRECISIONS, forced, step
 from decision_seq.data.windows import WindowSampler
 from decision_seq.run_config import DataConfig, RunConfig, TrainConfig
-from decision_seq.train.log import NoLog
-from decision_seq.train.loop import Run
-from decision_seq.train.random import RandomStream
-from decision_seq.train.stacked import Stepper
+from decision_seq.training.log import NoLog
+from decision_seq.training.loop import Run
+from decision_seq.training.random import RandomStream
+from decision_seq.training.stacked import Stepper
 
 COUNTS = (1, 2, 5, 10, 20)
 

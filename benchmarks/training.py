@@ -31,7 +31,7 @@ from decision_seq.backbones import BackboneConfig
 from decision_seq.data.windows import Batch, WindowSampler
 from decision_seq.ops.dispatch import BACKENDS, Backend, choose_name
 from decision_seq.run_config import DataConfig, RunConfig, TrainConfig
-from decision_seq.train.loop import gradient_step
+from decision_seq.training.loop import gradient_step
 
 MAIN, PRECISIONS = ("attention", "mamba"), ("float32", "bfloat16")
 KERNELS: dict[str, tuple[str, ...]] = {"attention": (), "mamba": ("scan", "conv")}

@@ -99,7 +99,7 @@ def one_round(config: Any, run: Path) -> None:
     from decision_seq.agents import load_agent
     from decision_seq.eval.rollout.protocol import evaluate_agent, evaluation_config
     from decision_seq.run_folder import agent_path, read_index
-    from decision_seq.train.loop import train
+    from decision_seq.training.loop import train
 
     def roll(agent: Any, step: int) -> dict[str, float]:
         rows = evaluate_agent(agent, config, run, step, "interval")

@@ -25,11 +25,11 @@ from decision_seq.data.store import open_store
 from decision_seq.data.tools.library import import_dataset
 from decision_seq.errors import UserError
 from decision_seq.run_config import RunConfig
-from decision_seq.train.loop import train
+from decision_seq.training.loop import train
 
 CPU = torch.device("cpu")
 PRELOAD = [
-    "decision_seq.train.loop",
+    "decision_seq.training.loop",
     "decision_seq.data.tools.collect",
     "decision_seq.behaviours.tiers",
     "minari.data_collector.episode_buffer",

@@ -25,7 +25,7 @@ from decision_seq.policy.policy import EngineName
 from decision_seq.run_config import load_run_config
 from decision_seq.run_folder import agent_at, read_index
 from decision_seq.settings import Context
-from decision_seq.train.loop import train
+from decision_seq.training.loop import train
 
 # of a row; all else repeats bit for bit on a CPU
 MEASURED = ("milliseconds_per_step", "peak_memory_mib")

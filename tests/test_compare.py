@@ -31,8 +31,8 @@ from decision_seq.eval.rows import read_rows
 from decision_seq.files import exclusive, read_jsonl
 from decision_seq.run_config import write_run_config
 from decision_seq.run_folder import read_index
-from decision_seq.train.log import MetricsLog, log_result
-from decision_seq.train.loop import train
+from decision_seq.training.log import MetricsLog, log_result
+from decision_seq.training.loop import train
 
 TOY = Path(__file__).parents[1] / "configs" / "point-run-decision-mamba.yaml"
 

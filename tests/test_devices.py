@@ -24,7 +24,7 @@ from decision_seq.policy.eager import forward_step
 from decision_seq.policy.graph import Function, GraphEngine
 from decision_seq.policy.policy import ENGINES
 from decision_seq.settings import Context
-from decision_seq.train.faults import FiniteGuard
+from decision_seq.training.faults import FiniteGuard
 
 META = torch.device("meta")
 TIMES = [[0, 0, 0], [1, 0, 1], [2, 1, 2], [K, K, K]]  # of 3 lanes

@@ -19,10 +19,10 @@ from decision_seq.errors import UserError
 from decision_seq.files import read_jsonl
 from decision_seq.run_config import RunConfig, run_config, write_run_config
 from decision_seq.run_folder import read_index
-from decision_seq.train.checkpoint import load_state
-from decision_seq.train.distributed import World
-from decision_seq.train.loop import train
-from decision_seq.train.random import RandomStream
+from decision_seq.training.checkpoint import load_state
+from decision_seq.training.distributed import World
+from decision_seq.training.loop import train
+from decision_seq.training.random import RandomStream
 
 CPU = torch.device("cpu")
 

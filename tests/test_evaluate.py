@@ -17,7 +17,7 @@ from decision_seq.eval.rollout.protocol import evaluate_best, evaluation_config
 from decision_seq.eval.rows import Row, read_rows
 from decision_seq.run_config import run_config
 from decision_seq.run_folder import agent_at, saved_steps
-from decision_seq.train.loop import train
+from decision_seq.training.loop import train
 
 CPU = torch.device("cpu")
 

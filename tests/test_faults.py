@@ -30,8 +30,8 @@ from decision_seq.data.sources import minari_dataset
 from decision_seq.data.store import open_folder, open_store
 from decision_seq.files import atomic_file, atomic_folder, workspace
 from decision_seq.run_folder import has_checkpoint
-from decision_seq.train.checkpoint import load_state
-from decision_seq.train.loop import train
+from decision_seq.training.checkpoint import load_state
+from decision_seq.training.loop import train
 
 
 def killed_at(total: int, count: int | None, seed: int) -> list[int]:

@@ -28,8 +28,8 @@ from test_train import config_for, weights
 
 from decision_seq.data.sources import minari_dataset
 from decision_seq.errors import UserError
-from decision_seq.train.checkpoint import load_state
-from decision_seq.train.loop import train
+from decision_seq.training.checkpoint import load_state
+from decision_seq.training.loop import train
 
 
 @pytest.mark.parametrize("limit", [3000, 40_000])
@@ -78,8 +78,8 @@ import torch
 from decision_seq.data import store
 from decision_seq.errors import UserError
 from decision_seq.run_config import load_run_config
-from decision_seq.train.checkpoint import load_state
-from decision_seq.train.loop import train
+from decision_seq.training.checkpoint import load_state
+from decision_seq.training.loop import train
 
 torch.set_num_threads(1)
 store.cache_dir = lambda: Path(sys.argv[3])

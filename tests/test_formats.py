@@ -19,7 +19,7 @@ from decision_seq.data.sources import ogbench
 from decision_seq.data.store import open_store
 from decision_seq.errors import UserError
 from decision_seq.run_config import run_config
-from decision_seq.train.loop import train
+from decision_seq.training.loop import train
 
 EPISODES = random_episodes([5, 7, 4], width=4)
 SLICES = [slice(a, b) for a, b in pairwise(EPISODES.offsets.tolist())]

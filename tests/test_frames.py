@@ -34,7 +34,7 @@ from decision_seq.eval.rollout.episodes import rollout
 from decision_seq.model.encoders import ImageEncoderConfig, NatureConfig
 from decision_seq.policy import Policy
 from decision_seq.run_config import run_config
-from decision_seq.train.loop import train
+from decision_seq.training.loop import train
 
 
 def store_of(episodes: Episodes, folder: Path) -> EpisodeStore:

@@ -38,7 +38,7 @@ from decision_seq.errors import UserError
 from decision_seq.eval.rows import read_rows
 from decision_seq.run_config import load_run_config, write_run_config
 from decision_seq.run_folder import read_index
-from decision_seq.train.checkpoint import load_state
+from decision_seq.training.checkpoint import load_state
 
 SECONDS, GIGABYTES = 10, 2
 
@@ -231,7 +231,7 @@ def _too_slow(_signal: int, _frame: Any) -> None:
 @pytest.mark.parametrize("name", sorted(FORMATS))
 def test_damaged_files(name: str, cases: int, tmp_path: Path) -> None:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["decision_seq.train.loop", "h5py", "hypothesis", "pytest"])
+    context.set_forkserver_preload(["decision_seq.training.loop", "h5py", "hypothesis", "pytest"])
     results: dict[int, dict[str, Any]] = {}
     while len(results) < cases:
         process = context.Process(target=outcomes, args=(name, len(results), cases, str(tmp_path)))

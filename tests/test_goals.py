@@ -24,7 +24,7 @@ from decision_seq.eval.rollout.protocol import evaluate_agent
 from decision_seq.policy import Policy
 from decision_seq.run_config import RunConfig, run_config
 from decision_seq.run_folder import agent_path
-from decision_seq.train.loop import train
+from decision_seq.training.loop import train
 
 NAME, DATA = "Goals/Line-v0", "goals/line-v0"
 POINT = spaces.Box(-9, 9, (1,), np.float64)

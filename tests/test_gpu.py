@@ -26,14 +26,14 @@ from decision_seq.policy import Policy
 from decision_seq.policy.graph import GraphEngine
 from decision_seq.run_config import DataConfig, RunConfig, TrainConfig, run_config
 from decision_seq.settings import Context
-from decision_seq.train.distributed import World
-from decision_seq.train.faults import FiniteGuard
-from decision_seq.train.log import NoLog
-from decision_seq.train.loop import Learner, Run, fresh_learner, gradient_step
-from decision_seq.train.optim import make_optimizer
-from decision_seq.train.random import RandomStream
-from decision_seq.train.samplers import make_samplers
-from decision_seq.train.stacked import Stepper
+from decision_seq.training.distributed import World
+from decision_seq.training.faults import FiniteGuard
+from decision_seq.training.log import NoLog
+from decision_seq.training.loop import Learner, Run, fresh_learner, gradient_step
+from decision_seq.training.optim import make_optimizer
+from decision_seq.training.random import RandomStream
+from decision_seq.training.samplers import make_samplers
+from decision_seq.training.stacked import Stepper
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no GPU")
 GPU = torch.device("cuda", 0)

@@ -29,7 +29,7 @@ ORDER = [
     {"agents"},
     {"policy", "values"},
     {"run_config"},
-    {"train", "eval"},
+    {"training", "eval"},
     {"export"},
     {"cli"},
     {"__main__"},
@@ -158,7 +158,7 @@ def test_help_does_not_wait_for_torch() -> None:
 def test_commands_do_not_wait_for_torchs_compiler() -> None:
     """Importing it takes as long as all of torch."""
     code = (
-        "import sys, decision_seq.train.loop, decision_seq.eval.rollout.protocol\n"
+        "import sys, decision_seq.training.loop, decision_seq.eval.rollout.protocol\n"
         "assert 'torch._dynamo' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -23,7 +23,7 @@ from decision_seq.errors import UserError
 from decision_seq.eval.rollout.episodes import rollout
 from decision_seq.run_config import load_run_config
 from decision_seq.run_folder import agent_path
-from decision_seq.train.loop import train
+from decision_seq.training.loop import train
 
 CONFIG = Path(__file__).parents[1] / "configs" / "memory.yaml"
 

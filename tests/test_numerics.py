@@ -14,16 +14,16 @@ import torch
 from conftest import random_episodes, write_npz
 from test_train import config_for, weights
 
-import decision_seq.train.loop as loop
+import decision_seq.training.loop as loop
 from decision_seq.agents import SequenceAgent
 from decision_seq.data.store import open_store
 from decision_seq.errors import UserError
 from decision_seq.files import read_jsonl
 from decision_seq.run_config import RunConfig
-from decision_seq.train.faults import FiniteGuard, reproduce, stop_for_fault
-from decision_seq.train.loop import gradient_step, train
-from decision_seq.train.optim import make_optimizer
-from decision_seq.train.samplers import make_samplers
+from decision_seq.training.faults import FiniteGuard, reproduce, stop_for_fault
+from decision_seq.training.loop import gradient_step, train
+from decision_seq.training.optim import make_optimizer
+from decision_seq.training.samplers import make_samplers
 
 CPU = torch.device("cpu")
 

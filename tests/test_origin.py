@@ -35,7 +35,7 @@ from decision_seq.eval.rollout import rollout
 from decision_seq.eval.rollout.protocol import evaluate_agent
 from decision_seq.run_config import run_config
 from decision_seq.run_folder import agent_path
-from decision_seq.train.loop import train
+from decision_seq.training.loop import train
 
 CHEETAH, WALKER = "HalfCheetah-v5", "Walker2d-v5"  # as wide as each other
 TRICKY = "Hopper-v5?terminate_when_unhealthy=false"

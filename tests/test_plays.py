@@ -13,7 +13,7 @@ from decision_seq.data.tools.collect import collect
 from decision_seq.eval.rollout.episodes import rollout
 from decision_seq.run_config import run_config
 from decision_seq.run_folder import agent_path
-from decision_seq.train.loop import train
+from decision_seq.training.loop import train
 
 
 def test_a_decision_transformer_hops_as_far_as_it_is_asked(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ from decision_seq.eval.rollout.protocol import evaluate_agent
 from decision_seq.agents import load_agent
 from decision_seq.run_config import run_config
 from decision_seq.run_folder import agent_path
-from decision_seq.train.loop import train
+from decision_seq.training.loop import train
 
 store.cache_dir = lambda: Path("cache").resolve()
 behaviour, about = behaviour_for("point-run", "mixed", None)

@@ -29,7 +29,7 @@ from decision_seq.eval.rows import OLDER, Row
 from decision_seq.run_config import RunConfig, run_config
 from decision_seq.settings import EvalConfig, TrainConfig
 from decision_seq.spans import spans
-from decision_seq.train.loop import train
+from decision_seq.training.loop import train
 
 STEPS = 30
 

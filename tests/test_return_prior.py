@@ -25,7 +25,7 @@ from decision_seq.eval.report.runs import find_runs
 from decision_seq.eval.rows import read_rows, target_label
 from decision_seq.run_config import RunConfig, load_run_config
 from decision_seq.run_config import run_config as resolve
-from decision_seq.train.loop import train
+from decision_seq.training.loop import train
 
 
 @pytest.fixture

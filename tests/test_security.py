@@ -22,8 +22,8 @@ from decision_seq.data.store import open_store
 from decision_seq.errors import UserError
 from decision_seq.eval.report.page import write_report
 from decision_seq.run_folder import agent_path
-from decision_seq.train.checkpoint import load_state
-from decision_seq.train.loop import train
+from decision_seq.training.checkpoint import load_state
+from decision_seq.training.loop import train
 
 PACKAGE = Path(__file__).parents[1] / "decision_seq"
 

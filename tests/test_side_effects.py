@@ -57,7 +57,7 @@ from decision_seq.agents import load_agent
 from decision_seq.eval.rollout import rollout
 from decision_seq.run_config import run_config
 from decision_seq.run_folder import agent_path
-from decision_seq.train.loop import train
+from decision_seq.training.loop import train
 
 there = Path(os.environ["MINARI_DATASETS_PATH"]).parent
 store.cache_dir = lambda: there / "cache"  # kernels are shared: they are compiled once

@@ -26,7 +26,7 @@ from decision_seq.data.tools.info import remarks
 from decision_seq.data.transforms import ObservationNorm
 from decision_seq.errors import UserError
 from decision_seq.run_config import run_config
-from decision_seq.train.loop import train
+from decision_seq.training.loop import train
 
 
 def found(source: str) -> dict[str, str]:

@@ -32,8 +32,8 @@ from decision_seq.run_config import RunConfig, run_config
 from decision_seq.run_folder import agent_path
 from decision_seq.spaces import Table, table_of
 from decision_seq.spaces.table import from_json, to_json
-from decision_seq.train.loop import train
-from decision_seq.train.stacked import train_seeds
+from decision_seq.training.loop import train
+from decision_seq.training.stacked import train_seeds
 
 BOX = spaces.Box(-1, 1, (3,), np.float32)
 LENGTH = 12

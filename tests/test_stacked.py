@@ -23,12 +23,12 @@ from decision_seq.model.encoders import ImageEncoderConfig
 from decision_seq.model.encoders.mixers import PatchMixerConfig
 from decision_seq.run_config import RunConfig, load_run_config, run_config, write_run_config
 from decision_seq.run_folder import read_index
-from decision_seq.train.checkpoint import load_state
-from decision_seq.train.distributed import World
-from decision_seq.train.log import NoLog
-from decision_seq.train.loop import Run, fresh_learner, gradient_step, train
-from decision_seq.train.samplers import make_samplers
-from decision_seq.train.stacked import Stepper, train_seeds
+from decision_seq.training.checkpoint import load_state
+from decision_seq.training.distributed import World
+from decision_seq.training.log import NoLog
+from decision_seq.training.loop import Run, fresh_learner, gradient_step, train
+from decision_seq.training.samplers import make_samplers
+from decision_seq.training.stacked import Stepper, train_seeds
 
 CPU = torch.device("cpu")
 SEEDS = (3, 1)
@@ -228,6 +228,6 @@ def test_what_cannot_be_trained_at_once_is_said(
     with pytest.raises(UserError, match="--seeds cannot carry a state"):
         train_seeds(config_for(toy_file, train={"stream": True}), SEEDS, tmp_path, CPU)
     two = contextlib.nullcontext((World(0, 2), CPU))
-    monkeypatch.setattr("decision_seq.train.stacked.joined", lambda device: two)
+    monkeypatch.setattr("decision_seq.training.stacked.joined", lambda device: two)
     with pytest.raises(UserError, match="--seeds trains in one process"):
         train_seeds(config_for(toy_file), SEEDS, tmp_path, CPU)

@@ -25,7 +25,7 @@ from decision_seq.ops import selective_scan_step
 from decision_seq.ops.pytorch import reference
 from decision_seq.run_config import RunConfig, load_run_config, run_config
 from decision_seq.run_folder import agent_path
-from decision_seq.train.loop import train
+from decision_seq.training.loop import train
 
 CPU = torch.device("cpu")
 

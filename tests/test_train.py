@@ -29,10 +29,10 @@ from decision_seq.files import atomic_file, atomic_folder, exclusive, read_jsonl
 from decision_seq.run_config import RunConfig, TrainConfig, run_config
 from decision_seq.run_folder import agent_path, read_index, saved_steps
 from decision_seq.settings import DataConfig
-from decision_seq.train.checkpoint import load_state
-from decision_seq.train.loop import train
-from decision_seq.train.optim import learning_rate, make_optimizer
-from decision_seq.train.validation import validation_loss
+from decision_seq.training.checkpoint import load_state
+from decision_seq.training.loop import train
+from decision_seq.training.optim import learning_rate, make_optimizer
+from decision_seq.training.validation import validation_loss
 
 CPU = torch.device("cpu")
 

@@ -19,7 +19,7 @@ from decision_seq.data.store import EpisodeStore, open_store
 from decision_seq.errors import UserError
 from decision_seq.run_config import RunConfig, run_config
 from decision_seq.run_folder import agent_path
-from decision_seq.train.loop import train
+from decision_seq.training.loop import train
 from decision_seq.values import critic, fit
 from decision_seq.values.critic import Critic, ValuesConfig
 from decision_seq.values.fit import discounted_returns, ensure_values, read_diagnostics

@@ -16,7 +16,7 @@ from decision_seq.eval.report.page import write_report
 from decision_seq.eval.rollout.protocol import evaluation_config
 from decision_seq.files import read_jsonl
 from decision_seq.run_config import RunConfig, run_config
-from decision_seq.train.loop import train
+from decision_seq.training.loop import train
 
 CPU = torch.device("cpu")
 

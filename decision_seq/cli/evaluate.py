@@ -52,7 +52,7 @@ def evaluate(
     )
     from decision_seq.progress import progress_bar
     from decision_seq.run_folder import agent_at, read_index, saved_steps
-    from decision_seq.train.log import log_result
+    from decision_seq.training.log import log_result
 
     index, on = read_index(run), torch_device(device)
     config = evaluation_config(

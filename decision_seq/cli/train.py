@@ -34,9 +34,9 @@ def train(
             OUT itself with the seed in place of {seed}.
     """
     from decision_seq.run_config import load_run_config
-    from decision_seq.train.distributed import is_rank_zero
-    from decision_seq.train.loop import train
-    from decision_seq.train.stacked import folders, train_seeds
+    from decision_seq.training.distributed import is_rank_zero
+    from decision_seq.training.loop import train
+    from decision_seq.training.stacked import folders, train_seeds
 
     run, on = load_run_config(config, assignments), torch_device(device)
     if seeds:

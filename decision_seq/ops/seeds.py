@@ -1,4 +1,4 @@
-"""Several seeds trained as one (`train/stacked.py`): what of them cannot be one operation over a
+"""Several seeds trained as one (`training/stacked.py`): what of them cannot be one operation over a
 further dimension, because each draws random numbers of its own, or for want of such an operation.
 """
 

@@ -13,7 +13,7 @@ from decision_seq.data.transforms import as_conditioned, hold_out, top_fraction
 from decision_seq.data.windows import Hindsight, WindowSampler
 from decision_seq.errors import UserError
 from decision_seq.run_config import RunConfig
-from decision_seq.train.validation import validation_samplers
+from decision_seq.training.validation import validation_samplers
 
 Sampler = WindowSampler | StreamSampler
 

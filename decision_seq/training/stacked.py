@@ -24,10 +24,10 @@ from decision_seq.errors import UserError
 from decision_seq.hardware import to_device
 from decision_seq.ops.seeds import each_drawing_from, seed_by_seed
 from decision_seq.run_config import RunConfig
-from decision_seq.train.distributed import Loss, joined
-from decision_seq.train.faults import FiniteGuard
-from decision_seq.train.loop import Learner, OnInterval, Run, open_runs, train_all
-from decision_seq.train.optim import autocast, average_decay, learning_rate
+from decision_seq.training.distributed import Loss, joined
+from decision_seq.training.faults import FiniteGuard
+from decision_seq.training.loop import Learner, OnInterval, Run, open_runs, train_all
+from decision_seq.training.optim import autocast, average_decay, learning_rate
 
 ALIGNED = 64  # numbers: where in a row a tensor may begin, as products want it
 

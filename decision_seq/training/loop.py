@@ -28,15 +28,15 @@ from decision_seq.hardware import peak_memory_mib
 from decision_seq.progress import progress_bar
 from decision_seq.run_config import RunConfig, write_run_config
 from decision_seq.run_folder import has_checkpoint
-from decision_seq.train import stream
-from decision_seq.train.checkpoint import check_run_folder, load_state, save_checkpoint
-from decision_seq.train.distributed import World, joined
-from decision_seq.train.faults import FiniteGuard, stop_for_fault
-from decision_seq.train.log import MetricsLog, NoLog, stop_on_signal
-from decision_seq.train.optim import autocast, average_decay, learning_rate, make_optimizer
-from decision_seq.train.random import RandomStream
-from decision_seq.train.samplers import Sampler, make_samplers
-from decision_seq.train.validation import validation_loss
+from decision_seq.training import stream
+from decision_seq.training.checkpoint import check_run_folder, load_state, save_checkpoint
+from decision_seq.training.distributed import World, joined
+from decision_seq.training.faults import FiniteGuard, stop_for_fault
+from decision_seq.training.log import MetricsLog, NoLog, stop_on_signal
+from decision_seq.training.optim import autocast, average_decay, learning_rate, make_optimizer
+from decision_seq.training.random import RandomStream
+from decision_seq.training.samplers import Sampler, make_samplers
+from decision_seq.training.validation import validation_loss
 from decision_seq.values.guide import guide_for
 
 # from agent and step to scalars for the log

@@ -25,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from decision_seq.agents import SequenceAgent
 from decision_seq.data.windows import Batch
 from decision_seq.errors import UserError
-from decision_seq.train.random import RandomStream
+from decision_seq.training.random import RandomStream
 
 T = TypeVar("T")
 PATIENCE = timedelta(hours=2)  # while process 0 rolls out; a process that died is noticed at once

@@ -12,7 +12,7 @@ from decision_seq.agents import SequenceAgent
 from decision_seq.data.store import EpisodeStore
 from decision_seq.data.windows import WindowSampler
 from decision_seq.run_config import RunConfig
-from decision_seq.train.optim import autocast
+from decision_seq.training.optim import autocast
 
 VALIDATION_BATCHES = 8
 
