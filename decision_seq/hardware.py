@@ -14,6 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from decision_seq.errors import UserError
+
 if TYPE_CHECKING:
     import numpy as np
     import torch
@@ -31,6 +33,22 @@ def hardware(device: torch.device) -> dict[str, str | int | None]:
         "cores": len(usable(0)) if usable else os.cpu_count(),
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
     }
+
+
+def torch_device(name: str) -> torch.device:
+    """The device of that name. Raises UserError where there is none."""
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):
+        raise UserError(f"--device {name}: is not available here; use auto or cpu") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device {name}: is not supported; use auto, cpu, cuda or cuda:N")
+    return device
 
 
 def peak_memory_mib(device: torch.device) -> float | None:

@@ -31,6 +31,7 @@ ORDER = [
     {"run_config"},
     {"training", "eval"},
     {"export"},
+    {"api"},
     {"cli"},
     {"__main__"},
 ]

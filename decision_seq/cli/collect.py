@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from tyro.conf import FlagCreatePairsOff, Positional
@@ -31,26 +30,6 @@ def collect(
         trust_policy: let Stable-Baselines3 load a --policy of a kind that is not read here; it runs
             code that the file may hold.
     """
-    from decision_seq.behaviours.tiers import behaviour_for
-    from decision_seq.data.tools.collect import check_id, collect
-    from decision_seq.progress import progress_bar
+    from decision_seq.api import datasets
 
-    place = re.sub(r"[^\w-]+", "-", env.lower())  # of an id, whose arguments hold other characters
-    dataset_id = out or f"decision-seq/{place}/{tier}-v0"
-    check_id(dataset_id)
-    behaviour, provenance = behaviour_for(env, tier, policy, trust_policy)
-    with progress_bar() as bar:
-        task = bar.add_task("collecting", total=steps, note="")
-        summary = collect(
-            env,
-            behaviour,
-            steps,
-            dataset_id,
-            seed,
-            provenance,
-            lambda done: bar.update(task, completed=done),
-        )
-    print(
-        f"{dataset_id}: {summary['episodes']} episodes, {summary['steps']} steps, "
-        f"return {summary['return_mean']:.1f} ± {summary['return_std']:.1f}"
-    )
+    print(datasets.collect(env, tier, steps, policy, out, seed, trust_policy))

@@ -31,16 +31,14 @@ def compare(
         gpus_per_cell: share of a GPU that a run takes, e.g. 0.25; by default one GPU, or its share
             of one where --jobs is larger than their number.
     """
-    from decision_seq.eval.compare.matrix import load_matrix, run_matrix
-    from decision_seq.eval.report.page import write_report
+    from decision_seq.api import comparisons
 
-    matrix = load_matrix(config, out, assignments)
-    runs, failed = run_matrix(matrix, print, runner, jobs, gpus_per_cell)
-    if runs:
-        write_report(runs, out / "report.html", failed)
-        print(f"report: {out / 'report.html'}")
-    if failed:
-        raise UserError(f"{len(failed)} of {len(matrix)} runs failed: {', '.join(failed)}")
+    done = comparisons.compare(config, out, assignments, runner, jobs, gpus_per_cell)
+    if done.files:
+        print(f"report: {done.files[0]}")
+    if done.failed:
+        count = len(done.failed) + len(done.runs)
+        raise UserError(f"{len(done.failed)} of {count} runs failed: {', '.join(done.failed)}")
 
 
 def report(runs: Positional[tuple[Path, ...]], out: Path = Path("report.html")) -> None:
@@ -51,8 +49,6 @@ def report(runs: Positional[tuple[Path, ...]], out: Path = Path("report.html")) 
         out: file to write; .html with .md, .csv and .json beside it, or one of these alone, or all
             that a report needs of the runs in one file, .jsonl.
     """
-    from decision_seq.eval.report.page import write_report
-    from decision_seq.eval.report.runs import find_runs
+    from decision_seq.api import comparisons
 
-    files = write_report(find_runs(runs), out)
-    print(f"report: {', '.join(map(str, files))}")
+    print(f"report: {', '.join(map(str, comparisons.report(runs, out).files))}")

@@ -22,14 +22,14 @@ def info(source: Sources, png: Path | None = None) -> None:
     Args:
         png: also write the distributions of returns and lengths as a figure.
     """
-    from decision_seq.data.store import open_store
-    from decision_seq.data.tools.distribution import action_lines, histogram, write_figure
-    from decision_seq.data.tools.info import remarks, summarize
+    from decision_seq.api import datasets
+    from decision_seq.data.tools.distribution import histogram, write_figure
 
-    store = open_store(source)
-    for key, value in summarize(store).items():
-        print(f"{key:22} {value:.3f}" if isinstance(value, float) else f"{key:22} {value}")
-    for line in (*action_lines(store), *remarks(store)):
+    dataset = datasets.info(*source)
+    store = dataset.store
+    for name, value in dataset.table().rows:
+        print(f"{name:22} {value}")
+    for line in dataset.notes():
         print(line)
     for title, values in (("return", store.episode_returns), ("length", store.lengths)):
         print(f"\nepisodes by {title}")
@@ -80,17 +80,17 @@ def import_(source: Sources, name: Annotated[str, arg(name="as")], env: str | No
         name: what to call it.
         env: environment it is from (a name, gymnasium id or module:Id-v0), where it does not say.
     """
-    from decision_seq.data.tools.library import import_dataset
+    from decision_seq.api import datasets
 
-    store = import_dataset(source, name, env)
+    store = datasets.import_(*source, name=name, env=env).store
     print(f"{name}: {store.episodes} episodes, {store.steps} steps, hash {store.hash}")
 
 
 def list_() -> None:
     """List the imported datasets."""
-    from decision_seq.data.tools.library import listing
+    from decision_seq.api import datasets
 
-    for line in listing():
+    for line in datasets.list_():
         print(line)
 
 
@@ -101,12 +101,9 @@ def export(source: Sources, to: Literal["npz", "minari"], out: str) -> None:
         to: npz (one file) or minari (a dataset in Minari's local storage).
         out: file, or Minari id such as mine/logs-v0.
     """
-    from decision_seq.data.store import open_store
-    from decision_seq.data.tools.export import EXPORTERS
+    from decision_seq.api import datasets
 
-    store = open_store(source)
-    EXPORTERS[to](store, out)
-    print(f"{out}: {store.episodes} episodes, {store.steps} steps")
+    print(datasets.export(*source, to=to, out=out))
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from tyro.conf import Positional
 
-from decision_seq.cli.arguments import Device, torch_device
+from decision_seq.cli.arguments import Device
+from decision_seq.cli.output import print_result
 
 
 def evaluate(
@@ -42,54 +42,13 @@ def evaluate(
         max_steps: cut episodes off there; by default only where the environment names no limit.
         video: film each target's median, best and worst episode, or those named, to RUN/videos.
     """
-    from decision_seq.agents import load_agent
-    from decision_seq.eval.rollout.protocol import (
-        evaluate_agent,
-        evaluate_best,
-        evaluation_config,
-        mean_scores,
-        summary_table,
-    )
-    from decision_seq.progress import progress_bar
-    from decision_seq.run_folder import agent_at, read_index, saved_steps
-    from decision_seq.training.log import log_result
+    from decision_seq.api import runs
 
-    index, on = read_index(run), torch_device(device)
-    config = evaluation_config(
-        run, env, targets=targets, target_quantile=target_quantile, episodes=episodes,
-        context=context, seed=seed, max_steps=max_steps,
+    done = runs.evaluate(
+        run, targets, target_quantile, episodes, context, checkpoint, env, seed, max_steps, video,
+        device,
     )  # fmt: skip
-    actions: list[Any] | None = None
-    if video is not None:
-        from decision_seq.eval.rollout.video import PICKS, check_video, write_videos
-
-        os.environ |= check_video(str(config.env))
-        actions = []
-    with progress_bar() as bar:
-        task = bar.add_task("evaluating", total=None, note="finished episodes")
-
-        def on_step(done: int, lanes: int) -> None:
-            bar.update(task, completed=done, total=lanes)
-
-        if checkpoint == "best":
-            files = {step: agent_at(run, step) for step in saved_steps(run)}
-            last, rows = evaluate_best(run, files, config, on, on_step, actions)
-        else:
-            step = index[checkpoint]["step"]
-            agent = load_agent(agent_at(run, step), on)
-            rows = evaluate_agent(agent, config, run, step, checkpoint, on_step, actions)
-    if checkpoint == "best":
-        summary_table(last)
-    summary_table(rows)
-    log_result(run, config, rows[0]["step"], mean_scores(rows))
-    if actions is not None:
-        with progress_bar() as bar:
-            task = bar.add_task("filming", total=None, note="frames")
-            written = write_videos(
-                run,
-                rows,
-                actions,
-                video or PICKS,
-                lambda done, frames: bar.update(task, completed=done, total=frames),
-            )
-        print(f"videos: {', '.join(map(str, written))}")
+    for evaluation in filter(None, (done.last, done)):
+        print_result(evaluation)
+    if done.videos:
+        print(f"videos: {', '.join(map(str, done.videos))}")

@@ -7,7 +7,7 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from decision_seq.cli.arguments import Assignments, Device, torch_device
+from decision_seq.cli.arguments import Assignments, Device
 from decision_seq.errors import UserError
 from decision_seq.shipped import config_names
 
@@ -41,6 +41,7 @@ def inspect(
         to_json,
         write_inspection,
     )
+    from decision_seq.hardware import torch_device
 
     if run.is_file() or (str(run) in config_names() and not run.is_dir()):
         if out is None:

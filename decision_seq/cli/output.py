@@ -6,6 +6,10 @@ import codecs
 import io
 import os
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from decision_seq.api.shown import Shown
 
 NEAREST = {"█": "#", "±": "+-", "…": "...", "─": "-", "━": "-", "│": "|", "┃": "|", "•": "*"}
 BOXES = range(0x2500, 0x2580)  # lines and corners
@@ -21,6 +25,15 @@ def print_anywhere() -> None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="decision-seq")
+
+
+def print_result(result: Shown) -> None:
+    """Its table, and the sentences below."""
+    from rich.console import Console
+
+    Console().print(result)
+    for note in result.notes():
+        print(note)
 
 
 def _nearest(error: UnicodeError) -> tuple[str, int]:

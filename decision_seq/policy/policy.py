@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -261,7 +262,7 @@ def _limits(space: spaces.Space[Any], width: int) -> tuple[np.ndarray, np.ndarra
 
 
 def load_policy(
-    run: Path | str,
+    run: str | os.PathLike[str],
     context: Context = "window",
     target_return: float | Sequence[float] | np.ndarray | None = None,
     lanes: int = 1,

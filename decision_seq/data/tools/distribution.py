@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from decision_seq.data.store import EpisodeStore
 from decision_seq.errors import UserError
 from decision_seq.files import atomic_file
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 BINS = 10
 WIDTH = 40  # characters of the longest bar
@@ -43,11 +48,23 @@ def action_lines(store: EpisodeStore) -> list[str]:
 
 def write_figure(path: Path, store: EpisodeStore) -> None:
     """Histograms of returns and lengths as PNG (or SVG, PDF, by the name)."""
-    from matplotlib.figure import Figure
-
     form = path.suffix.removeprefix(".").lower()
     if form not in ("png", "svg", "pdf"):
         raise UserError(f"{path}: figures are written as .png, .svg or .pdf")
+    with atomic_file(path) as temporary:
+        _figure(store).savefig(temporary, format=form, dpi=150)
+
+
+def to_svg(store: EpisodeStore) -> str:
+    """The same as SVG, for a page."""
+    text = io.StringIO()
+    _figure(store).savefig(text, format="svg")
+    return text.getvalue()[text.getvalue().index("<svg") :]
+
+
+def _figure(store: EpisodeStore) -> Figure:
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(7, 2.6), layout="constrained")
     for axes, (name, values) in zip(
         figure.subplots(1, 2),
@@ -59,5 +76,4 @@ def write_figure(path: Path, store: EpisodeStore) -> None:
         axes.set_ylabel("episodes")
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(f"{store.name}: {store.episodes} episodes, {store.steps} steps", fontsize=9)
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, format=form, dpi=150)
+    return figure

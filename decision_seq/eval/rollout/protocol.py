@@ -11,8 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from decision_seq import __version__
 from decision_seq.agents import SequenceAgent, load_agent
@@ -177,57 +175,6 @@ def _candidates(run: Path, checkpoint: str, rolled_out: int | None) -> int:
     return rolled_out or 1 if checkpoint == "best" else 1
 
 
-def summary_table(rows: list[Row]) -> None:
-    """Print mean and standard deviation over episodes, a line a target."""
-    first = rows[0]
-    table = Table(
-        title=f"{first['run']}: {first['env']}, {first['checkpoint']} checkpoint (step "
-        f"{first['step']}), context {first['context']}"
-    )
-    columns = (
-        "target",
-        "episodes",
-        "return",
-        "normalized score",
-        "success",
-        "length",
-        "ms a step",
-        "OOD",
-    )
-    for column in columns:
-        table.add_column(column, justify="right")
-    for target, group in groupby(rows, key=target_label):
-        part = list(group)
-        scores = [row["normalized_score"] for row in part]
-        distances = [row["ood_mean"] for row in part]
-        if part[0]["target_rule"] == "auto":
-            target += f": {_mean_std([row['target'] for row in part])}"
-        table.add_row(
-            target,
-            str(len(part)),
-            _mean_std([row["episode_return"] for row in part]),
-            "-" if None in scores else _mean_std(scores),
-            _success(part),
-            f"{np.mean([row['length'] for row in part]):.0f}",
-            f"{np.mean([row['milliseconds_per_step'] for row in part]):.2f}",
-            "-" if None in distances else f"{np.mean(distances):.2f}",
-        )
-    Console().print(table)
-    if first["ood_mean"] is not None:
-        print("OOD: how far visited states lie from the data's (mean 0), in standard deviations")
-    longest, trained = max(row["length"] for row in rows), first["trained_steps"]
-    if longest > trained:
-        print(
-            f"Episodes took up to {longest} steps, the longest in training {trained}: all steps "
-            "beyond share the last timestep's embedding."
-        )
-    cut_off = sum(row["length"] == row["max_steps"] for row in rows)
-    if cut_off:
-        print(f"{cut_off} of {len(rows)} episodes were cut off after {first['max_steps']} steps.")
-    if first["env"].startswith("Walker2d-v5"):
-        print("Walker2d-v5 has other foot friction than v2 to v4: these are not D4RL-v2 scores.")
-
-
 def mean_scores(rows: list[Row]) -> dict[str, float]:
     """Means over episodes by name, for TensorBoard: `return/3600`, `score/3600`."""
     means = {}
@@ -239,12 +186,3 @@ def mean_scores(rows: list[Row]) -> dict[str, float]:
         if part[0]["normalized_score"] is not None:
             means[f"score/{target}"] = float(np.mean([row["normalized_score"] for row in part]))
     return means
-
-
-def _success(rows: list[Row]) -> str:
-    told = [row["success"] for row in rows if row["success"] is not None]
-    return f"{100 * np.mean(told):.0f} %" if told else "-"
-
-
-def _mean_std(values: list[float]) -> str:
-    return f"{np.mean(values):.1f} ± {np.std(values):.1f}"
