@@ -178,3 +178,22 @@ def test_metadata_is_what_pip_shows(wheel: Path, tmp_path: Path) -> None:
     assert told.version == decision_seq.__version__
     assert told.metadata["License-Expression"] == "MIT" and told.metadata["Author-email"]
     assert {e.name for e in told.entry_points} == {"decision-seq"}
+
+
+def test_the_workflow_runs_the_gate_on_every_python_that_is_allowed() -> None:
+    (workflow,) = (ROOT / ".github" / "workflows").glob("*.yml")
+    jobs = yaml.safe_load(workflow.read_text(encoding="utf-8"))["jobs"]
+    lowest = PROJECT["requires-python"].removeprefix(">=")
+    versions = jobs["gate"]["strategy"]["matrix"]["python"]
+    assert versions[0] == lowest == jobs["oldest"]["steps"][1]["with"]["python-version"]
+    scripts = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
+    assert scripts == [".ci/run", ".ci/oldest"]
+    assert all(os.access(ROOT / script, os.X_OK) for script in scripts)
+
+
+@pytest.mark.parametrize("name", ["ISSUE_TEMPLATE/bug.yml", "ISSUE_TEMPLATE/idea.yml"])
+def test_forms_of_issues_are_well_formed(name: str) -> None:
+    form = yaml.safe_load((ROOT / ".github" / name).read_text(encoding="utf-8"))
+    assert {"name", "description", "body"} <= form.keys()
+    for part in form["body"]:
+        assert part["type"] in ("textarea", "checkboxes") and part["attributes"]["label"]
