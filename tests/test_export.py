@@ -27,6 +27,7 @@ from decision_seq.data.transforms import ReturnSpec
 from decision_seq.envs.lanes import Lanes
 from decision_seq.errors import UserError
 from decision_seq.export.bundle import WRITERS, example_inputs
+from decision_seq.export.c_program import RULES
 from decision_seq.export.record import TOLERANCE, Record, play
 from decision_seq.export.step import PolicyStep
 from decision_seq.policy import Policy
@@ -42,6 +43,31 @@ SPECS = {
     "discrete": AgentSpec((3,), 4, True, max_timestep=9),
     "frames": AgentSpec((84, 84), 4, True, max_timestep=9),
 }
+
+LANES = """
+#include "agent.h"
+
+int main(void) {
+    Agent *both = agent_open("weights.bin", 2), *one = agent_open("weights.bin", 1);
+    Agent *two = agent_open("weights.bin", 1);
+    float seen[2][OBSERVATION], reward[2];
+    Action together[2][ACTION], alone[2][ACTION];
+    for (int t = 0; t < 20; t++) {
+        for (int b = 0; b < 2; b++) {
+            reward[b] = (float)(t % 3 - b);
+            for (int i = 0; i < OBSERVATION; i++) seen[b][i] = (float)((t * (i + 1) + b) % 5) - 2;
+        }
+        if (t == 7) agent_begin(both, 1), agent_begin(two, 0);
+        agent_act(both, seen[0], reward, 0, 0, together[0]);
+        agent_act(one, seen[0], reward, 0, 0, alone[0]);
+        agent_act(two, seen[1], reward + 1, 0, 0, alone[1]);
+        for (int b = 0; b < 2; b++)
+            for (int i = 0; i < ACTION; i++)
+                if (together[b][i] != alone[b][i]) return 1;
+    }
+    return together[0][0] == together[1][0]; /* they have seen different things */
+}
+"""
 
 
 class Drawn(Lanes):
@@ -167,14 +193,44 @@ def test_c_predicts_what_the_agent_does(context: Context, tmp_path: Path) -> Non
     written("c", agent, context, tmp_path)
 
 
-def test_c_refuses_what_it_does_not_know(tmp_path: Path) -> None:
-    agents = [agent_for("vectors", kind) for kind in KINDS]
-    agents.append(agent_for("vectors", "mamba", MaxReturnConfig))
-    _, record = recorded(agents[0], "stream")
-    for agent in filter(unpackable, agents):
-        assert agent.config.backbone.kind not in KNOWN_TO_C or agent is agents[-1]
-        with pytest.raises(UserError, match=r"--to c cannot take this agent: .*; use --to onnx"):
-            WRITERS["c"](PolicyStep(agent, "stream"), record, tmp_path)
+@needs_c
+@needs_make
+@both_contexts
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - set(KNOWN_TO_C)))
+def test_c_carries_out_any_other_mixer(kind: str, context: Context, tmp_path: Path) -> None:
+    agent = agent_for("vectors", kind)
+    assert unpackable(agent)
+    written("c", agent, context, tmp_path)
+
+
+@needs_c
+@needs_make
+def test_c_carries_out_other_agents_and_frames(tmp_path: Path) -> None:
+    sampling = agent_for("discrete", "mamba", MaxReturnConfig, temperature=0.5)
+    frames = agent_for("frames", "pointwise")
+    for agent, name in ((sampling, "a"), (frames, "b")):
+        assert unpackable(agent)
+        (tmp_path / name).mkdir()
+        written("c", agent, "window", tmp_path / name)
+
+
+@needs_c
+@needs_make
+def test_c_lanes_leave_no_trace_in_one_another(tmp_path: Path) -> None:
+    """Two lanes at once, one of which begins anew, do as each alone."""
+    written("c", agent_for("vectors", "lstm"), "stream", tmp_path)
+    (tmp_path / "lanes.c").write_text(LANES)
+    make = ["make", "-C", str(tmp_path), "CC=cc", "CFLAGS=-O1", "PROGRAM=lanes.c"]
+    built = subprocess.run(make, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    assert subprocess.run(["./policy"], cwd=tmp_path).returncode == 0
+
+
+def test_c_says_which_operation_it_lacks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    step, record = recorded(agent_for("vectors", "lstm"), "stream")
+    monkeypatch.delitem(RULES, "tanh")
+    with pytest.raises(UserError, match="--to c has no aten::tanh, which the agent uses"):
+        WRITERS["c"](step, record, tmp_path)
 
 
 @needs_c

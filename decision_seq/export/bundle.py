@@ -251,7 +251,7 @@ def write_torch(step: PolicyStep, record: Record, folder: Path) -> Written:
 
 def write_sources(step: PolicyStep, record: Record, folder: Path) -> Written:
     """weights.bin and C sources, built and run here where there is a compiler."""
-    said = write_c(step, record, folder)
+    said = write_c(step, example_inputs(step), record, folder)
     return "weights.bin", said.difference, said.notes
 
 

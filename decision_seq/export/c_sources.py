@@ -6,20 +6,25 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
+from torch import Tensor
 
 from decision_seq.errors import UserError
+from decision_seq.export import c_rules  # noqa: F401  # fills the register
+from decision_seq.export.c_program import to_program
 from decision_seq.export.record import Record
 from decision_seq.export.step import PolicyStep
 from decision_seq.ops.c import build
 from decision_seq.policy.native import engine
 from decision_seq.policy.native.pack import pack, unpackable
+from decision_seq.variables import variables
 
 HERE = Path(__file__).parent / "csrc"
+SHARED = ("agent.h", "main.c", "Makefile")
 
 
 @dataclass(frozen=True)
@@ -30,19 +35,29 @@ class Said:
     notes: list[str]
 
 
-def write_c(step: PolicyStep, record: Record, folder: Path) -> Said:
-    """Fill `folder`, and build and run it where there are make and a compiler.
+def write_c(
+    step: PolicyStep, inputs: dict[str, Callable[[int], Tensor]], record: Record, folder: Path
+) -> Said:
+    """Fill `folder`, and build and run it where there are make and a compiler. What the native
+    engine knows goes by its sources, every other agent by a program of operations.
+
+    Args:
+        inputs: by name, what makes an example of so many lanes.
 
     Raises:
-        UserError: C does not know the agent, or what was written does not build.
+        UserError: the agent does what has no rule, or what was written does not build.
     """
-    if why := unpackable(step.agent):
-        raise UserError(f"--to c cannot take this agent: {why}; use --to onnx")
-    for place in (HERE, engine.LIBRARY.folder, build.HERE):
-        for file in place.iterdir():
-            if place is not build.HERE or file.name == "simd.h":
-                shutil.copyfile(file, folder / file.name)
-    pack(step.agent).tofile(folder / "weights.bin")
+    if unpackable(step.agent):
+        sources = [HERE / "program.c"]
+        example = [make(1) for make in inputs.values()]
+        with variables(DECISION_SEQ_SCAN="reference"):
+            program, made = to_program(step, example)
+        (folder / "weights.bin").write_bytes(program.write(example, made))
+    else:
+        sources = [HERE / "agent.c", *engine.LIBRARY.folder.iterdir(), build.HERE / "simd.h"]
+        pack(step.agent).tofile(folder / "weights.bin")
+    for file in (*(HERE / name for name in SHARED), *sources):
+        shutil.copyfile(file, folder / file.name)
     (folder / "config.h").write_text(_config(step, record), "utf-8")
     columns = [record.begins, record.observation, record.reward, record.target_return]
     columns += [record.noise, record.prediction]
@@ -76,12 +91,12 @@ def _config(step: PolicyStep, record: Record) -> str:
     spec, returns, agent = step.spec, step.config.returns, step.agent
     size = spec.action_dim
 
-    def array(name: str, values: torch.Tensor | None, default: str) -> str:
+    def array(name: str, values: Tensor | None, default: str) -> str:
         listed = [default] * size if values is None else [_float(v) for v in values.tolist()]
         return f"static const float {name}[ACTION] = {{{', '.join(listed)}}};"
 
     numbers = {
-        "OBSERVATION": spec.observation_shape[0],
+        "OBSERVATION": record.observation[0].size,
         "ACTION": size,
         "DISCRETE": int(spec.discrete),
         "WINDOW": int(step.context == "window"),

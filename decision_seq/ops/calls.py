@@ -28,6 +28,11 @@ class Call:
         return self.function._schema.name.removeprefix("aten::").rstrip("_")
 
     @property
+    def in_place(self) -> bool:
+        """Whether it writes to what it is given."""
+        return self.function._schema.is_mutable
+
+    @property
     def dtype(self) -> torch.dtype:
         """Of its result."""
         return self.result.dtype
