@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 import shutil
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
-from PIL import Image
+from chromium import TOO_WIDE, command, picture, requested, shown
 
-from decision_seq.cli import main
 from decision_seq.eval.report.page import write_report
 
 pytestmark = pytest.mark.browser
@@ -51,13 +47,6 @@ def report(tmp_path_factory: pytest.TempPathFactory, toy_file: Path) -> Path:
     return folder / "report.html"
 
 
-def command(*words: object) -> None:
-    """Run `decision-seq WORDS` in this process."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["decision-seq", *map(str, words)])
-        main()
-
-
 def copied(run: Path, seed: int, shift: float) -> Path:
     """`run` as if it had been trained from another seed."""
     copy = run.with_name(f"{run.name[:-2]}-{seed}")
@@ -73,73 +62,10 @@ def copied(run: Path, seed: int, shift: float) -> Path:
     return copy
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Chromium without a window, driven by Debian's own chromedriver."""
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    driver = shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        missing = "chromium" if chromium is None else "chromedriver"
-        pytest.skip(
-            f"{missing} is not installed (Debian: apt-get install chromium chromium-driver)"
-        )
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in (
-        "headless",
-        "no-sandbox",
-        "disable-gpu",
-        "no-first-run",
-        "disable-background-networking",
-        "disable-dev-shm-usage",
-        f"user-data-dir={tmp_path_factory.mktemp('chromium')}",
-    ):
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    chrome = webdriver.Chrome(options, webdriver.ChromeService(driver))
-    yield chrome
-    chrome.quit()
-
-
-def shown(browser: Any, page: Path, width: int, scheme: str = "light", media: str = "") -> None:
-    """Open `page` in a window of `width` pixels."""
-    browser.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride",
-        {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500},
-    )
-    browser.execute_cdp_cmd(
-        "Emulation.setEmulatedMedia",
-        {"media": media, "features": [{"name": "prefers-color-scheme", "value": scheme}]},
-    )
-    browser.get(page.as_uri())
-
-
-def picture(browser: Any) -> np.ndarray:
-    """The whole page, [h, w, 3]."""
-    shot = browser.execute_cdp_cmd(
-        "Page.captureScreenshot", {"format": "png", "captureBeyondViewport": True}
-    )
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(shot["data"]))).convert("RGB"))
-
-
-TOO_WIDE = """
-const width = document.documentElement.clientWidth, found = [];
-const cut = e => e && (getComputedStyle(e).overflowX != 'visible' || cut(e.parentElement));
-for (const e of document.body.querySelectorAll('*')) {
-  const box = e.getBoundingClientRect();
-  if (box.right > width + 1 && (arguments[0] || !cut(e.parentElement)))
-    found.push(e.tagName + ' ' + (e.className.baseVal ?? e.className) + ' to ' + box.right);
-}
-return found;
-"""
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280])
 def test_nothing_sticks_out(browser: Any, report: Path, width: int, scheme: str) -> None:
-    shown(browser, report, width, scheme)
+    shown(browser, report.as_uri(), width, scheme)
     inner, client, needed = browser.execute_script(
         "const e = document.documentElement; return [innerWidth, e.clientWidth, e.scrollWidth]"
     )
@@ -150,7 +76,7 @@ def test_nothing_sticks_out(browser: Any, report: Path, width: int, scheme: str)
 
 
 def test_paper_cuts_nothing_off(browser: Any, report: Path) -> None:
-    shown(browser, report, PAPER, media="print")
+    shown(browser, report.as_uri(), PAPER, media="print")
     assert browser.execute_script(TOO_WIDE, True) == []  # paper cannot be scrolled
     pages = browser.execute_cdp_cmd("Page.printToPDF", {"printBackground": True})
     assert base64.b64decode(pages["data"]).startswith(b"%PDF")
@@ -158,18 +84,15 @@ def test_paper_cuts_nothing_off(browser: Any, report: Path) -> None:
 
 def test_nothing_is_fetched_and_nothing_complains(browser: Any, report: Path) -> None:
     browser.get_log("performance"), browser.get_log("browser")  # what other tests left
-    shown(browser, report, 1280)
+    shown(browser, report.as_uri(), 1280)
     assert browser.get_log("browser") == []
-    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    asked = [
-        e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"
-    ]
+    asked = requested(browser)
     assert asked[0] == report.as_uri()
     assert [url for url in asked[1:] if not url.startswith("data:")] == []
 
 
 def test_every_figure_is_there_and_says_what_it_shows(browser: Any, report: Path) -> None:
-    shown(browser, report, 1280)
+    shown(browser, report.as_uri(), 1280)
     figures = browser.execute_script(
         """return [...document.querySelectorAll('figure')].map(f => {
           const drawn = f.querySelector('svg, img'), named = [f, ...f.querySelectorAll('*')];
@@ -193,7 +116,7 @@ def test_every_figure_is_there_and_says_what_it_shows(browser: Any, report: Path
 
 
 def test_headings_links_and_ids_hold_together(browser: Any, report: Path) -> None:
-    shown(browser, report, 1280)
+    shown(browser, report.as_uri(), 1280)
     assert browser.title and browser.execute_script("return document.documentElement.lang") == "en"
     levels = browser.execute_script(
         "return [...document.querySelectorAll('h1,h2,h3,h4')].map(h => Number(h.tagName[1]))"

@@ -15,6 +15,7 @@ from decision_seq.cli import data as cli_data
 from decision_seq.cli.collect import collect
 from decision_seq.cli.compare import compare, report
 from decision_seq.cli.config import config
+from decision_seq.cli.demo import demo
 from decision_seq.cli.evaluate import evaluate
 from decision_seq.cli.export import export
 from decision_seq.cli.inspect import inspect
@@ -34,6 +35,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "evaluate": evaluate,
     "inspect": inspect,
     "export": export,
+    "demo": demo,
     "share": share,
     "push": push,
     "compare": compare,

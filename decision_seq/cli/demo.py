@@ -1,0 +1,39 @@
+"""`decision-seq demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import Positional
+
+
+def demo(
+    run: Positional[Path],
+    out: Path,
+    checkpoint: Literal["last", "validation"] = "last",
+    packages: Path | None = None,
+) -> None:
+    """Make a page in which a browser simulates Hopper, Walker2d or HalfCheetah under a trained
+    policy, with a slider for the return that is asked for.
+
+    The folder is static and fetches nothing from elsewhere: any web server shows it. npm fetches
+    MuJoCo's and ONNX Runtime's WebAssembly once, at pinned versions.
+
+    Args:
+        run: run folder.
+        out: folder to make.
+        checkpoint: the last, or the one with the lowest validation loss.
+        packages: folder of the archives of both npm packages, for machines without npm or network.
+    """
+    from decision_seq.agents import load_agent
+    from decision_seq.eval.rollout.protocol import evaluation_config
+    from decision_seq.export.bundle import origin_of
+    from decision_seq.export.demo import make_demo
+    from decision_seq.run_folder import agent_at, read_index
+
+    step = read_index(run)[checkpoint]["step"]
+    config = evaluation_config(run)
+    agent, origin = load_agent(agent_at(run, step)), origin_of(run, step)
+    size = make_demo(agent, config, out, origin, run, packages)
+    print(f"{out}: made, {size:.1f} MB; python -m http.server --directory {out} shows it")
