@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from decision_seq.errors import UserError
-from decision_seq.ops.calls import Call, recorded_calls
+from decision_seq.ops.calls import Call, recorded_calls, register_of
 
 AXES = 6  # as in program.c
 OPERATIONS = ("pointwise", "contract", "cumsum", "softmax", "layer_norm", "argmax", "gather",
@@ -194,16 +194,7 @@ class Program:
 
 Rule = Callable[[Program, Call], None]
 RULES: dict[str, Rule] = {}
-
-
-def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Decorator: how calls `names` of PyTorch are carried out."""
-
-    def add(function: Rule) -> Rule:
-        RULES.update(dict.fromkeys(names, function))
-        return function
-
-    return add
+rule = register_of(RULES)
 
 
 def to_program(

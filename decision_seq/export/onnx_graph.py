@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from decision_seq.ops.calls import Call
+from decision_seq.ops.calls import Call, register_of
 
 
 @dataclass(frozen=True)
@@ -76,16 +76,7 @@ class Graph:
 
 Rule = Callable[[Graph, Call, list[Any]], Any]
 RULES: dict[str, Rule] = {}
-
-
-def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Decorator: how operations `names` of PyTorch are said in ONNX."""
-
-    def add(function: Rule) -> Rule:
-        RULES.update(dict.fromkeys(names, function))
-        return function
-
-    return add
+rule = register_of(RULES)
 
 
 def kind(dtype: torch.dtype) -> int:

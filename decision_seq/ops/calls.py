@@ -5,12 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
+
+Rule = TypeVar("Rule")
 
 
 @dataclass
@@ -74,3 +76,16 @@ def recorded_calls(
         with torch.backends.mkldnn.flags(enabled=False), Recorder() as recorder:
             made = function(*example)
     return recorder.calls, made
+
+
+def register_of(rules: dict[str, Rule]) -> Callable[..., Callable[[Rule], Rule]]:
+    """A decorator that takes names of calls and puts what is decorated in `rules` under each."""
+
+    def rule(*names: str) -> Callable[[Rule], Rule]:
+        def add(function: Rule) -> Rule:
+            rules.update(dict.fromkeys(names, function))
+            return function
+
+        return add
+
+    return rule
