@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import torch
 from gymnasium import spaces
 from PIL import Image
 
+import decision_seq as ds
 from decision_seq.agents import AgentSpec
 from decision_seq.agents.return_conditioned import ReturnConditionedConfig
 from decision_seq.backbones.mamba import MambaConfig
@@ -22,6 +25,7 @@ from decision_seq.envs.registry import make
 from decision_seq.errors import UserError
 from decision_seq.eval.rollout import video
 from decision_seq.eval.rollout.episodes import rollout
+from decision_seq.shipped import shipped
 
 
 class Drawn(gym.Env[np.ndarray, np.ndarray]):
@@ -182,6 +186,21 @@ def test_what_is_missing_is_said_before_the_rollout(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     with pytest.raises(UserError, match="pip install imageio-ffmpeg"):
         video.check_video(DRAWN)
+
+
+def test_filming_leaves_environment_variables_as_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    try:
+        needed = video.check_video("hopper")
+    except UserError as error:
+        pytest.skip(str(error))
+    for name in needed:
+        monkeypatch.delenv(name, raising=False)
+    run = shutil.copytree(shipped("zoo") / "hopper-decision-mamba", tmp_path / "run")
+    short = "Hopper-v5?max_episode_steps=8"
+    done = ds.evaluate(run, targets=[3600], episodes=1, env=short, video=["best"])
+    assert done.videos and needed and not needed.keys() & os.environ.keys()
 
 
 def test_mujoco_is_drawn_without_a_screen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -211,6 +211,7 @@ def evaluate(
     from decision_seq.progress import progress_bar
     from decision_seq.run_folder import agent_at, read_index, saved_steps
     from decision_seq.training.log import log_result
+    from decision_seq.variables import variables
 
     folder = Path(run)
     index, on = read_index(folder), torch_device(device)
@@ -219,14 +220,14 @@ def evaluate(
         folder, env, targets=asked, target_quantile=target_quantile, episodes=episodes,
         context=context, seed=seed, max_steps=max_steps,
     )  # fmt: skip
-    actions: list[np.ndarray] | None = None
     last: list[Row] | None = None
+    actions: list[np.ndarray] | None = None
+    drawing: dict[str, str] = {}
     if video is not None:
         from decision_seq.eval.rollout.video import check_video
 
-        os.environ |= check_video(str(config.env))
-        actions = []
-    with progress_bar() as bar:
+        drawing, actions = check_video(str(config.env)), []
+    with variables(**drawing), progress_bar() as bar:
         task = bar.add_task("evaluating", total=None, note="finished episodes")
 
         def on_step(done: int, lanes: int) -> None:
@@ -240,7 +241,8 @@ def evaluate(
             agent = load_agent(agent_at(folder, step), on)
             rows = evaluate_agent(agent, config, folder, step, checkpoint, on_step, actions)
     log_result(folder, config, rows[0]["step"], mean_scores(rows))
-    videos = [] if actions is None else _film(folder, rows, actions, video)
+    with variables(**drawing):
+        videos = [] if actions is None else _film(folder, rows, actions, video)
     return Evaluation(folder, rows, videos, Evaluation(folder, last) if last else None)
 
 

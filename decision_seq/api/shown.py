@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
@@ -14,17 +15,17 @@ if TYPE_CHECKING:
     from decision_seq.eval.report.sections import Table
 
 
-class Shown:
+class Shown(ABC):
     """A result that is worth looking at: printed by rich as a table, and in a notebook as a table
     with figures below. Each kind says what is in it."""
 
+    @abstractmethod
     def title(self) -> str:
         """What it is."""
-        raise NotImplementedError
 
+    @abstractmethod
     def table(self) -> Table:
         """Its numbers in words."""
-        raise NotImplementedError
 
     def notes(self) -> Sequence[str]:
         """Sentences below the table."""
