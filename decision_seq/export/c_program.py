@@ -20,7 +20,7 @@ from torch import Tensor
 from decision_seq.errors import UserError
 from decision_seq.ops.calls import Call, recorded_calls, register_of
 
-AXES = 6  # as in program.c
+AXES, OPERANDS, INDICES = 6, 4, 2  # at most, as in program.c
 OPERATIONS = ("pointwise", "contract", "cumsum", "softmax", "layer_norm", "argmax", "gather",
               "scatter", "solve")  # fmt: skip
 POINTWISE = ("copy", "add", "sub", "mul", "div", "pow", "remainder", "maximum", "minimum", "eq",
@@ -141,10 +141,10 @@ class Program:
             pad = AXES - len(one.sizes)
             words += [OPERATIONS.index(one.operation), one.code, *[1] * pad, *one.sizes]
             words.append(int(np.float64(one.number).view(np.int64)))
-            for stride, size in (*one.steps, (0, 0), (0, 0))[:2]:
+            for stride, size in (*one.steps, *[(0, 0)] * INDICES)[:INDICES]:
                 words += [stride, size]
             words.append(len(one.operands))
-            for operand in (*one.operands, *[one.operands[0]] * 4)[:4]:
+            for operand in (*one.operands, *[one.operands[0]] * OPERANDS)[:OPERANDS]:
                 words += [_dtype(operand.tensor), _place(operand, places)]
                 words += [*[0] * pad, *operand.strides]
         ends = [word for t in (*inputs, *outputs) for word in _described(t, places)]
@@ -171,7 +171,7 @@ class Program:
         made = {_storage(one.operands[0].tensor) for one in self.instructions}
         made |= {_storage(t) for t in inputs}
         places: dict[int, int] = {}
-        known = b""
+        known = bytearray()
         for pointer in spans.keys() - made:
             places[pointer] = len(known)
             known += torch.empty(0, dtype=torch.uint8).set_(storages[pointer]).numpy().tobytes()
@@ -189,7 +189,7 @@ class Program:
             places[pointer] = start
             taken.append((start, start + size, last))
             total = max(total, start + size)
-        return places, known, total
+        return places, bytes(known), total
 
 
 Rule = Callable[[Program, Call], None]

@@ -11,13 +11,12 @@ from decision_seq.export.c_program import Program, View, rule, view
 from decision_seq.ops.calls import Call
 
 OPERANDS = {"where": 3} | dict.fromkeys(
-    ("div", "pow", "remainder", "maximum", "minimum", "eq", "ge", "gt", "le", "lt"), 2
+    ("mul", "div", "pow", "remainder", "maximum", "minimum", "eq", "ge", "gt", "le", "lt"), 2
 )
 OPERANDS |= dict.fromkeys(
     ("exp", "tanh", "sigmoid", "neg", "relu", "cos", "sin", "sqrt", "abs", "expm1", "softplus"), 1
 )
 OPERANDS |= dict.fromkeys(("gelu", "silu", "rsqrt", "log", "log1p", "reciprocal"), 1)
-RENAMED = {"bitwise_and": "and", "logical_and": "and", "mul": "mul"}
 
 
 @rule(*OPERANDS)
@@ -26,9 +25,9 @@ def _same(program: Program, call: Call) -> None:
     program.pointwise(call.name, call.result, *given)
 
 
-@rule(*RENAMED)
-def _renamed(program: Program, call: Call) -> None:
-    program.pointwise(RENAMED[call.name], call.result, *call.arguments[:2])
+@rule("bitwise_and", "logical_and")
+def _and(program: Program, call: Call) -> None:
+    program.pointwise("and", call.result, *call.arguments)
 
 
 @rule("add", "sub", "rsub")
@@ -45,15 +44,14 @@ def _addcmul(program: Program, call: Call) -> None:
     program.pointwise("addcmul", call.result, *call.arguments[:3])
 
 
-@rule("clone", "_to_copy", "copy", "zeros", "new_zeros", "zeros_like", "ones", "new_ones", "full")
+@rule("clone", "_to_copy", "copy", "full")
 def _copy(program: Program, call: Call) -> None:
-    """And what is filled with one number: `result` holds it, if nothing was written to it since."""
-    if call.name == "full":
-        program.pointwise("copy", call.result, call.arguments[1])
-    elif call.name in ("clone", "_to_copy", "copy"):
-        program.pointwise("copy", call.result, call.arguments[call.name == "copy"])
-    else:
-        program.pointwise("copy", call.result, int("ones" in call.name))
+    program.pointwise("copy", call.result, call.arguments[call.name in ("copy", "full")])
+
+
+@rule("zeros", "new_zeros", "zeros_like", "ones", "new_ones", "ones_like")
+def _filled(program: Program, call: Call) -> None:
+    program.pointwise("copy", call.result, int("ones" in call.name))
 
 
 @rule("clamp")
@@ -102,28 +100,25 @@ def _reduce(program: Program, call: Call) -> None:
     value, axes, kept = call.arguments[:3]
     axes = sorted(axis % value.ndim for axis in (axes or range(value.ndim)))
     if axes[-1] - axes[0] == len(axes) - 1 and axes[-1] == value.ndim - 1 and len(axes) > 1:
-        value = value.reshape(*value.shape[: axes[0]], -1)  # a view, of what lies together
+        value = value.view(*value.shape[: axes[0]], -1)  # which fails unless they lie together
         axes = [value.ndim - 1]
     assert len(axes) == 1, axes
     made = call.result if kept else call.result.unsqueeze(axes[0])
     own, out = view(value).moved(axes[0]), view(made).moved(axes[0])
     factor = 1.0 if call.name == "sum" else 1 / value.shape[axes[0]]
     one = program.constant(factor, value.dtype).expand(own.sizes)
-    before = out.strides[:-1]
-    sizes = own.sizes
-    program.add("contract", sizes, View(out.tensor, out.offset, sizes, (*before, 0)), own, one)
+    program.add("contract", own.sizes, out.expand(own.sizes), own, one)
 
 
 @rule("cumsum", "argmax", "_softmax", "_safe_softmax")
 def _along(program: Program, call: Call) -> None:
     value, axis = call.arguments[:2]
-    name = call.name.removeprefix("_safe").removeprefix("_").removeprefix("safe_")
+    name = call.name.removeprefix("_safe").removeprefix("_")
     made = call.result
     if name == "argmax" and not call.arguments[2]:
         made = made.unsqueeze(axis)
     own, out = view(value).moved(axis), view(made).moved(axis)
-    out = View(out.tensor, out.offset, own.sizes, out.expand(own.sizes).strides)
-    program.add(name, own.sizes, out, own)
+    program.add(name, own.sizes, out.expand(own.sizes), own)
 
 
 @rule("native_layer_norm")
@@ -201,9 +196,8 @@ def _solve(program: Program, call: Call) -> None:
     sizes = (*made.sizes, made.sizes[-2])
     rows = View(matrix.tensor, matrix.offset, sizes,
                 (*matrix.strides[:-1], 0, matrix.strides[-1]))  # fmt: skip
-    others = (View(v.tensor, v.offset, sizes, (*v.strides, 0)) for v in (made, right))
-    out, b = others
-    program.add("solve", sizes, out, rows, b)
+    x, b = (View(v.tensor, v.offset, sizes, (*v.strides, 0)) for v in (made, right))
+    program.add("solve", sizes, x, rows, b)
 
 
 @rule("convolution")

@@ -24,7 +24,7 @@ from decision_seq.policy.native.pack import pack, unpackable
 from decision_seq.variables import variables
 
 HERE = Path(__file__).parent / "csrc"
-SHARED = ("agent.h", "main.c", "Makefile")
+SHARED = ("agent.h", "read_all.h", "main.c", "Makefile")
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 #include "agent.h"
 
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "read_all.h"
 
 /* policy.c */
 typedef struct Policy Policy;
@@ -31,18 +32,6 @@ struct Agent {
     float *predicted;        /* [lanes][ACTION] */
     Remembered *action;      /* [lanes][NUMBERS] */
 };
-
-static void *read_all(const char *path, long *bytes) {
-    FILE *file = fopen(path, "rb");
-    void *data = NULL;
-    if (!file) return NULL;
-    if (!fseek(file, 0, SEEK_END) && (*bytes = ftell(file)) > 0 && !fseek(file, 0, SEEK_SET)) {
-        data = malloc(*bytes);
-        if (data && fread(data, 1, *bytes, file) != (size_t)*bytes) free(data), data = NULL;
-    }
-    fclose(file);
-    return data;
-}
 
 void agent_close(Agent *a) {
     if (!a) return;

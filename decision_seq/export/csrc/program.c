@@ -4,12 +4,13 @@
 #include "agent.h"
 
 #include <math.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <tgmath.h>
 
-enum { AXES = 6, OPERANDS = 4, HEAD = 5, END = 3 };
+#include "read_all.h"
+
+enum { AXES = 6, OPERANDS = 4, INDICES = 2, HEAD = 5 };
 enum { OBSERVED, REWARD, TARGET, STATE, NOISE }; /* inputs */
 enum { ACTED, PREDICTED, NEXT_STATE, OUTPUTS };
 enum { F32, F64, I64, BOOL, U8 };
@@ -24,7 +25,7 @@ typedef struct {
     double number;
     struct {
         int64_t stride, size;
-    } step[2]; /* of each indexed axis */
+    } step[INDICES]; /* of each indexed axis */
     int64_t count;
     Operand of[OPERANDS]; /* of[0] is made */
 } Instruction;
@@ -291,21 +292,9 @@ void agent_close(Agent *a) {
     free(a->words), free(a->memory), free(a->states), free(a->predicted), free(a);
 }
 
-static int64_t *read_all(const char *path, long *bytes) {
-    FILE *file = fopen(path, "rb");
-    int64_t *data = NULL;
-    if (!file) return NULL;
-    if (!fseek(file, 0, SEEK_END) && (*bytes = ftell(file)) > HEAD * 8 && !fseek(file, 0, SEEK_SET)) {
-        data = malloc(*bytes);
-        if (data && fread(data, 1, *bytes, file) != (size_t)*bytes) free(data), data = NULL;
-    }
-    fclose(file);
-    return data;
-}
-
 Agent *agent_open(const char *weights, int lanes) {
     Agent *a = calloc(1, sizeof *a);
-    if (!a || !(a->words = read_all(weights, &a->bytes))) return agent_close(a), NULL;
+    if (!a || !(a->words = read_all(weights, &a->bytes)) || a->bytes <= HEAD * 8) return agent_close(a), NULL;
     const int64_t *head = a->words;
     a->lanes = lanes, a->count = head[0];
     a->inputs = (const End *)(head + HEAD);
