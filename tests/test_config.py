@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from gymnasium import spaces
 
 from decision_seq.agents import PRESETS, SequenceAgent
 from decision_seq.agents.presets import preset_of
@@ -13,6 +15,7 @@ from decision_seq.config import dump_yaml, parse_overrides, to_plain
 from decision_seq.errors import UserError
 from decision_seq.eval.compare.matrix import load_matrix
 from decision_seq.run_config import RunConfig, load_run_config, run_config, write_run_config
+from decision_seq.spaces import table_of
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RUNS = sorted(p for p in CONFIGS.glob("*.yaml") if not p.name.startswith("compare"))
@@ -23,12 +26,17 @@ HOPPER = CONFIGS / "hopper-decision-mamba.yaml"
 @pytest.mark.parametrize("path", RUNS, ids=lambda p: p.stem)
 def test_every_config_builds_its_agent(path: Path) -> None:
     config = load_run_config(path)
-    atari = config.env in ("breakout", "pong", "qbert", "seaquest")
-    spec = AgentSpec((84, 84), 6, True, 999) if atari else AgentSpec((11,), 3, False, 999)
-    agent = config.agent.agent(config.agent, spec)
-    assert isinstance(agent, SequenceAgent)
     env = path.stem.partition("-")[0]
-    assert config.env.lower().startswith(env) and config.name in PRESETS
+    assert env in config.env.lower() and config.name in PRESETS
+    if config.env in ("breakout", "pong", "qbert", "seaquest"):
+        spec = AgentSpec((84, 84), 6, True, 999)
+    elif config.name.startswith("goal"):
+        parts = {"observation": 4, "achieved_goal": 2, "desired_goal": 2}
+        boxes = {k: spaces.Box(-np.inf, np.inf, (n,)) for k, n in parts.items()}
+        spec = AgentSpec((8,), 2, False, 299, observation_space=table_of(spaces.Dict(boxes)))
+    else:
+        spec = AgentSpec((11,), 3, False, 999)
+    assert isinstance(config.agent.agent(config.agent, spec), SequenceAgent)
 
 
 @pytest.mark.parametrize("game", ["breakout", "pong", "qbert", "seaquest"])
