@@ -62,7 +62,14 @@ ENDS = (".mp4", ".gif")
 DRAWN, FICKLE = "decision-seq-tests/Drawn-v0", "decision-seq-tests/Fickle-v0"
 
 
-def evaluated(env: str, targets: list[float], episodes: int, width: int = 1, actions: int = 1):  # type: ignore[no-untyped-def]
+def evaluated(  # type: ignore[no-untyped-def]
+    env: str,
+    targets: list[float],
+    episodes: int,
+    width: int = 1,
+    actions: int = 1,
+    max_steps: int | None = None,
+):
     """Rows and actions of an untrained agent."""
     torch.manual_seed(0)
     config = ReturnConditionedConfig(
@@ -72,7 +79,9 @@ def evaluated(env: str, targets: list[float], episodes: int, width: int = 1, act
     with torch.no_grad():
         agent.action_head.weight.normal_(std=1.0)
     recorded: list[np.ndarray] = []
-    done = rollout(agent, env, targets, episodes, 0, "stream", actions=recorded)
+    done = rollout(
+        agent, env, targets, episodes, 0, "stream", actions=recorded, max_steps=max_steps
+    )
     protocol = {"env": env, "checkpoint": "last", "step": 7, "context": "stream", "agent": "dm"}
     return [dataclasses.asdict(episode) | protocol for episode in done], recorded
 
@@ -119,6 +128,13 @@ def test_a_film_is_the_episode(tmp_path: Path) -> None:
             assert gif.n_frames == -(-len(frames) // 3) and gif.width == video.GIF_WIDTH
         shown = shown[len(frames) :]
     assert not shown
+
+
+def test_an_episode_that_the_evaluation_cut_off_is_shown(tmp_path: Path) -> None:
+    rows, actions = evaluated(DRAWN, [50.0], 2, max_steps=10)
+    assert {row["length"] for row in rows} == {10}
+    film, _ = video.write_videos(tmp_path, rows, actions, ["best"])
+    assert len(frames_of(film)[0]) == 5
 
 
 def test_captions_say_target_return_and_step() -> None:
