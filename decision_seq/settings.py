@@ -10,6 +10,7 @@ from typing import Literal
 from decision_seq.errors import UserError
 
 Context = Literal["window", "stream"]  # the last K steps computed again, or a state carried on
+LoggerName = Literal["tensorboard", "wandb", "trackio", "mlflow"]  # of training/loggers.py
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class TrainConfig:
     checkpoint_interval: int = 1000  # steps between checkpoints and validation losses
     keep_interval: int = 0  # weights to keep for `evaluate --checkpoint best`; 0: none but the last
     skip_nonfinite: int = 0  # batches with a loss or gradient that is not finite, before it stops
+    loggers: tuple[LoggerName, ...] = ("tensorboard",)  # that get what metrics.jsonl gets
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "log_interval", "checkpoint_interval"):
@@ -88,6 +90,8 @@ class TrainConfig:
             )
         if self.skip_nonfinite < 0:
             raise UserError(f"skip_nonfinite is {self.skip_nonfinite}; it must be at least 0")
+        if len(set(self.loggers)) < len(self.loggers):
+            raise UserError(f"loggers is {list(self.loggers)}, which names one twice; remove it")
 
 
 @dataclass(frozen=True)

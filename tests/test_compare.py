@@ -397,7 +397,7 @@ def test_the_table_shows_progress(toy_file: Path, tmp_path: Path) -> None:
 
     assert "starting" in shown() and "0/1000" in shown()
     run.mkdir(parents=True)
-    with MetricsLog(run, 0) as log:
+    with MetricsLog(run, jobs[1].config, 0) as log:
         log.write(200, loss=0.51234, steps_per_second=10.0)
         log.write(200, validation_loss=0.6)
     text = shown()

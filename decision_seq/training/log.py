@@ -1,4 +1,4 @@
-"""What training says while it runs (metrics.jsonl, TensorBoard), and how it is told to stop."""
+"""What training says while it runs (metrics.jsonl, loggers), and how it is told to stop."""
 
 from __future__ import annotations
 
@@ -9,29 +9,28 @@ import signal
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any
 
-from decision_seq.config import to_plain
 from decision_seq.files import read_jsonl, write_text, writing
 from decision_seq.run_config import RunConfig
+from decision_seq.training.loggers import LoggedRun, Loggers
 
 
 class MetricsLog:
-    """Rows of scalars by step, to `metrics.jsonl` and to TensorBoard.
+    """Rows of scalars by step, to `metrics.jsonl` and to the loggers of `config`.
 
     Rows beyond `start_step` (written by a run that was killed before its next checkpoint) are
     dropped, so that a resumed log equals an uninterrupted one.
     """
 
-    def __init__(self, run: Path, start_step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
+    def __init__(self, run: Path, config: RunConfig, start_step: int) -> None:
         self.path = run / "metrics.jsonl"
-        kept = [row for row in read_jsonl(self.path) if row["step"] <= start_step]
+        rows = read_jsonl(self.path)
+        self._sent = [(row["step"], key) for row in rows if row["step"] > start_step for key in row]
+        kept = [row for row in rows if row["step"] <= start_step]
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+        self._loggers = Loggers(LoggedRun(run, config, start_step))
         with writing(self.path):
             self._file = self.path.open("a", encoding="utf-8")
-            self._board = SummaryWriter(str(run / "tensorboard"), purge_step=start_step + 1)
 
     def write(self, step: int, **values: float | None) -> None:
         """One row. What is unknown is left out, and what is not finite: JSON has no word for it."""
@@ -39,8 +38,8 @@ class MetricsLog:
         with writing(self.path):
             self._file.write(json.dumps({"step": step, **scalars}) + "\n")
             self._file.flush()
-            for name, value in scalars.items():
-                self._board.add_scalar(name, value, step)
+            sent = frozenset(key for at, key in self._sent if at == step)
+            self._loggers.write(step, scalars, sent)
 
     def __enter__(self) -> MetricsLog:
         return self
@@ -53,28 +52,15 @@ class MetricsLog:
     ) -> None:
         with contextlib.suppress(OSError) if error else writing(self.path):
             self._file.close()
-            self._board.close()
+            self._loggers.close(failed=error is not None)
 
 
 def log_result(run: Path, config: RunConfig, step: int, scalars: Mapping[str, float]) -> None:
-    """What a run came to, for TensorBoard: `scalars` at `step`, and the config's fields beside them
-    as hyperparameters (its HPARAMS page)."""
-    from torch.utils.tensorboard import SummaryWriter
-    from torch.utils.tensorboard.summary import hparams
-
-    with writing(run / "tensorboard"), SummaryWriter(str(run / "tensorboard")) as board:
-        for name, value in scalars.items():
-            board.add_scalar(name, value, step)
-        for part in hparams(_flat(to_plain(config)), dict(scalars)):
-            board.file_writer.add_summary(part)
-
-
-def _flat(value: Any, key: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with dotted keys; what is not a plain value is text."""
-    if isinstance(value, Mapping):
-        parts = [_flat(part, f"{key}.{name}" if key else name) for name, part in value.items()]
-        return {name: leaf for part in parts for name, leaf in part.items()}
-    return {key: value if isinstance(value, bool | int | float | str) else str(value)}
+    """What a run came to, for its loggers: `scalars` at `step`."""
+    with writing(run):
+        loggers = Loggers(LoggedRun(run, config))
+        loggers.result(step, scalars)
+        loggers.close(failed=False)
 
 
 class NoLog(contextlib.AbstractContextManager["NoLog", None]):

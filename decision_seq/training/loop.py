@@ -33,6 +33,7 @@ from decision_seq.training.checkpoint import check_run_folder, load_state, save_
 from decision_seq.training.distributed import World, joined
 from decision_seq.training.faults import FiniteGuard, stop_for_fault
 from decision_seq.training.log import MetricsLog, NoLog, stop_on_signal
+from decision_seq.training.loggers import check_loggers
 from decision_seq.training.optim import autocast, average_decay, learning_rate, make_optimizer
 from decision_seq.training.random import RandomStream
 from decision_seq.training.samplers import Sampler, make_samplers
@@ -131,6 +132,7 @@ def open_runs(
     locked and their logs open. The arguments are those of `train`."""
     for config, out in zip(configs, outs, strict=True):
         check_run_folder(config, out, resume)
+        check_loggers(config.train.loggers)
         world.check(config.train.batch_size)
         if config.train.stream and world.size > 1:
             raise UserError("train.stream runs in one process; leave out torchrun, or stream")
@@ -253,7 +255,7 @@ def _opened(
         if config.train.stream and agent.carried is None:  # else that of a checkpoint
             agent.carried = stream.new_state(agent, config.train.batch_size)
         agent.guide = guide_for(agent, store, out, config.values, config.seed)
-        log = MetricsLog(out, learner.step) if world.is_rank_zero else NoLog()
+        log = MetricsLog(out, config, learner.step) if world.is_rank_zero else NoLog()
         held.enter_context(log)
         yield Run(config, out, learner, *samplers, log, on_interval)
 
