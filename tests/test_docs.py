@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import json
 import re
 import runpy
 import shlex
@@ -17,14 +18,17 @@ from decision_seq.eval.rows import read_rows
 from decision_seq.shipped import config_names
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md")), *NOTEBOOKS]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
 def test_relative_links_resolve(path: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)\)", path.read_text()):
-        if not target.startswith(("http://", "https://")):
+        if not target.startswith(
+            ("http://", "https://", "decision_seq.")
+        ):  # these are names of code
             assert (path.parent / target).exists(), f"{path.name} links to {target}"
 
 
@@ -46,6 +50,17 @@ def test_named_files_exist(path: Path) -> None:
     rooms = (ROOT, ROOT / "decision_seq")
     for name in re.findall(r"`([\w./-]+/[\w.-]+\.(?:py|c|h))`", path.read_text()):
         assert any((room / name).exists() for room in rooms), f"{path.name} names {name}"
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    """A page that no one finds is none; and notebooks are stored without what they gave."""
+    listed = re.findall(r"(\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    pages = [path.relative_to(ROOT / "docs") for path in (ROOT / "docs").rglob("*.md")]
+    pages += [path.relative_to(ROOT / "docs").with_suffix(".md") for path in NOTEBOOKS]
+    assert {str(page) for page in pages} == {p for p in listed if not p.startswith("project/")}
+    for notebook in NOTEBOOKS:
+        cells = json.loads(notebook.read_text())["cells"]
+        assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells)
 
 
 def test_examples_of_associative_memories_print_what_they_show() -> None:

@@ -275,7 +275,9 @@ def load_policy(
     Args:
         run: its folder, a folder that was shared, `hf://USER/NAME` of the Hugging Face hub, or an
             agent file.
-        context, target_return, lanes: see `Policy`.
+        context: see `Policy`.
+        target_return: see `Policy`.
+        lanes: see `Policy`.
         checkpoint: the last, or the one with the lowest validation loss.
         device: where to act.
         options: others of `Policy`.
