@@ -6,12 +6,16 @@ They lie at the top of the project; setup.py puts them into the package where it
 from __future__ import annotations
 
 import difflib
+import os
 import re
+import shutil
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 import decision_seq
 from decision_seq.errors import UserError
+from decision_seq.files import atomic_folder
 
 PACKAGE = Path(decision_seq.__file__).parent
 
@@ -42,9 +46,39 @@ def config_file(config: Path | str) -> Path:
         return path
     if path.stem in names:
         return shipped("configs") / f"{path.stem}.yaml"
-    near = difflib.get_close_matches(path.stem, names, n=1, cutoff=0.5)
-    hint = f"the nearest is {near[0]}" if near else "`decision-seq list configs` shows those"
+    hint = _nearest(path.stem, names, "configs")
     raise UserError(f"{path}: is no file, and no config of that name is shipped; {hint}")
+
+
+def run_at(run: str | os.PathLike[str], to_write: bool = False) -> Path:
+    """The run folder that `run` means: itself, or the shipped entry where it is zoo/NAME and no
+    such folder is here.
+
+    Args:
+        run: path of a run folder.
+        to_write: it will be written to, so what is shipped is copied to where it was named.
+
+    Raises:
+        UserError: it is called zoo/NAME and there is no such entry, here or shipped.
+    """
+    path = Path(run)
+    if path.parent != Path("zoo") or path.exists():
+        return path
+    entry = shipped("zoo") / path.name
+    if not entry.is_dir():
+        names = sorted(folder.name for folder in shipped("zoo").glob("*/"))
+        raise UserError(f"{path}: the zoo has no such agent; {_nearest(path.name, names, 'zoo')}")
+    if not to_write:
+        return entry
+    with atomic_folder(path) as folder:
+        shutil.copytree(entry, folder, dirs_exist_ok=True)
+    return path
+
+
+def _nearest(name: str, names: Sequence[str], what: str) -> str:
+    """A hint for what may have been meant."""
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"the nearest is {near[0]}" if near else f"`decision-seq list {what}` shows those"
 
 
 def config_summaries() -> dict[str, str]:

@@ -13,14 +13,16 @@ import zipfile
 from importlib import metadata
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 import decision_seq
 from decision_seq.cli import main
 from decision_seq.errors import UserError
+from decision_seq.policy import load_policy
 from decision_seq.run_config import load_run_config
-from decision_seq.shipped import config_file, config_names, shipped
+from decision_seq.shipped import config_file, config_names, run_at, shipped
 
 ROOT = Path(__file__).parents[1]
 BUILT = ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE")
@@ -78,6 +80,27 @@ def test_the_wheel_needs_no_repository(wheel: Path, tmp_path: Path) -> None:
     assert len(zoo.splitlines()) == len(list((ROOT / "zoo").glob("*/policy.json"))) > 0
     written = command(wheel, tmp_path, "config", "compare-hopper").stdout
     assert written == (ROOT / "configs" / "compare-hopper.yaml").read_text()
+    site, name = tmp_path / "site" / "decision_seq", "zoo/hopper-decision-mamba"
+    rows = (site / name / "episodes.jsonl").read_text()
+    short = ("--episodes", "1", "--max-steps", "9", "--targets", "3600")
+    evaluated = command(wheel, tmp_path, "evaluate", name, *short)
+    assert evaluated.returncode == 0, evaluated.stderr
+    own = (tmp_path / "work" / name / "episodes.jsonl").read_text().splitlines()
+    assert sum('"max_steps": 9' in row for row in own) == 1 < len(own)
+    assert (site / name / "episodes.jsonl").read_text() == rows  # what is installed stays as it was
+
+
+def test_agents_of_the_zoo_go_by_name_wherever_one_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = "zoo/hopper-decision-mamba"
+    assert load_policy(name, "stream", 3600).act(np.zeros(11), None).shape == (3,)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(UserError, match=f"the zoo has no such agent; the nearest is {name[4:]}"):
+        load_policy("zoo/hoper-decision-mamba")
+    (tmp_path / name).mkdir(parents=True)  # a folder is itself
+    assert run_at(name) == Path(name)
 
 
 @pytest.mark.slow

@@ -210,10 +210,11 @@ def evaluate(
     from decision_seq.hardware import torch_device
     from decision_seq.progress import progress_bar
     from decision_seq.run_folder import agent_at, read_index, saved_steps
+    from decision_seq.shipped import run_at
     from decision_seq.training.log import log_result
     from decision_seq.variables import variables
 
-    folder = Path(run)
+    folder = run_at(run, to_write=True)
     index, on = read_index(folder), torch_device(device)
     asked = tuple(targets) if targets is not None and not isinstance(targets, str) else targets
     config = evaluation_config(

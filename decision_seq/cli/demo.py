@@ -31,7 +31,9 @@ def demo(
     from decision_seq.export.bundle import origin_of
     from decision_seq.export.demo import make_demo
     from decision_seq.run_folder import agent_at, read_index
+    from decision_seq.shipped import run_at
 
+    run = run_at(run)
     step = read_index(run)[checkpoint]["step"]
     config = evaluation_config(run)
     agent, origin = load_agent(agent_at(run, step)), origin_of(run, step)

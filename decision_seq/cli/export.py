@@ -37,7 +37,9 @@ def export(
     from decision_seq.eval.rollout.protocol import evaluation_config
     from decision_seq.export.bundle import export_policy, origin_of
     from decision_seq.run_folder import agent_at, read_index
+    from decision_seq.shipped import run_at
 
+    run = run_at(run)
     step = read_index(run)[checkpoint]["step"]
     config = evaluation_config(run, env)
     agent, origin = load_agent(agent_at(run, step)), origin_of(run, step)

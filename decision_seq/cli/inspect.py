@@ -9,7 +9,7 @@ from tyro.conf import Positional
 
 from decision_seq.cli.arguments import Assignments, Device
 from decision_seq.errors import UserError
-from decision_seq.shipped import config_names
+from decision_seq.shipped import config_names, run_at
 
 
 def inspect(
@@ -48,6 +48,7 @@ def inspect(
             raise UserError(f"{run}: is a config; name a folder for the figures with --out")
         subject = load_untrained(run, assignments, torch_device(device))
     else:
+        run = run_at(run, to_write=out is None)
         subject = load_trained(run, checkpoint, assignments, torch_device(device))
     inspection = inspect_agent(subject, episode, step, context_length)
     files = write_inspection(inspection, out or run)

@@ -23,8 +23,9 @@ def share(
         half: matrices in float16; evaluate the folder afterwards, since rows are left out.
     """
     from decision_seq.export.share import save_pretrained
+    from decision_seq.shipped import run_at
 
-    save_pretrained(run, out, checkpoint, half)
+    save_pretrained(run_at(run), out, checkpoint, half)
     print(f"{out}: made; look at {out / 'README.md'} before you give it away")
 
 
@@ -44,5 +45,6 @@ def push(
         private: for nobody else.
     """
     from decision_seq.export.share import push as upload
+    from decision_seq.shipped import run_at
 
-    print(f"pushed to {upload(run, repository, checkpoint, private)}")
+    print(f"pushed to {upload(run_at(run), repository, checkpoint, private)}")

@@ -21,6 +21,7 @@ from decision_seq.policy.native.engine import NativeEngine
 from decision_seq.policy.seen import Seen
 from decision_seq.run_folder import agent_path
 from decision_seq.settings import Context
+from decision_seq.shipped import run_at
 from decision_seq.spaces import table_of
 
 EngineName = Literal["auto", "native", "graph", "eager"]
@@ -273,8 +274,8 @@ def load_policy(
     """A policy of a trained run.
 
     Args:
-        run: its folder, a folder that was shared, `hf://USER/NAME` of the Hugging Face hub, or an
-            agent file.
+        run: its folder, a folder that was shared, `hf://USER/NAME` of the Hugging Face hub,
+            `zoo/NAME` of the agents that are shipped, or an agent file.
         context: see `Policy`.
         target_return: see `Policy`.
         lanes: see `Policy`.
@@ -285,7 +286,7 @@ def load_policy(
     Raises:
         UserError: there is no such run, or it cannot be read.
     """
-    path = downloaded(str(run)) if str(run).startswith("hf:/") else Path(run)
+    path = downloaded(str(run)) if str(run).startswith("hf:/") else run_at(run)
     agent = load_agent(agent_path(path, checkpoint) if not path.is_file() else path, device)
     return Policy(agent, context, target_return, lanes, **options)
 
