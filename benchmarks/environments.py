@@ -1,11 +1,12 @@
-"""Environments end to end: the table of docs/environments.md, made from real runs.
+"""Journeys end to end: the table of docs/environments.md, made from real runs.
 
     python benchmarks/environments.py [WORD ...] [--write docs/environments.md]
 
-For each environment that the installed packages register: random players are collected as a Minari
-dataset, `data info` and `data check` read it, an agent is trained for a few steps, rolled out and
+Of each environment that the installed packages register, and of one with each kind of space, random
+players' data are collected as a Minari dataset; of each format a file is written (journey_data.py).
+`data info` and `data check` read them, an agent is trained for a few steps, rolled out, filmed and
 reported. Whatever ends a journey is the row's last word.
-With `--write` rows take the place of those of the same environment in that file.
+With `--write` rows take the place of those of the same name in that file.
 """
 
 from __future__ import annotations
@@ -18,34 +19,97 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-# environment: package, settings
-JOURNEYS: dict[str, tuple[str, dict[str, Any]]] = {
-    "CartPole-v1": ("gymnasium", {}),
-    "Pendulum-v1": ("gymnasium", {}),
-    "FrozenLake-v1": ("gymnasium", {}),
-    "Taxi-v4": ("gymnasium", {}),
-    "Blackjack-v1": ("gymnasium", {}),
-    "CarRacing-v3": ("gymnasium", {}),
-    "Hopper-v5": ("mujoco", {}),
-    "Humanoid-v5": ("mujoco", {}),
-    "Ant-v4?use_contact_forces=true": ("mujoco", {}),
-    "pong": ("ale-py", {}),
-    "gymnasium_robotics:PointMaze_UMaze-v3": ("gymnasium-robotics", {"goal": True}),
-    "gymnasium_robotics:AntMaze_UMaze-v5": ("gymnasium-robotics", {"goal": True}),
-    "gymnasium_robotics:FetchReach-v4": ("gymnasium-robotics", {"goal": True}),
-    "gymnasium_robotics:FrankaKitchen-v1": ("gymnasium-robotics", {}),
-    "gymnasium_robotics:AdroitHandDoor-v1": ("gymnasium-robotics", {}),
-    "minigrid:MiniGrid-FourRooms-v0": ("minigrid", {"leave_out": ["mission"]}),
-    "ogbench:pointmaze-medium-v0": ("ogbench", {}),
-}
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # `benchmarks.journey_data:Tuple-v0` is imported by its name
+
+from benchmarks.journey_data import FORMATS, SPACES  # noqa: E402
+
 STEPS = 120  # of data
-COLUMNS = ("environment", "observations", "actions", "package", "info", "check", "train",
-           "evaluate", "report")  # fmt: skip
+COLUMNS = ("what", "observations", "actions", "package", "info", "check", "train",
+           "evaluate", "video", "report")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Journey:
+    """What is tried: an environment whose data are collected, or a file that `write` makes."""
+
+    package: str
+    env: str | None
+    settings: dict[str, Any] = field(default_factory=dict)  # preset, leave_out
+    write: Callable[[Path], Path] | None = None
+
+
+GOAL, MISSION = {"preset": "goal-decision-mamba"}, {"leave_out": ["mission"]}
+_ENVIRONMENTS: dict[str, tuple[str, dict[str, Any]]] = {
+    **dict.fromkeys(
+        ("CartPole-v1", "Pendulum-v1", "FrozenLake-v1", "Taxi-v4", "Blackjack-v1", "CarRacing-v3"),
+        ("gymnasium", {}),
+    ),
+    **dict.fromkeys(
+        ("Hopper-v5", "Humanoid-v5", "Ant-v4?use_contact_forces=true", "d4rl-ant"), ("mujoco", {})
+    ),
+    **dict.fromkeys(("pong",), ("ale-py", {})),
+    **{
+        f"gymnasium_robotics:{name}": ("gymnasium-robotics", settings)
+        for name, settings in {
+            "PointMaze_UMaze-v3": GOAL,
+            "PointMaze_Large_Diverse_GR-v3": GOAL,
+            "AntMaze_UMaze-v5": GOAL,
+            "AntMaze_Medium_Diverse_GR-v5": GOAL,
+            "FetchReach-v4": GOAL,
+            "FetchPickAndPlace-v4": GOAL,
+            "FetchSlideDense-v4": GOAL,
+            "HandReach-v3": GOAL,
+            "HandManipulateBlock_ContinuousTouchSensors-v1": GOAL,
+            "FrankaKitchen-v1": {},
+            'FrankaKitchen-v1?tasks_to_complete=["microwave"]': {},
+            "AdroitHandDoor-v1": {},
+            "AdroitHandRelocate-v1": {},
+        }.items()
+    },
+    **{
+        f"minigrid:{name}": ("minigrid", MISSION)
+        for name in (
+            "MiniGrid-FourRooms-v0", "MiniGrid-DoorKey-5x5-v0", "MiniGrid-MemoryS7-v0",
+            "MiniGrid-Dynamic-Obstacles-5x5-v0", "BabyAI-GoToLocal-v0",
+        )
+    },
+    "minigrid-pixels": ("minigrid", {}),
+    "minigrid-pixels?task=MiniGrid-DoorKey-5x5-v0&view=all": ("minigrid", {}),
+    **{
+        f"ogbench:{name}": ("ogbench", {})
+        for name in (
+            "pointmaze-medium-v0", "pointmaze-medium-singletask-v0", "antmaze-medium-v0",
+            "cube-single-v0", "scene-singletask-task2-v0", "puzzle-3x3-v0",
+            "visual-cube-single-v0", "powderworld-easy-v0",
+        )
+    },
+    **{
+        f"ogbench-goals?task={name}": ("ogbench", {**GOAL, "achieved": "observation"})
+        for name in ("antmaze-medium-v0", "cube-single-v0")
+    },
+}  # fmt: skip
+JOURNEYS: dict[str, Journey] = {
+    **{f"`{name}`": Journey(p, name, s) for name, (p, s) in _ENVIRONMENTS.items()},
+    **{
+        f"spaces: {name}": Journey(
+            "gymnasium",
+            f"benchmarks.journey_data:{name}-v0",
+            MISSION if name == "Mission" else {},
+        )
+        for name in SPACES
+    },
+    **{
+        f"file: {name}": Journey("pyarrow" if "Parq" in name or "LeR" in name else "h5py", e, s, w)
+        for name, (w, e, s) in FORMATS.items()
+    },
+}
 
 
 def main() -> None:
@@ -53,49 +117,58 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("words", nargs="*", help="environments whose names hold one of these")
+    parser.add_argument("words", nargs="*", help="those whose names hold one of these")
     parser.add_argument("--write", type=Path)
     asked = parser.parse_args()
     rows = {}
-    for name, (package, settings) in JOURNEYS.items():
+    for name, one in JOURNEYS.items():
         if asked.words and not any(word in name for word in asked.words):
             continue
         try:
-            used = f"{package} {version(package)}"
+            used = f"{one.package} {version(one.package)}"
         except PackageNotFoundError:
-            print(f"{name}: {package} is not installed", flush=True)
+            print(f"{name}: {one.package} is not installed", flush=True)
             continue
-        if package == "gymnasium-robotics":
+        if one.package == "gymnasium-robotics":
             used += f", mujoco {version('mujoco')}"
         with tempfile.TemporaryDirectory() as folder:
-            rows[name] = f"| {' | '.join(journey(name, settings, Path(folder), used))} |"
+            rows[name] = f"| {' | '.join(journey(name, one, Path(folder), used))} |"
         print(rows[name], flush=True)
     if asked.write:
         write(asked.write, rows)
 
 
-def journey(name: str, settings: dict[str, Any], folder: Path, used: str) -> list[str]:
+def journey(name: str, one: Journey, folder: Path, used: str) -> list[str]:
     """The cells of a row."""
     os.environ["MINARI_DATASETS_PATH"] = str(folder / "minari")
-    cells = [f"`{name}`", "", "", used]
+    cells = [name, "", "", used]
     source, run, config = "tried/it-v0", folder / "run", folder / "run.yaml"
-    config.write_text(_config(name, settings, source), encoding="utf-8")
+    if one.write:
+        (folder / "data").mkdir()
+        source = str(one.write(folder / "data"))
+    config.write_text(_config(one, source), encoding="utf-8")
+    known = ["--env", one.env] if one.env else []
+    collect = [] if one.write else ["collect", str(one.env), "random", "--steps", str(STEPS)]
     steps = {
-        "": ["collect", name, "random", "--steps", str(STEPS), "--out", source],
+        "": collect and [*collect, "--out", source],
         "info": ["data", "info", source],
-        "check": ["data", "check", source, "--env", name],
+        "check": ["data", "check", source, *known],
         "train": ["train", str(config), "--out", str(run)],
-        "evaluate": ["evaluate", str(run)],
+        "evaluate": ["evaluate", str(run)] if one.env else [],
+        "video": ["evaluate", str(run), "--video", "best"] if one.env else [],
         "report": ["report", str(run), "--out", str(run / "report.html")],
     }
     for step, words in steps.items():
+        if not words:
+            cells += ["-"] if step else []
+            continue
         code, said = command(words)
         if step == "info":
             cells[1:3] = [_said(said, "observations", "observation_shape"), _said(said, "actions")]
         if step and code == 0:
             cells.append(_findings(said) if step == "check" else "yes")
         elif code:
-            return [*cells, " ".join(said.split())[-160:].replace("|", "/")]
+            return [*cells, " ".join(said.split())[-240:].replace("|", "/")]
     return cells
 
 
@@ -109,6 +182,8 @@ def command(words: list[str]) -> tuple[int, str]:
             cli.main()
         except SystemExit as end:
             return int(end.code or 0), printed.getvalue()
+        except Exception as error:  # a traceback is what a journey is to find
+            return 1, f"{printed.getvalue()} TRACEBACK {type(error).__name__}: {error}"
     return 0, printed.getvalue()
 
 
@@ -116,20 +191,23 @@ def write(path: Path, rows: dict[str, str]) -> None:
     """Put `rows` into the table of a page; others stay."""
     text = path.read_text(encoding="utf-8")
     head = f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}\n"
-    begin = text.index("| environment |")
+    begin = text.index("| what |")
     end = begin + len(re.match(r"(\|[^\n]*\n)+", text[begin:])[0])  # type: ignore[index]
-    kept = {line.split("`")[1]: line for line in text[begin:end].splitlines()[2:]}
+    kept = {line.split(" | ")[0][2:]: line for line in text[begin:end].splitlines()[2:]}
     kept |= rows
     order = [kept[name] for name in JOURNEYS if name in kept]
     path.write_text(text[:begin] + head + "\n".join(order) + "\n" + text[end:], encoding="utf-8")
 
 
-def _config(name: str, settings: dict[str, Any], source: str) -> str:
-    preset = "goal-decision-mamba" if settings.get("goal") else "decision-mamba"
+def _config(one: Journey, source: str) -> str:
+    preset = one.settings.get("preset", "decision-mamba")
+    context = "" if preset == "bc" else "context_length: 4, "
+    kind = "" if preset == "bc" else ", layers: 1"
+    context += "achieved: observation, " if "achieved" in one.settings else ""
     return f"""
-env: "{name}"
-data: {{sources: [{source}], leave_out: {settings.get("leave_out", [])}}}
-agent: {{preset: {preset}, context_length: 4, backbone: {{width: 16, layers: 1}}}}
+env: {f"'{one.env}'" if one.env else "null"}
+data: {{sources: ['{source}'], leave_out: {one.settings.get("leave_out", [])}}}
+agent: {{preset: {preset}, {context}backbone: {{width: 16{kind}}}}}
 train: {{steps: 2, batch_size: 4, checkpoint_interval: 2, log_interval: 1}}
 eval: {{targets: [1], episodes: 1, max_steps: 20}}
 """

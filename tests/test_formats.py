@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 import pickle
 from collections.abc import Callable
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import random_episodes, write_npz
+from PIL import Image
 
 from decision_seq.data.sources import ogbench
 from decision_seq.data.store import open_store
@@ -57,6 +60,46 @@ def json_steps(path: Path) -> str:
                 }
                 file.write(json.dumps(row) + "\n")
     return str(path / "log.jsonl")
+
+
+def json_other_names(path: Path) -> str:
+    theirs = {"observation": "obs", "action": "act", "reward": "rewards", "terminated": "done"}
+    theirs |= {"episode": "episode_id", "truncated": "timeout"}
+    rows = [json.loads(line) for line in Path(json_steps(path)).read_text().splitlines()]
+    lines = [json.dumps({theirs.get(k, k): v for k, v in row.items()}) for row in rows]
+    (path / "other.jsonl").write_text("\n".join(lines))
+    return str(path / "other.jsonl")
+
+
+def json_episodes_other_names(path: Path) -> str:
+    theirs = {"observations": "obs", "actions": "acts", "terminated": "done"}
+    rows = [json.loads(line) for line in Path(json_episodes(path)).read_text().splitlines()]
+    lines = [json.dumps({theirs.get(k, k): v for k, v in row.items()}) for row in rows]
+    (path / "other.jsonl").write_text("\n".join(lines))
+    return str(path / "other.jsonl")
+
+
+def packed(write: Callable[[Path], str]) -> Callable[[Path], str]:
+    def gz(path: Path) -> str:
+        plain = Path(write(path))
+        file = plain.with_name(f"{plain.name}.gz")
+        file.write_bytes(gzip.compress(plain.read_bytes()))
+        plain.unlink()
+        return str(file)
+
+    return gz
+
+
+def csv_log(path: Path) -> str:
+    columns = [*(f"observation_{i}" for i in range(4)), "action_0", "action_1"]
+    lines = [",".join(["episode", *columns, "reward", "terminated"])]
+    for number, rows in enumerate(SLICES):
+        for i in range(rows.start, rows.stop):
+            cells = [*EPISODES.observations[i], *EPISODES.actions[i], EPISODES.rewards[i]]
+            end = int(EPISODES.terminated[i])
+            lines.append(",".join([str(number), *(repr(float(c)) for c in cells), str(end)]))
+    (path / "log.csv").write_text("\n".join(lines) + "\n")
+    return str(path / "log.csv")
 
 
 def json_episodes(path: Path) -> str:
@@ -141,7 +184,8 @@ def lerobot(path: Path, version: str = "v3.0", cameras: tuple[str, ...] = ()) ->
 
 
 SAME: list[Callable[[Path], str]] = [
-    corl, qlearning_pickle, json_steps, json_episodes, parquet_lists, d3rlpy, lerobot,
+    corl, qlearning_pickle, json_steps, json_other_names, json_episodes, json_episodes_other_names,
+    parquet_lists, d3rlpy, lerobot, packed(csv_log), packed(json_steps), packed(qlearning_pickle),
 ]  # fmt: skip
 
 
@@ -149,6 +193,16 @@ SAME: list[Callable[[Path], str]] = [
 def test_every_format_gives_the_same_steps(write: Callable[[Path], str], tmp_path: Path) -> None:
     reference = open_store([str(write_npz(tmp_path / "reference.npz", EPISODES))])
     assert open_store([write(tmp_path)]).hash == reference.hash
+
+
+@pytest.mark.parametrize("write", [csv_log, json_steps, qlearning_pickle])
+def test_a_packed_file_that_is_cut_off_is_one_sentence(
+    write: Callable[[Path], str], tmp_path: Path
+) -> None:
+    file = Path(packed(write)(tmp_path))
+    file.write_bytes(file.read_bytes()[:-40])
+    with pytest.raises(UserError, match="cannot be read"):
+        open_store([str(file)])
 
 
 def test_parts_lie_side_by_side_under_their_names(tmp_path: Path) -> None:
@@ -189,6 +243,83 @@ def config(source: str, leave_out: list[str] | None = None, preset: str = "bc") 
         "train": {"steps": 1, "batch_size": 2},
     }
     return run_config(plain, {}, "test")
+
+
+CAMERA = "observation.images.top"
+
+
+def film(file: Path, levels: list[int]) -> None:
+    """Gray frames of 32 x 48 pixels, each as bright as its level."""
+    imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    writer = imageio_ffmpeg.write_frames(str(file), (48, 32), fps=10, macro_block_size=2)
+    writer.send(None)
+    for level in levels:
+        writer.send(np.full((32, 48, 3), level, np.uint8))
+    writer.close()
+
+
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+def test_cameras_are_decoded_frame_by_frame(version: str, tmp_path: Path) -> None:
+    root = Path(lerobot(tmp_path, version, (CAMERA,)))
+    levels = [20 + 10 * i for i in range(16)]
+    if version == "v2.1":  # a video an episode
+        for i, rows in enumerate(SLICES):
+            file = f"videos/chunk-000/{CAMERA}/episode_{i:06d}.mp4"
+            film(root / file, levels[rows])
+    else:  # cut where neither rows nor episodes are
+        film(root / f"videos/{CAMERA}/chunk-000/file-000.mp4", levels[:10])
+        film(root / f"videos/{CAMERA}/chunk-000/file-001.mp4", levels[10:])
+    store = open_store([f"{root}?cameras=all"])
+    assert str(store.observation_table) == "images.top image (32, 48, 3), state vector (4,)"
+    seen = store.observations["images.top"].astype(int)
+    assert np.abs(seen - np.reshape(levels, (16, 1, 1, 1))).max() <= 4  # as exact as the codec
+    np.testing.assert_array_equal(store.observations["*"], EPISODES.observations)
+    small = open_store([f"{root}?cameras={CAMERA}&height=8&width=12"])
+    assert small.observations["images.top"].shape == (16, 8, 12, 3)
+    assert small.hash != store.hash != open_store([str(root)]).hash
+
+
+@pytest.mark.parametrize(
+    ("frames", "query", "said"),
+    [
+        (15, "cameras=all", "episode 2: observation.images.top has fewer frames than rows"),
+        (17, "cameras=all", "observation.images.top has more frames than rows"),
+        (0, "cameras=all", "has no videos of observation.images.top"),
+        (16, "cameras=left", "has no camera 'left'"),
+        (16, "cameras=all&height=8", "height and width go together"),
+    ],
+)
+def test_wrong_videos_are_one_sentence(frames: int, query: str, said: str, tmp_path: Path) -> None:
+    root = Path(lerobot(tmp_path, "v3.0", (CAMERA,)))
+    if frames:
+        film(root / f"videos/{CAMERA}/chunk-000/file-000.mp4", [50] * frames)
+    with pytest.raises(UserError, match=said):
+        open_store([f"{root}?{query}"])
+    if frames == 16:
+        (root / f"videos/{CAMERA}/chunk-000/file-000.mp4").write_bytes(b"no video")
+        with pytest.raises(UserError, match=r"file-000.mp4: cannot be read as a video"):
+            open_store([f"{root}?cameras=all"])
+
+
+def test_pictures_beside_the_rows_are_decoded(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    root = Path(lerobot(tmp_path, "v3.0"))
+    about = json.loads((root / "meta/info.json").read_text())
+    about["features"][CAMERA] = {"dtype": "image"}
+    (root / "meta/info.json").write_text(json.dumps(about))
+    for file in sorted((root / "data").rglob("*.parquet")):
+        table = parquet.read_table(file)
+        cells = []
+        for i in range(len(table)):
+            packed = io.BytesIO()
+            Image.fromarray(np.full((40, 40, 3), i, np.uint8)).save(packed, "png")
+            cells.append({"bytes": packed.getvalue(), "path": None})
+        parquet.write_table(table.append_column(CAMERA, pa.array(cells)), file)
+    store = open_store([f"{root}?cameras=all"])
+    assert [int(r["images.top"].max()) for r in store.observations] == [*range(8), *range(8)]
 
 
 def test_ogbench_has_no_rewards_and_ends_by_time_alone(tmp_path: Path) -> None:

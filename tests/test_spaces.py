@@ -56,12 +56,15 @@ OBSERVATIONS: dict[str, spaces.Space[Any]] = {
     "gray": image(36, 36),
     "gray-stack": image(4, 36, 36),
     "images-and-vector": spaces.Dict(eye=image(7, 7, 3), hand=image(9, 9, 1), state=BOX),
+    "images-alone": spaces.Dict(right=image(9, 9), left=image(3, 8, 7)),
+    "unsorted": spaces.Dict(b=BOX, a=spaces.Dict(d=spaces.MultiBinary(3), c=spaces.Discrete(2))),
     "text-beside": spaces.Dict(say=spaces.Text(8), state=BOX),
 }
 ACTIONS: dict[str, spaces.Space[Any]] = {
     "matrix": spaces.Box(-1, 1, (2, 2), np.float32),
     "scalar": spaces.Box(-2, 2, (), np.float32),
     "one-sided": spaces.Box(np.array([0, -np.inf]), np.array([np.inf, 3]), dtype=np.float32),
+    "half": spaces.Box(-1, 1, (2,), np.float16),
     "whole": spaces.Box(-3, 5, (2,), np.int64),
     "start": spaces.Discrete(3, start=4),
     "multidiscrete": spaces.MultiDiscrete([3, 4], start=[1, -1]),

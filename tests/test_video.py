@@ -137,6 +137,41 @@ def test_an_episode_that_the_evaluation_cut_off_is_shown(tmp_path: Path) -> None
     assert len(frames_of(film)[0]) == 5
 
 
+class Around(gym.Env):
+    """Built around an environment of MuJoCo, as mazes are; what draws it is found when it is drawn,
+    as OGBench's is."""
+
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 30}  # noqa: RUF012
+    observation_space = action_space = spaces.Box(-1, 1, (1,), np.float32)
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        self.inner = gym.make("InvertedPendulum-v5").unwrapped
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict]:
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+        return np.zeros(1, np.float32), 0.0, False, False, {}
+
+    def render(self) -> np.ndarray:  # type: ignore[override]
+        import mujoco
+
+        renderer = mujoco.Renderer(self.inner.model, 32, 32)
+        renderer.update_scene(self.inner.data)
+        return renderer.render()
+
+
+def test_what_is_built_around_mujoco_is_drawn_as_mujoco_is() -> None:
+    gym.register("decision-seq-tests/Around-v0", Around)
+    try:
+        needed = video.check_video("decision-seq-tests/Around-v0")
+    except UserError as error:
+        if "no way to draw" in str(error):
+            pytest.skip(str(error))
+        raise
+    assert needed.keys() == {"MUJOCO_GL"}
+
+
 def test_captions_say_target_return_and_step() -> None:
     rows, actions = evaluated(DRAWN, [50.0], 1)
     clip = video.Clip(rows[0], np.stack([step[0] for step in actions]), "best of 1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -212,7 +213,6 @@ def evaluate(
     from decision_seq.run_folder import agent_at, read_index, saved_steps
     from decision_seq.shipped import run_at
     from decision_seq.training.log import log_result
-    from decision_seq.variables import variables
 
     folder = run_at(run, to_write=True)
     index, on = read_index(folder), torch_device(device)
@@ -223,26 +223,26 @@ def evaluate(
     )  # fmt: skip
     last: list[Row] | None = None
     actions: list[np.ndarray] | None = None
-    drawing: dict[str, str] = {}
-    if video is not None:
-        from decision_seq.eval.rollout.video import check_video
+    with contextlib.ExitStack() as stack:
+        if video is not None:
+            from decision_seq.eval.rollout.video import check_video, drawing
 
-        drawing, actions = check_video(str(config.env)), []
-    with variables(**drawing), progress_bar() as bar:
-        task = bar.add_task("evaluating", total=None, note="finished episodes")
+            stack.enter_context(drawing(check_video(str(config.env))))
+            actions = []
+        with progress_bar() as bar:
+            task = bar.add_task("evaluating", total=None, note="finished episodes")
 
-        def on_step(done: int, lanes: int) -> None:
-            bar.update(task, completed=done, total=lanes)
+            def on_step(done: int, lanes: int) -> None:
+                bar.update(task, completed=done, total=lanes)
 
-        if checkpoint == "best":
-            files = {step: agent_at(folder, step) for step in saved_steps(folder)}
-            last, rows = evaluate_best(folder, files, config, on, on_step, actions)
-        else:
-            step = index[checkpoint]["step"]
-            agent = load_agent(agent_at(folder, step), on)
-            rows = evaluate_agent(agent, config, folder, step, checkpoint, on_step, actions)
-    log_result(folder, config, rows[0]["step"], mean_scores(rows))
-    with variables(**drawing):
+            if checkpoint == "best":
+                files = {step: agent_at(folder, step) for step in saved_steps(folder)}
+                last, rows = evaluate_best(folder, files, config, on, on_step, actions)
+            else:
+                step = index[checkpoint]["step"]
+                agent = load_agent(agent_at(folder, step), on)
+                rows = evaluate_agent(agent, config, folder, step, checkpoint, on_step, actions)
+        log_result(folder, config, rows[0]["step"], mean_scores(rows))
         videos = [] if actions is None else _film(folder, rows, actions, video)
     return Evaluation(folder, rows, videos, Evaluation(folder, last) if last else None)
 

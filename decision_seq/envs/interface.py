@@ -10,6 +10,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import wrappers
 
+from decision_seq.envs.ogbench_goals import is_ogbench
 from decision_seq.errors import UserError, say_once
 from decision_seq.spaces.steps import StepForm
 
@@ -58,7 +59,7 @@ def check(env: gym.Env[Any, Any], name: str) -> None:
         raise UserError(
             f"environment {name}: step's `info` is {_described(info)}; it must be a dict ({STEP})"
         )
-    _look_for_goals(inner, name, begun[1])
+    _look_for_goals(env, inner, name, begun[1])
 
 
 def _form(env: gym.Env[Any, Any], name: str) -> StepForm:
@@ -96,7 +97,11 @@ def _check_observation(
         )
 
 
-def _look_for_goals(inner: Any, name: str, info: Mapping[str, Any]) -> None:
+def _of_ogbench(env: gym.Env[Any, Any]) -> bool:
+    return env.spec is not None and is_ogbench(env.spec.entry_point)
+
+
+def _look_for_goals(env: gym.Env[Any, Any], inner: Any, name: str, info: Mapping[str, Any]) -> None:
     """Say so where episodes have goals that only `info` names, and not always the same."""
     for key in GOALS:
         if key in info:
@@ -105,6 +110,7 @@ def _look_for_goals(inner: Any, name: str, info: Mapping[str, Any]) -> None:
                 say_once(
                     f"decision-seq: environment {name} tells each episode's goal in `info` alone "
                     f"(`{key}`), which agents do not see: they act blind to it"
+                    + (f"; write `ogbench-goals?task={name}`" if _of_ogbench(env) else "")
                 )
 
 

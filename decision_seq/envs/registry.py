@@ -17,6 +17,7 @@ from decision_seq.envs.atari import IDS as ATARI_IDS
 from decision_seq.envs.atari import OLD_IDS as ATARI_OLD_IDS
 from decision_seq.envs.identity import Identity, plain
 from decision_seq.envs.memory import LAGS
+from decision_seq.envs.ogbench_goals import OwnNumbers, is_ogbench
 from decision_seq.envs.quiet import quiet_mujoco
 from decision_seq.envs.t_maze import STEPS
 from decision_seq.errors import UserError
@@ -25,6 +26,8 @@ D4RL_ANT = "decision-seq/D4RLAnt-v2"
 MEMORY_IDS = {lag: f"decision-seq/Memory{lag}-v0" for lag in LAGS}
 T_MAZE_IDS = {steps: f"decision-seq/TMaze{steps}-v0" for steps in STEPS}
 gym.register("decision-seq/PointRun-v0", "decision_seq.envs.toy:PointRun", max_episode_steps=20)
+gym.register("decision-seq/OGBenchGoals-v0", "decision_seq.envs.ogbench_goals:OGBenchGoals")
+gym.register("decision-seq/MiniGridPixels-v0", "decision_seq.envs.minigrid_pixels:MiniGridPixels")
 gym.register(D4RL_ANT, "decision_seq.envs.d4rl_ant:D4RLAnt", max_episode_steps=1000)
 for _lag, _id in MEMORY_IDS.items():
     gym.register(_id, "decision_seq.envs.memory:Memory", kwargs={"lag": _lag})
@@ -40,6 +43,8 @@ NAMES: dict[str, str] = {
     "ant": "Ant-v5",
     "d4rl-ant": D4RL_ANT,
     "point-run": "decision-seq/PointRun-v0",
+    "minigrid-pixels": "decision-seq/MiniGridPixels-v0",
+    "ogbench-goals": "decision-seq/OGBenchGoals-v0",
     **{f"memory-{lag}": identifier for lag, identifier in MEMORY_IDS.items()},
     **{f"t-maze-{steps}": identifier for steps, identifier in T_MAZE_IDS.items()},
     **ATARI_IDS,
@@ -176,7 +181,8 @@ _seen: set[Any] = set()  # environments that kept to the interface, and what mak
 def _construct(wanted: Identity, **options: Any) -> gym.Env[Any, Any]:
     arguments: dict[str, Any] = {**wanted.arguments, **options}
     try:
-        return gym.make(wanted.id, disable_env_checker=True, **arguments)
+        made = gym.make(wanted.id, disable_env_checker=True, **arguments)
+        return OwnNumbers(made) if is_ogbench(gym.registry[wanted.id].entry_point) else made
     except UserError:
         raise
     except Exception as error:  # a constructor may fail in any way

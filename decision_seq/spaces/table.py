@@ -76,7 +76,11 @@ class Table:
     def plain_action(self) -> bool:
         """Whether an action is one flat vector of floats, or one number, already."""
         (leaf, *more) = self.leaves
-        floats = isinstance(leaf, VectorLeaf) and len(leaf.shape) == 1 and "float" in leaf.dtype
+        floats = (
+            isinstance(leaf, VectorLeaf)
+            and len(leaf.shape) == 1
+            and leaf.dtype in ("float32", "float64")  # which take rows of float32
+        )
         single = isinstance(leaf, CategoryLeaf) and leaf.shape == ()
         return not more and (floats or single) and self.tree == 0
 
@@ -125,7 +129,8 @@ class Table:
         (first, *more), form = parts.values(), self.form
         if not more:
             return first.astype(form.base, copy=False)
-        packed = np.empty(first.shape[:-1], form)
+        of_one = form[next(iter(parts))].shape
+        packed = np.empty(first.shape[: first.ndim - len(of_one)], form)
         for name, part in parts.items():
             packed[name] = part
         return packed
@@ -186,7 +191,8 @@ def table_of(space: Any, acts: bool = False) -> Table:
 
     def grow(space: Any, path: str) -> Any:
         if isinstance(space, spaces.Dict):
-            return {key: grow(sub, _join(path, key)) for key, sub in space.spaces.items()}
+            keys = sorted(space.spaces)  # in some environments they are not, in data always
+            return {key: grow(space[key], _join(path, key)) for key in keys}
         if isinstance(space, spaces.Tuple):
             return [grow(sub, _join(path, str(i))) for i, sub in enumerate(space.spaces)]
         leaves.append(leaf_of(space, path, acts))

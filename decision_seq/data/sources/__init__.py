@@ -11,6 +11,7 @@ from pathlib import Path
 
 from decision_seq.data.episodes import Episodes, concatenate
 from decision_seq.data.sources import (
+    compressed,
     dqn_replay,
     dt_pickle,
     hdf5,
@@ -32,6 +33,7 @@ class Format:
 
     read: Callable[[Path], Episodes]
     beside: Callable[[Path], list[Path]] = lambda path: []  # other files that say how to read it
+    packed: bool = False  # whether it is also read from a file that gzip packed
     # whether the file's name says which environment it is of
     name_counts: Callable[[Path], bool] = lambda path: False
 
@@ -40,9 +42,9 @@ FORMATS: dict[str, Format] = {
     ".npz": Format(npz.read, name_counts=lambda path: bool(ogbench.environment(path))),
     ".hdf5": Format(hdf5.read, name_counts=lambda path: True),
     ".h5": Format(hdf5.read, name_counts=lambda path: True),
-    ".jsonl": Format(json_lines.read),
-    ".pkl": Format(dt_pickle.read, name_counts=lambda path: True),
-    ".csv": Format(table.read_csv, table.columns_file),
+    ".jsonl": Format(json_lines.read, packed=True),
+    ".pkl": Format(dt_pickle.read, packed=True, name_counts=lambda path: True),
+    ".csv": Format(table.read_csv, table.columns_file, packed=True),
     ".parquet": Format(table.read_parquet, table.columns_file),
 }
 
@@ -57,17 +59,26 @@ class Source:
     folder: Path | None = None  # where it lies in our own layout already
 
 
+def format_of(path: Path) -> Format | None:
+    """The format of a file by its name, of one that gzip packed by what stands before `.gz`."""
+    plain = compressed.unpacked(path)
+    form = FORMATS.get(plain.suffix.lower())
+    return form if form is None or plain == path or form.packed else None
+
+
 def resolve(source: str) -> Source:
     """Find a dataset: a file, the name of an imported one, a folder of files or of DQN-replay
     buffers, or a Minari id.
 
     Raises UserError if none of these exists, or several do.
     """
-    path = Path(source)
-    if path.suffix.lower() in FORMATS and not os.path.isdir(path):
+    path, asked = Path(source), ""
+    if ".npz?" in source:
+        path, asked = Path(source.partition("?")[0]), source.partition("?")[2]
+    if format_of(path) and not os.path.isdir(path):
         if not os.path.isfile(path):  # unlike Path.is_file, False for a name that is too long
             raise UserError(f"{source}: no such file; give a path to an existing {path.suffix}")
-        return _file(path)
+        return _file(path) if not asked else _of_ogbench(path, asked)
     found = named(source)
     if len(found) > 1:
         fixes = ", or ".join(call for call, _ in found)
@@ -101,7 +112,9 @@ def named(source: str) -> list[tuple[str, Source]]:
         found.append((here, Source(replay.name, replay.read, replay.fingerprint)))
     elif os.path.isdir(path) and stored.is_stored(path):
         found.append((here, _stored(path.name, path)))
-    elif os.path.isdir(path) and (_files(path) or lerobot.recognised(path)):
+    elif robot := lerobot.find(source):
+        found.append((here, Source(robot.name, robot.read, robot.fingerprint)))
+    elif os.path.isdir(path) and _files(path):
         found.append((here, _folder(path)))
     dataset_id = minari_dataset.id_of(source)
     if dataset_id and minari_dataset.is_local(dataset_id):
@@ -113,21 +126,35 @@ def absolute(source: str) -> str:
     """The source as it can be found from any folder: paths absolute, names and ids as they are."""
     if replay := dqn_replay.find(source):
         return "?".join([str(replay.folder.resolve()), *source.split("?")[1:]])
+    if robot := lerobot.find(source):
+        return "?".join([str(robot.folder.resolve()), *source.split("?")[1:]])
     path = Path(source)
-    is_file = path.suffix.lower() in FORMATS
-    if is_file or (os.path.isdir(path) and stored.find(source) is None):
+    if ".npz?" in source:
+        return "?".join([str(Path(source.partition("?")[0]).resolve()), source.partition("?")[2]])
+    if format_of(path) or (os.path.isdir(path) and stored.find(source) is None):
         return str(path.resolve())
     return source
 
 
 def _file(path: Path) -> Source:
-    form = FORMATS[path.suffix.lower()]
+    form = format_of(path)
+    assert form is not None
 
     def fingerprint() -> str:
         label = [path.name] if form.name_counts(path) else []
         return _hash([path, *form.beside(path)], label)
 
-    return Source(path.stem, lambda: form.read(path), fingerprint)
+    return Source(compressed.unpacked(path).stem, lambda: form.read(path), fingerprint)
+
+
+def _of_ogbench(path: Path, text: str) -> Source:
+    """A file of OGBench's with goals, or with the rewards of a task."""
+    asked = ogbench.choice(f"{path}?{text}", text)
+
+    def read() -> Episodes:
+        return ogbench.chosen(path, npz.read(path), asked)
+
+    return Source(f"{path.stem}?{text}", read, lambda: _hash([path], [path.name, text]))
 
 
 def _stored(name: str, folder: Path) -> Source:
@@ -151,15 +178,12 @@ def _files(folder: Path) -> list[Path]:
     return [
         file
         for file in sorted(folder.iterdir())
-        if file.suffix.lower() in FORMATS and file.is_file() and not file.name.startswith(".")
+        if format_of(file) and file.is_file() and not file.name.startswith(".")
     ]
 
 
 def _folder(path: Path) -> Source:
-    """All files of a folder as one dataset, or a folder of LeRobot's."""
-    if lerobot.recognised(path):
-        parts_of_it = lerobot.files(path)
-        return Source(path.resolve().name, lambda: lerobot.read(path), lambda: _hash(parts_of_it))
+    """All files of a folder as one dataset."""
     files = _files(path)
     if not files:
         if (path / "data" / "metadata.json").is_file():

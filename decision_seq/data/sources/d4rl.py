@@ -20,6 +20,7 @@ import numpy as np
 from decision_seq.data.episodes import Episodes, from_flat
 from decision_seq.data.findings import Finding
 from decision_seq.data.sources.episode_list import HAND_OVER
+from decision_seq.envs.d4rl_environments import recorded
 from decision_seq.envs.reference_scores import find_d4rl
 from decision_seq.errors import UserError
 
@@ -101,4 +102,6 @@ def dataset_info(path: Path) -> dict[str, Any]:
     if dataset := find_d4rl(path.stem):
         low, high = dataset.reference
         info |= {"dataset": dataset.name, "ref_min_score": low, "ref_max_score": high}
+        if known := recorded(dataset.name):
+            info["env_id"] = known
     return info

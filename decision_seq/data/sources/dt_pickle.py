@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from decision_seq.data.episodes import Episodes
+from decision_seq.data.sources.compressed import DAMAGED, content
 from decision_seq.data.sources.d4rl import dataset_info
 from decision_seq.data.sources.episode_list import gather
 from decision_seq.data.sources.keys import from_keys, names_in
@@ -28,10 +29,10 @@ ARRAYS = ("observations", "actions", "rewards")
 def read(path: Path) -> Episodes:
     """Read one file. Raises UserError for one that is damaged, malicious, or no trajectory list."""
     try:
-        content = path.read_bytes()
-        trajectories = load_plain(content)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+        pickled = content(path)
+        trajectories = load_plain(pickled)
+    except DAMAGED as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
     except RefusedClass as error:
         raise UserError(
             f"{path}: asks for {error.asked}, so it was refused and nothing in it was run; a "
@@ -42,7 +43,7 @@ def read(path: Path) -> Episodes:
             f"{path}: cannot be read as a pickle ({error}); the file may be cut off"
         ) from None
     if isinstance(trajectories, Mapping) and names_in(set(trajectories)):
-        _check_size(path, [trajectories], len(content))
+        _check_size(path, [trajectories], len(pickled))
         arrays = {str(key): np.asarray(value) for key, value in trajectories.items()}
         return from_keys(str(path), arrays, dataset_info(path))
     if not isinstance(trajectories, list | tuple):
@@ -50,7 +51,7 @@ def read(path: Path) -> Episodes:
             f"{path}: holds {type(trajectories).__name__}; expected a list of trajectories, each a "
             f"dict of {', '.join(ARRAYS)} and terminals"
         )
-    _check_size(path, trajectories, len(content))
+    _check_size(path, trajectories, len(pickled))
     return gather(str(path), _episodes(path, trajectories), dataset_info(path))
 
 

@@ -6,7 +6,8 @@
      "terminated": false}
 
 Lines of one episode stand together. `reward`, `step` and `truncated` may be missing: an episode
-that ends without being terminated was truncated. Other keys are ignored.
+that ends without being terminated was truncated. Keys may have the other names of `NAMES`, or, of
+whole episodes, those of keys.py. Other keys are ignored.
 """
 
 from __future__ import annotations
@@ -21,11 +22,21 @@ from typing import Any
 import numpy as np
 
 from decision_seq.data.episodes import Episodes
+from decision_seq.data.sources.compressed import DAMAGED, opened
 from decision_seq.data.sources.episode_list import gather
-from decision_seq.data.sources.keys import NO_REWARDS, WITHOUT
+from decision_seq.data.sources.keys import NO_REWARDS, WITHOUT, names_in
 from decision_seq.errors import UserError
 
 STEP = ("episode", "observation", "action")
+NAMES = {  # of a step's keys: ours, theirs
+    "observation": ("observation", "obs", "state"),
+    "action": ("action", "act"),
+    "reward": ("reward", "rewards"),
+    "terminated": ("terminated", "terminal", "done"),
+    "truncated": ("truncated", "timeout"),
+    "episode": ("episode", "episode_id", "episode_index"),
+    "step": ("step", "step_index", "timestep"),
+}
 
 
 def read(path: Path) -> Episodes:
@@ -60,17 +71,27 @@ def read(path: Path) -> Episodes:
 
 def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
-        with path.open(encoding="utf-8-sig") as file:
+        with opened(path, encoding="utf-8-sig") as file:
             for number, text in enumerate(file, 1):
                 if text.strip():
                     row = json.loads(text)
                     if not isinstance(row, Mapping):
                         raise UserError(f"{path}: line {number} is no JSON object")
-                    yield number, dict(row)
-    except (OSError, UnicodeDecodeError) as error:
+                    yield number, _named(row)
+    except (*DAMAGED, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from None
     except ValueError as error:
         raise UserError(f"{path}: line {number} is not JSON ({error}); it may be cut off") from None
+
+
+def _named(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row by our names."""
+    if any(key in row for key in NAMES["episode"]):
+        found = {ours: [n for n in theirs if n in row] for ours, theirs in NAMES.items()}
+        return {ours: row[names[0]] for ours, names in found.items() if names}
+    one = {ours: row[theirs] for ours, theirs in names_in(set(row)).items()}
+    ends = {"terminations": "terminated", "dones": "terminated", "truncations": "truncated"}
+    return dict(row) | {ends.get(key, key): value for key, value in one.items()}
 
 
 def _episode(path: Path, number: int, row: Mapping[str, Any]) -> Any:
@@ -99,7 +120,7 @@ def _gathered(path: Path, lines: list[tuple[int, dict[str, Any]]]) -> dict[str, 
     episode: dict[str, Any] = {
         "observations": [row["observation"] for row in rows],
         "actions": [row["action"] for row in rows],
-        "terminated": [row.get("terminated", row.get("done", False)) for row in rows],
+        "terminated": [row.get("terminated", False) for row in rows],
     }
     if all("truncated" in row for row in rows):
         episode["truncated"] = [row["truncated"] for row in rows]

@@ -25,11 +25,11 @@ Part = tuple[Mapping[str, np.ndarray], np.ndarray, np.ndarray | None, bool]
 def table_of_arrays(parts: Mapping[str, np.ndarray]) -> Table:
     """Of parts [T, ...] by path: uint8 pictures are images, all else vectors."""
     leaves: list[Any] = []
-    for path, array in parts.items():
+    for path, array in sorted(parts.items()):
         shape, dtype = array.shape[1:], str(array.dtype)
         picture = channels(shape, dtype, bounded=False) is not None
         leaves.append((ImageLeaf if picture else VectorLeaf)(path, shape, dtype))
-    return Table(tuple(leaves), {path: i for i, path in enumerate(parts)})
+    return Table(tuple(leaves), {path: i for i, path in enumerate(sorted(parts))})
 
 
 def put_together(

@@ -17,6 +17,7 @@ import csv
 import dataclasses
 import itertools
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ import numpy as np
 from decision_seq.config import build, load_yaml
 from decision_seq.data.columns import rounded, to_float32
 from decision_seq.data.episodes import Episodes, from_flat
+from decision_seq.data.sources.compressed import DAMAGED, opened, unpacked
 from decision_seq.data.sources.episode_list import HAND_OVER
 from decision_seq.data.sources.keys import NO_REWARDS, WITHOUT
 from decision_seq.errors import UserError
@@ -54,16 +56,17 @@ class Columns:
 
 def columns_file(path: Path) -> list[Path]:
     """The YAML file that belongs to a log, if there is one."""
-    names = (f"{path.stem}.columns.yaml", f"{path.stem}.columns.yml", "columns.yaml", "columns.yml")
+    stem = unpacked(path).stem
+    names = (f"{stem}.columns.yaml", f"{stem}.columns.yml", "columns.yaml", "columns.yml")
     return [file for file in map(path.with_name, names) if file.is_file()][:1]
 
 
 def read_csv(path: Path) -> Episodes:
     """Read a CSV file. Raises UserError with column and line number where something is wrong."""
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
+        with opened(path, newline="", encoding="utf-8-sig") as file:
             header = [name.strip() for name in next(csv.reader(file), [])]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (*DAMAGED, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read as CSV ({error})") from None
     columns = _find(path, header)
     wanted = _wanted(columns, header)
@@ -83,7 +86,7 @@ def read_csv(path: Path) -> Episodes:
                 encoding="utf-8-sig",
                 ndmin=2,
             )
-    except (ValueError, KeyError, OSError) as error:
+    except (ValueError, KeyError, *DAMAGED) as error:
         raise UserError(_first_bad_cell(path, wanted, where, flags, error)) from None
     table = {name: values[:, i] for i, name in enumerate(wanted)}
     large = [name for name, column in table.items() if (np.abs(column) >= EXACT).any()]
@@ -385,7 +388,10 @@ def _first_bad_cell(
 
 def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
     """(line number, cells) of the data rows. Cells in quotes may hold line breaks."""
-    with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
+    with (
+        contextlib.suppress(EOFError, zlib.error),  # of a file that is cut off
+        opened(path, newline="", encoding="utf-8-sig", errors="replace") as file,
+    ):
         reader = csv.reader(file)
         with contextlib.suppress(csv.Error):
             next(reader)

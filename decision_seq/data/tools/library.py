@@ -11,7 +11,7 @@ import numpy as np
 from decision_seq.data.episodes import Episodes, check_finite, concatenate
 from decision_seq.data.frames import chunks
 from decision_seq.data.origin import recorded
-from decision_seq.data.sources import FORMATS, absolute, named, resolve, stored
+from decision_seq.data.sources import absolute, format_of, named, resolve, stored
 from decision_seq.data.sources.episode_list import gather
 from decision_seq.data.store import EpisodeStore, checksum, open_folder, write_store
 from decision_seq.errors import UserError
@@ -90,7 +90,7 @@ def check_name(name: str) -> None:
             f"dataset name {name!r}: use up to 100 letters, digits and . _ + -, first a letter or "
             "digit"
         )
-    if Path(name).suffix.lower() in FORMATS:
+    if format_of(Path(name)):
         raise UserError(f"dataset name {name!r}: ends like a file; leave {Path(name).suffix} out")
     if any(source.folder != stored.library() / name for _, source in named(name)):
         raise UserError(

@@ -8,6 +8,7 @@ are the same with and without it. An environment that does not repeat itself is 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import math
 import os
 import re
@@ -35,6 +36,8 @@ from decision_seq.variables import variables
 Pick = Literal["median", "best", "worst"]
 PICKS: tuple[Pick, ...] = get_args(Pick)
 BACKENDS = ("egl", "osmesa", "glfw")  # of MuJoCo: a GPU or Mesa's EGL, Mesa on the CPU, a desktop
+# where MuJoCo looks at MUJOCO_GL, in version 4 and before
+CHOOSES = ("mujoco.rendering.classic.gl_context", "mujoco.gl_context")
 FASTEST = 30  # frames a second; of an environment with more steps a second some are not shown
 NARROWEST = 320  # pixels; smaller pictures (Atari's are 160 wide) are enlarged
 GIF_WIDTH, GIF_FASTEST, GIF_SECONDS = 240, 12.5, 8  # small enough for a web page
@@ -85,7 +88,7 @@ def check_video(env: str) -> dict[str, str]:
         ) from None
     with contextlib.closing(make(env)) as plain:
         modes = plain.metadata.get("render_modes", ())
-        simulator = hasattr(plain.unwrapped, "mujoco_renderer")
+        simulator = _is_mujoco(plain.unwrapped)
     if "rgb_array" not in modes:
         raise UserError(
             f"environment {env} has no pictures of itself (no render mode rgb_array), so there is "
@@ -94,15 +97,41 @@ def check_video(env: str) -> dict[str, str]:
     needed = {"MUJOCO_GL": _drawing_backend()} if simulator else {}
     try:
         with (
-            variables(**needed),
+            drawing(needed),
             contextlib.closing(make(env, render_mode="rgb_array")) as drawn,
         ):
             drawn.reset(seed=0)
             drawn.render()
-    except (gym.error.Error, ImportError) as error:
-        reason = " ".join(str(error).split())
+    except UserError:
+        raise
+    except Exception as error:  # a simulator may fail in any way
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(f"environment {env} cannot draw itself here ({reason})") from None
     return needed
+
+
+@contextlib.contextmanager
+def drawing(needed: dict[str, str]) -> Iterator[None]:
+    """Within, MuJoCo draws as the variables that `check_video` gave say, which it looks at when it
+    is imported and gymnasium when it draws."""
+    with variables(**needed):
+        _choose_again(needed)
+        yield
+    _choose_again(needed)
+
+
+def _choose_again(needed: dict[str, str]) -> None:
+    for name in CHOOSES:
+        if needed and (module := sys.modules.get(name)):
+            importlib.reload(module)
+
+
+def _is_mujoco(env: Any) -> bool:
+    """Whether MuJoCo draws the environment, or the one that it is built around."""
+    import mujoco
+
+    parts = [env, *vars(env).values()]
+    return any(hasattr(p, "mujoco_renderer") or isinstance(p, mujoco.MjModel) for p in parts)
 
 
 def _drawing_backend() -> str:
