@@ -284,7 +284,7 @@ def test_atari_is_shown_in_colour() -> None:
         _, reward, ended, _, _ = env.step(actions[-1])
         total += float(reward)
     row = {"target": 90.0, "env": "breakout", "env_seed": 3, "episode_return": total}
-    row |= {"agent": "dm", "context": "window"}
+    row |= {"agent": "dm", "context": "window", "max_steps": None}
     clip = video.Clip(row, np.array(actions), "best of 1")
     drawn = make("breakout", render_mode="rgb_array")
     frames = list(video.replay(drawn, clip, 10))
