@@ -89,13 +89,19 @@ def notebook_page(path: Path, execute: bool) -> str:
 
 
 def run_notebook(notebook: Any) -> None:
-    """Execute every cell, in an empty folder. Raises where a cell does."""
+    """Execute every cell in an empty folder, with datasets of its own. Raises where a cell does."""
     from tempfile import TemporaryDirectory
 
     from nbclient import NotebookClient
+    from traitlets.config import Config
 
+    local = Config({"ConnectionFileMixin": {"transport": "ipc"}})  # no port that others could reach
     with TemporaryDirectory() as folder:
-        NotebookClient(notebook, timeout=300, resources={"metadata": {"path": folder}}).execute()
+        own = {"MINARI_DATASETS_PATH": f"{folder}/minari", "DECISION_SEQ_DATA": f"{folder}/library"}
+        own["OMP_NUM_THREADS"] = "1"  # small tensors: threads would only wait for each other
+        place = {"metadata": {"path": folder}}
+        client = NotebookClient(notebook, timeout=300, resources=place, config=local)
+        client.execute(env=os.environ | own)
 
 
 def _cell(cell: Any) -> str:

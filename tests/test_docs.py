@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import doctest
+import functools
 import json
 import re
 import runpy
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import tyro
 
-from decision_seq.cli import main
+from decision_seq.cli import data
+from decision_seq.cli.main import COMMANDS, main
 from decision_seq.data.store import open_store
+from decision_seq.eval.compare.matrix import load_matrix
 from decision_seq.eval.rows import read_rows
+from decision_seq.run_config import load_run_config
 from decision_seq.shipped import config_names
 
 ROOT = Path(__file__).parents[1]
@@ -61,6 +67,36 @@ def test_every_page_is_in_the_navigation() -> None:
     for notebook in NOTEBOOKS:
         cells = json.loads(notebook.read_text())["cells"]
         assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells)
+
+
+def commands(text: str) -> list[list[str]]:
+    """The words of every `decision-seq ...` that stands on a line of its own as code."""
+    fenced = "".join(re.findall(r"^```(?:bash)?\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
+    code = fenced + "".join(re.findall(r"^    .*\n", text, re.MULTILINE))
+    lines = re.findall(r"^ *(decision-seq .*)$", code.replace("\\\n", " "), re.MULTILINE)
+    return [shlex.split(line.split(" && ")[0], comments=True) for line in lines]
+
+
+def test_commands_take_what_the_pages_give_them() -> None:
+    """Every command of every page is parsed, and its settings are laid over its config."""
+    seen = 0
+    for path in DOCUMENTS:
+        for _, name, *words in commands(path.read_text()):
+            table = COMMANDS
+            if name == "data":
+                table, (name, *words) = data.COMMANDS, words
+
+            def given(*args: Any, **named: Any) -> dict[str, Any]:
+                return named
+
+            call = functools.wraps(table[name])(given)
+            told = tyro.cli(call, args=words)
+            seen += 1
+            if name == "train" and str(told["config"]) in config_names():
+                load_run_config(told["config"], told["assignments"])
+            if name == "compare" and str(told["config"]) in config_names():
+                load_matrix(told["config"], Path("runs"), told["assignments"])
+    assert seen > 150
 
 
 def test_examples_of_associative_memories_print_what_they_show() -> None:
