@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -22,6 +24,9 @@ class _Rate(ProgressColumn):
 
 def progress_bar(shown: bool = True) -> Progress:
     """Done and total, rate, time left, and a `note` field for the loss. On stderr, if `shown`."""
+    console = Console(stderr=True)
+    # there rich draws by a widget, and without it warns at every turn
+    seen = not console.is_jupyter or find_spec("ipywidgets") is not None
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -29,6 +34,6 @@ def progress_bar(shown: bool = True) -> Progress:
         _Rate(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
-        console=Console(stderr=True),
-        disable=not shown,
+        console=console,
+        disable=not (shown and seen),
     )

@@ -93,14 +93,11 @@ def run_notebook(notebook: Any) -> None:
     from tempfile import TemporaryDirectory
 
     from nbclient import NotebookClient
-    from traitlets.config import Config
 
-    local = Config({"ConnectionFileMixin": {"transport": "ipc"}})  # no port that others could reach
     with TemporaryDirectory() as folder:
         own = {"MINARI_DATASETS_PATH": f"{folder}/minari", "DECISION_SEQ_DATA": f"{folder}/library"}
         own["OMP_NUM_THREADS"] = "1"  # small tensors: threads would only wait for each other
-        place = {"metadata": {"path": folder}}
-        client = NotebookClient(notebook, timeout=300, resources=place, config=local)
+        client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": folder}})
         client.execute(env=os.environ | own)
 
 

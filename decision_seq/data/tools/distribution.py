@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BINS = 10
+INK = "#808890"  # that of eval/drawing.py: readable on any page
 WIDTH = 40  # characters of the longest bar
 SHOWN_ACTIONS = 20  # a line each; beyond that one line for all
 
@@ -57,8 +58,12 @@ def write_figure(path: Path, store: EpisodeStore) -> None:
 
 def to_svg(store: EpisodeStore) -> str:
     """The same as SVG, for a page."""
+    import matplotlib
+
     text = io.StringIO()
-    _figure(store).savefig(text, format="svg")
+    parts = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
+    with matplotlib.rc_context({"svg.fonttype": "none"} | dict.fromkeys(parts, INK)):
+        _figure(store).savefig(text, format="svg", transparent=True)
     return text.getvalue()[text.getvalue().index("<svg") :]
 
 
@@ -71,7 +76,7 @@ def _figure(store: EpisodeStore) -> Figure:
         (("return", store.episode_returns), ("length", store.lengths)),
         strict=True,
     ):
-        axes.hist(values, bins=4 * BINS, color="0.35")
+        axes.hist(values, bins=4 * BINS, color="#3b82f6")
         axes.set_xlabel(f"{name} of an episode")
         axes.set_ylabel("episodes")
         axes.spines[["top", "right"]].set_visible(False)
