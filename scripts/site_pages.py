@@ -60,9 +60,13 @@ def on_page_markdown(markdown: str, page: Any, files: Files, **kwargs: Any) -> s
             site = site[:-6] + ".md"
         return match[1] + posixpath.relpath(site, posixpath.dirname(here) or ".") + (match[3] or "")
 
-    if here == "gallery.md" and (LIVE / "index.html").is_file():
-        markdown = markdown.replace("<!-- live page -->", "[Open the page](demo/index.html).")
     markdown = LINK.sub(moved, markdown)
+    if here == "gallery.md":
+        cards = sorted(ROOT.glob("zoo/*/README.md"))
+        lines = [f"- [{card.parent.name}]({INSIDE}{card.relative_to(ROOT)})" for card in cards]
+        markdown = markdown.replace("<!-- cards -->", "\n".join(lines))
+        if (LIVE / "index.html").is_file():
+            markdown = markdown.replace("<!-- live page -->", "[Open the page](demo/index.html).")
     return re.sub(r"^```(\w+) ([\w.]+)$", r'```\1 title="\2"', markdown, flags=re.MULTILINE)
 
 

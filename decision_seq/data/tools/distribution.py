@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -62,7 +62,8 @@ def to_svg(store: EpisodeStore) -> str:
 
     text = io.StringIO()
     parts = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
-    with matplotlib.rc_context({"svg.fonttype": "none"} | dict.fromkeys(parts, INK)):
+    style: Any = {"svg.fonttype": "none"} | dict.fromkeys(parts, INK)
+    with matplotlib.rc_context(style):
         _figure(store).savefig(text, format="svg", transparent=True)
     return text.getvalue()[text.getvalue().index("<svg") :]
 
