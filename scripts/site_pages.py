@@ -19,7 +19,15 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
 INSIDE = "project/"  # where files from outside docs/ are on the site
-OUTSIDE = ("*.md", "LICENSE", "CITATION.cff", "constraints.txt", "examples/*.*", "zoo/*/README.md")
+OUTSIDE = (
+    "*.md",
+    "LICENSE",
+    "pyproject.toml",
+    "CITATION.cff",
+    "constraints.txt",
+    "examples/*.*",
+    "zoo/*/README.md",
+)
 LIVE = ROOT / "build" / "demo"  # decision-seq demo zoo/hopper-decision-mamba --out build/demo
 INK = "#808890"  # what pictures are drawn in: readable on white and on near-black
 LINK = re.compile(r"(\]\()([^)\s#]+)(#[^)\s]*)?(?=\))")
@@ -101,7 +109,7 @@ def run_notebook(notebook: Any) -> None:
     with TemporaryDirectory() as folder:
         own = {"MINARI_DATASETS_PATH": f"{folder}/minari", "DECISION_SEQ_DATA": f"{folder}/library"}
         own["OMP_NUM_THREADS"] = "1"  # small tensors: threads would only wait for each other
-        client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": folder}})
+        client = NotebookClient(notebook, timeout=900, resources={"metadata": {"path": folder}})
         client.execute(env=os.environ | own)
 
 
