@@ -15,7 +15,7 @@ from gymnasium import spaces
 
 from benchmarks import models
 from benchmarks.measure import Listing, Options, Table, Timer, benchmark, take_turns, timer
-from decision_seq.export.bundle import WRITERS, example_inputs
+from decision_seq.export.bundle import WRITERS
 from decision_seq.export.record import Record
 from decision_seq.export.step import PolicyStep
 from decision_seq.ops.c.build import find_compiler
@@ -95,7 +95,7 @@ def runtime(step: PolicyStep, folder: Path) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(folder / "policy.onnx", options)
-    given = {name: make(1).numpy() for name, make in example_inputs(step).items()}
+    given = {name: make(1).numpy() for name, make in step.inputs.items()}
 
     def run() -> None:
         for _ in range(STEPS):
@@ -106,7 +106,7 @@ def runtime(step: PolicyStep, folder: Path) -> Any:
 
 def module(step: PolicyStep, folder: Path) -> Any:
     own = torch.export.load(folder / "policy.pt2").module()
-    given = [make(1) for make in example_inputs(step).values()]
+    given = [make(1) for make in step.inputs.values()]
 
     @torch.inference_mode()
     def run() -> None:

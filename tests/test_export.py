@@ -8,8 +8,9 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -26,14 +27,16 @@ from decision_seq.cli import main
 from decision_seq.data.transforms import ReturnSpec
 from decision_seq.envs.lanes import Lanes
 from decision_seq.errors import UserError
-from decision_seq.export.bundle import WRITERS, example_inputs
+from decision_seq.export.bundle import WRITERS, export_policy
 from decision_seq.export.c_program import RULES
 from decision_seq.export.record import TOLERANCE, Record, play
 from decision_seq.export.step import PolicyStep
 from decision_seq.policy import Policy
 from decision_seq.policy.native.pack import unpackable
 from decision_seq.policy.policy import gumbel_noise
-from decision_seq.settings import Context
+from decision_seq.run_config import RunConfig
+from decision_seq.settings import Context, DataConfig
+from decision_seq.spaces import table_of
 
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install .[export])")
 K, STEPS = 4, 30
@@ -143,7 +146,7 @@ def test_onnx_of_agents_that_sample(
 
 def test_onnx_of_frames(tmp_path: Path) -> None:
     record = written("onnx", agent_for("frames", "mamba"), "stream", tmp_path)
-    assert record.observation.dtype == np.uint8
+    assert record.observations["observation"].dtype == np.uint8
 
 
 @both_contexts
@@ -176,6 +179,71 @@ def test_lanes_are_as_many_as_are_given_and_begin_when_they_like(
             action, _, state = session.run(None, feed)
             np.testing.assert_allclose(action, expected, atol=TOLERANCE)
             np.testing.assert_allclose(alone[0], expected[:1], atol=TOLERANCE)
+
+
+class Nested(gym.Env[Any, Any]):
+    """A picture, a vector and a choice; two choices, switches and a vector without bounds."""
+
+    def __init__(self) -> None:
+        picture = spaces.Box(0, 255, (9, 8, 3), np.uint8)
+        state, unbounded = spaces.Box(-1, 1, (3,), np.float32), spaces.Box(-np.inf, 0.5, (2,))
+        self.observation_space = spaces.Dict(eye=picture, kind=spaces.Discrete(3), state=state)
+        choices = spaces.MultiDiscrete([3, 4], start=[1, -1])
+        self.action_space = spaces.Dict(go=unbounded, how=choices, on=spaces.MultiBinary(2))
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.observation_space.seed(seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        assert self.action_space.contains(action), action
+        return self.observation_space.sample(), 1.0, False, False, {}
+
+
+@pytest.mark.parametrize("to", ["onnx", "c", pytest.param("torch", marks=pytest.mark.slow)])
+def test_several_parts(to: Literal["onnx", "torch", "c"], tmp_path: Path) -> None:
+    """Each image is an input of its own; a row of numbers is the action, sampled where it is made
+    of choices."""
+    gym.register("Nested-v0", Nested, max_episode_steps=90)
+    env = Nested()
+    seen, acts = table_of(env.observation_space), table_of(env.action_space, acts=True)
+    spec = AgentSpec((), acts.features, False, 90, observation_space=seen, action_space=acts)
+    backbone = BackboneConfig.registry["mamba"](width=16, layers=1, dropout=0.0)
+    settings: dict[str, Any] = {"context_length": K, "temperature": 0.5, "backbone": backbone}
+    config = ReturnConditionedConfig(returns=ReturnSpec(scale=10.0), frame_stack=2, **settings)
+    torch.manual_seed(0)
+    agent = config.agent(config, spec).eval()
+    run = RunConfig(env="Nested-v0", data=DataConfig(("none",)), agent=agent.config)
+    try:
+        made = export_policy(agent, run, to, tmp_path / "out", "stream", 90.0)
+    finally:
+        del gym.registry["Nested-v0"]
+    assert made.difference is not None and made.difference <= TOLERANCE
+    check = np.load(tmp_path / "out" / "check.npz")
+    assert check["observation"].shape == (200, 6) and check["observation.eye"].shape[1:] == (
+        2,
+        9,
+        8,
+        3,
+    )
+    rows = check["action"]
+    assert {len(set(rows[:, i])) for i in (2, 3, 4, 5)} == {2, 3, 4} and rows.shape == (200, 6)
+    policy = json.loads((tmp_path / "out" / "policy.json").read_text(), parse_constant=pytest.fail)
+    assert policy["actions"]["low"] == [None, None, 0, 0, 0, 0]
+    assert [part["columns"] for part in policy["actions"]["parts"]] == [[0, 2], [2, 4], [4, 6]]
+    inputs = {part["path"]: part["input"] for part in policy["observations"]}
+    assert inputs == {"eye": "observation.eye", "kind": "observation", "state": "observation"}
+    if to == "onnx":  # what is chosen from the same draws
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(tmp_path / "out" / "policy.onnx")
+        names = [given["name"] for given in policy["inputs"]]
+        state = np.zeros((1, policy["outputs"][2]["shape"][1]), np.float32)
+        for t in range(90):
+            given = {name: check[name][t : t + 1] for name in names if name != "state"}
+            action, _, state = session.run(None, given | {"state": state})
+            np.testing.assert_allclose(action[0], rows[t], atol=TOLERANCE)
 
 
 needs_make = pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
@@ -330,7 +398,7 @@ def test_onnx_is_plain_operators(tmp_path: Path) -> None:
     model = onnx.load(tmp_path / "policy.onnx")
     assert {node.domain for node in model.graph.node} == {""}
     assert [(o.domain, o.version) for o in model.opset_import] == [("", 17)]
-    assert [i.name for i in model.graph.input] == list(example_inputs(step))
+    assert [i.name for i in model.graph.input] == list(step.inputs)
 
 
 def test_what_predicts_otherwise_is_not_written(

@@ -230,20 +230,20 @@ def test_predictions_of_parts_are_chosen_as_they_were_encoded() -> None:
     encoded = codec.encode(torch.from_numpy(rows))
     assert encoded.shape == (8, table.features) == (8, 3 + 3 + 2)
     sure = torch.where(torch.arange(8) < 3, encoded, 40 * (2 * encoded - 1))  # logits
-    np.testing.assert_array_equal(codec.choose(sure.numpy()), rows)
+    np.testing.assert_array_equal(codec.choose(sure), rows)
     assert codec.errors(sure, encoded).abs().max() < 1e-6
     assert codec.errors(-sure, encoded).min() > 1
-    noise = np.random.default_rng(0).gumbel(size=(8, 8))
-    np.testing.assert_array_equal(codec.choose(sure.numpy(), noise), rows)
+    noise = torch.from_numpy(np.random.default_rng(0).gumbel(size=(8, 8)))
+    np.testing.assert_array_equal(codec.choose(sure, noise), rows)
 
 
 def test_sampled_parts_have_the_odds_of_their_logits() -> None:
     codec = ActionCodec(table_of(spaces.Tuple((spaces.Discrete(2), spaces.MultiBinary(1))), True))
-    noise = np.random.default_rng(0).gumbel(size=(40_000, 3))
-    logits = np.tile(np.array([0.0, 1.0, 1.0], np.float32), (40_000, 1))
+    noise = torch.from_numpy(np.random.default_rng(0).gumbel(size=(40_000, 3)))
+    logits = torch.tensor([0.0, 1.0, 1.0]).expand(40_000, 3)
     for temperature in (1.0, 2.0):
         odds = 1 / (1 + np.exp(-1 / temperature))
-        chosen = codec.choose(logits, noise, temperature).mean(axis=0)
+        chosen = codec.choose(logits, noise, temperature).mean(dim=0)
         np.testing.assert_allclose(chosen, [odds, odds], atol=0.01)
 
 

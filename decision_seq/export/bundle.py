@@ -3,7 +3,9 @@ what goes in and comes out, and check.npz, real steps that are replayed through 
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,11 +14,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from decision_seq import __version__
 from decision_seq.agents import SequenceAgent
 from decision_seq.agents.fit import check_fit
 from decision_seq.agents.return_prior import load_prior
+from decision_seq.config import to_plain
 from decision_seq.data.tools.info import read_summary
 from decision_seq.envs.atari import FRAME_STACK
 from decision_seq.envs.fastest import open_lanes
@@ -30,6 +34,7 @@ from decision_seq.files import atomic_folder
 from decision_seq.run_config import RunConfig
 from decision_seq.run_folder import agent_hash
 from decision_seq.settings import Context
+from decision_seq.spaces import Table
 from decision_seq.variables import variables
 
 Target = Literal["onnx", "torch", "c"]
@@ -75,11 +80,6 @@ def export_policy(
     """
     if out.exists():
         raise UserError(f"{out}: exists; choose another --out, or remove it")
-    if agent.spec.observation_space or agent.spec.action_space:
-        raise UserError(
-            "export takes observations that are vectors or gray frames, and actions that are a "
-            "vector or one choice; this agent's have several parts"
-        )
     if config.env is None:
         raise UserError(f"{out}: the run names no environment to play in; name one with --env")
     context = context or config.eval.context
@@ -118,7 +118,8 @@ def export_policy(
                 "torch": torch.__version__,
             },
         }
-        (folder / "policy.json").write_text(json.dumps(described, indent=2) + "\n", "utf-8")
+        text = json.dumps(described, indent=2, allow_nan=False)
+        (folder / "policy.json").write_text(text + "\n", "utf-8")
     return Exported(out, difference, notes)
 
 
@@ -150,6 +151,8 @@ def _interface(step: PolicyStep) -> dict[str, Any]:
     """What goes in and comes out, for policy.json."""
     spec = step.spec
     actions = "number of the action" if spec.discrete else "in the environment's units"
+    if spec.action_space:
+        actions = "numbers of its parts, side by side: see actions.parts; choices count from 0"
     meanings = {
         "observation": "as the environment gives it; it is normalised inside",
         "reward": "for the action before, as the environment gives it; any number where an episode "
@@ -158,13 +161,11 @@ def _interface(step: PolicyStep) -> dict[str, Any]:
         "state": "next_state of the step before; zeros where an episode begins",
         "noise": "standard Gumbel noise, which samples the action; zeros take the likeliest",
         "action": actions,
-        "prediction": "logits of the actions"
-        if spec.discrete
-        else "actions in units of their scale",
+        "prediction": "logits of choices, and vectors in units of their scale",
         "next_state": "the next step's state",
     }
-    example = {name: make(1) for name, make in example_inputs(step).items()}
-    made = dict(zip(OUTPUTS, step(**example), strict=True))
+    example = {name: make(1) for name, make in step.inputs.items()}
+    made = dict(zip(OUTPUTS, step(*example.values()), strict=True))
 
     def listed(tensors: dict[str, torch.Tensor]) -> list[dict[str, Any]]:
         return [
@@ -172,36 +173,40 @@ def _interface(step: PolicyStep) -> dict[str, Any]:
                 "name": name,
                 "shape": ["lanes", *tensor.shape[1:]],
                 "dtype": str(tensor.dtype).removeprefix("torch."),
-                "meaning": meanings[name],
+                "meaning": meanings[name.partition(".")[0]],  # of images: observation.PATH
             }
             for name, tensor in tensors.items()
         ]
 
-    bounds = {"scale": step.agent.action_scale.tolist(), "low": step.low, "high": step.high}
-    limits = {k: v.tolist() if isinstance(v, torch.Tensor) else v for k, v in bounds.items()}
+    bounds: dict[str, Any] = {"numbers": list(step.numbers)}
+    if not spec.discrete:
+        bounds = {"scale": step.agent.action_scale.tolist()}
+        bounds |= {"low": _finite(step.low), "high": _finite(step.high)}
+    if spec.action_space:
+        bounds["parts"] = _parts(spec.action_space)
     return {
         "inputs": listed(example),
         "outputs": listed(made),
         "state": [{"name": f.name, "start": f.start, "shape": f.shape} for f in step.fields],
-        "actions": {"numbers": list(step.numbers)} if spec.discrete else limits,
+        "observations": step.observed.described(),
+        "actions": bounds,
     }
 
 
-def example_inputs(step: PolicyStep) -> dict[str, Callable[[int], torch.Tensor]]:
-    """By name, what makes zeros of so many lanes."""
-    spec = step.spec
-    stack = (step.config.frame_stack or FRAME_STACK,) if spec.frames else ()
-    shape = (*stack, *spec.observation_shape)
-    kind = torch.uint8 if spec.frames else torch.float32
-    inputs: dict[str, Callable[[int], torch.Tensor]] = {
-        "observation": lambda lanes: torch.zeros(lanes, *shape, dtype=kind),
-        "reward": torch.zeros,
-        "target_return": torch.zeros,
-        "state": lambda lanes: torch.zeros(lanes, step.state_size),
-    }
-    if step.samples:
-        inputs["noise"] = lambda lanes: torch.zeros(lanes, spec.action_dim)
-    return inputs
+def _finite(bounds: Tensor | None) -> list[float | None] | None:
+    """JSON has no infinity: null is no bound."""
+    if bounds is None:
+        return None
+    return [value if math.isfinite(value) else None for value in bounds.tolist()]
+
+
+def _parts(table: Table) -> list[dict[str, Any]]:
+    """Of an action that has several, and the columns of a row that each one is."""
+    ends = itertools.accumulate(leaf.width for leaf in table.numbers)
+    return [
+        to_plain(leaf) | {"columns": [end - leaf.width, end]}
+        for leaf, end in zip(table.numbers, ends, strict=True)
+    ]
 
 
 # ---- one writer a target: the file's name, the largest difference, and what is to be said ------
@@ -219,14 +224,12 @@ def write_onnx(step: PolicyStep, record: Record, folder: Path) -> Written:
             "'decision-seq[export]'"
         ) from None
     with variables(DECISION_SEQ_SCAN="reference"):
-        model = to_onnx(step, example_inputs(step), OUTPUTS)
+        model = to_onnx(step, step.inputs, OUTPUTS)
     (folder / "policy.onnx").write_bytes(model.SerializeToString())
     session = onnxruntime.InferenceSession(folder / "policy.onnx")
 
     def run(given: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        if not step.samples:
-            del given["noise"]
-        _, prediction, state = session.run(None, given)
+        _, prediction, state = session.run(None, {name: given[name] for name in step.names})
         return prediction, state
 
     return "policy.onnx", largest_difference(record, run, step.state_size), []
@@ -234,16 +237,16 @@ def write_onnx(step: PolicyStep, record: Record, folder: Path) -> Written:
 
 def write_torch(step: PolicyStep, record: Record, folder: Path) -> Written:
     """policy.pt2, a program of torch.export."""
-    inputs, lanes = example_inputs(step), torch.export.Dim("lanes", min=1)
-    example = tuple(make(2) for make in inputs.values())
+    lanes = torch.export.Dim("lanes", min=1)
+    example = tuple(make(2) for make in step.inputs.values())
     with variables(DECISION_SEQ_SCAN="reference"), torch.no_grad():
-        shapes = tuple({0: lanes} for _ in example)
+        shapes = (tuple({0: lanes} for _ in example),)  # one argument, *given
         program = torch.export.export(step, example, dynamic_shapes=shapes, strict=False)
     torch.export.save(program, folder / "policy.pt2")
     module = torch.export.load(folder / "policy.pt2").module()
 
     def run(given: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        _, prediction, state = module(*(torch.from_numpy(given[name]) for name in inputs))
+        _, prediction, state = module(*(torch.from_numpy(given[name]) for name in step.names))
         return prediction.numpy(), state.numpy()
 
     return "policy.pt2", largest_difference(record, run, step.state_size), []
@@ -251,7 +254,7 @@ def write_torch(step: PolicyStep, record: Record, folder: Path) -> Written:
 
 def write_sources(step: PolicyStep, record: Record, folder: Path) -> Written:
     """weights.bin and C sources, built and run here where there is a compiler."""
-    said = write_c(step, example_inputs(step), record, folder)
+    said = write_c(step, record, folder)
     return "weights.bin", said.difference, said.notes
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from decision_seq.errors import UserError
@@ -35,23 +36,18 @@ class Said:
     notes: list[str]
 
 
-def write_c(
-    step: PolicyStep, inputs: dict[str, Callable[[int], Tensor]], record: Record, folder: Path
-) -> Said:
+def write_c(step: PolicyStep, record: Record, folder: Path) -> Said:
     """Fill `folder`, and build and run it where there are make and a compiler. What the native
     engine knows goes by its sources, every other agent by a program of operations.
-
-    Args:
-        inputs: by name, what makes an example of so many lanes.
 
     Raises:
         UserError: the agent does what has no rule, or what was written does not build.
     """
     if unpackable(step.agent):
         sources = [HERE / "program.c"]
-        example = [make(1) for make in inputs.values()]
+        function, example = in_one_row(step)
         with variables(DECISION_SEQ_SCAN="reference"):
-            program, made = to_program(step, example)
+            program, made = to_program(function, example)
         (folder / "weights.bin").write_bytes(program.write(example, made))
     else:
         sources = [HERE / "agent.c", *engine.LIBRARY.folder.iterdir(), build.HERE / "simd.h"]
@@ -59,12 +55,35 @@ def write_c(
     for file in (*(HERE / name for name in SHARED), *sources):
         shutil.copyfile(file, folder / file.name)
     (folder / "config.h").write_text(_config(step, record), "utf-8")
-    columns = [record.begins, record.observation, record.reward, record.target_return]
+    columns = [record.begins, _rows(record), record.reward, record.target_return]
     columns += [record.noise, record.prediction]
     data = np.concatenate([column.ravel().astype(np.float32) for column in columns])
     steps = np.array([len(record.begins)], np.int32)
     (folder / "check.bin").write_bytes(steps.tobytes() + data.tobytes())
     return _try(folder)
+
+
+def in_one_row(step: PolicyStep) -> tuple[Callable[..., tuple[Tensor, ...]], list[Tensor]]:
+    """`step` of one lane, and an example of what it takes; several inputs that make an observation
+    are one row of floats, one after another."""
+    example = [make(1) for make in step.inputs.values()]
+    parts = example[: len(step.observed.inputs)]
+    if len(parts) == 1:
+        return step, example
+
+    def function(row: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+        pieces = row.split([part.numel() for part in parts], dim=1)
+        seen = [p.view(part.shape).to(part.dtype) for p, part in zip(pieces, parts, strict=True)]
+        return step(*seen, *others)
+
+    row = torch.cat([part.flatten(1).float() for part in parts], dim=1)
+    return function, [row, *example[len(parts) :]]
+
+
+def _rows(record: Record) -> np.ndarray:
+    """What is seen, [T, OBSERVATION] float32."""
+    parts = [v.reshape(len(v), -1).astype(np.float32) for v in record.observations.values()]
+    return np.concatenate(parts, axis=1)
 
 
 def _try(folder: Path) -> Said:
@@ -96,8 +115,9 @@ def _config(step: PolicyStep, record: Record) -> str:
         return f"static const float {name}[ACTION] = {{{', '.join(listed)}}};"
 
     numbers = {
-        "OBSERVATION": record.observation[0].size,
+        "OBSERVATION": _rows(record).shape[1],
         "ACTION": size,
+        "NUMBERS": 1 if spec.discrete else step.width,
         "DISCRETE": int(spec.discrete),
         "WINDOW": int(step.context == "window"),
         "TARGET_RETURN": _float(float(record.target_return[0])),
@@ -107,10 +127,10 @@ def _config(step: PolicyStep, record: Record) -> str:
         "TEMPERATURE": _float(step.config.temperature),
         "FIRST_ACTION": spec.action_start,
     }
+    arrays: list[str] = []
     if spec.discrete:
         numbers |= {"LOWEST_ACTION": step.numbers[0], "HIGHEST_ACTION": step.numbers[-1]}
-        arrays = []
-    else:
+    elif step.codec is None:  # else they are in the program
         arrays = [
             array("ACTION_SCALE", agent.action_scale, "1.0f"),
             array("LOWEST_ACTION", step.low, "-INFINITY"),

@@ -7,6 +7,7 @@ for is counted from the same row, so a caller passes what the environment says a
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +16,10 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from decision_seq.agents import SequenceAgent
+from decision_seq.export.observed import Observed
 from decision_seq.policy.contexts import CONTEXTS, PolicyState, StreamState
 from decision_seq.policy.eager import forward_step
+from decision_seq.policy.policy import action_limits
 from decision_seq.settings import Context
 
 
@@ -55,23 +58,29 @@ class PolicyStep(nn.Module):
         super().__init__()
         self.agent = copy.deepcopy(agent).float().cpu().eval().requires_grad_(False)
         self.config, self.spec, self.context = agent.config, agent.spec, context
+        self.observed = Observed(agent.spec, agent.config.frame_stack)
         self.empty = filled(self.agent, context)
-        act = ("action", () if self.spec.discrete else (self.spec.action_dim,))
+        self.codec, acts = self.spec.action_codec, self.spec.action_space
+        self.width = acts.width if acts else self.spec.action_dim  # of an action, if not discrete
+        act = ("action", () if self.spec.discrete else (self.width,))
         kind = torch.int64 if self.spec.discrete else torch.float32
         told = [("timestep", (), torch.int64), ("received", (), torch.float32), (*act, kind)]
         own = [(f"memory_{i}", t.shape[1:], t.dtype) for i, t in enumerate(self.empty.tensors())]
         self.fields: list[Field] = []
         for name, shape, dtype in [*told, *own]:
             self.fields.append(Field(name, tuple(shape), dtype, self.state_size))
-        limits = space if isinstance(space, spaces.Box) else None
+        limits = None
+        if space is not None and not self.spec.discrete:
+            limits = action_limits(space, self.width)
         self.low: Tensor | None
         self.high: Tensor | None
-        for name in ("low", "high"):
-            values = None if limits is None else torch.as_tensor(getattr(limits, name)).float()
-            self.register_buffer(name, values, persistent=False)
+        for name, values in zip(("low", "high"), limits or (None, None), strict=True):
+            bound = None if values is None else torch.as_tensor(values).float()
+            self.register_buffer(name, bound, persistent=False)
         self.numbers = range(self.spec.action_start, self.spec.action_start + self.spec.action_dim)
         if isinstance(space, spaces.Discrete):  # fewer than the data's numbers allow for
             self.numbers = range(int(space.start), int(space.start + space.n))
+        self.names = tuple(self.inputs)
 
     @property
     def state_size(self) -> int:
@@ -83,39 +92,57 @@ class PolicyStep(nn.Module):
         """Whether it draws its actions, and so takes noise."""
         return self.config.temperature > 0
 
-    def forward(
-        self,
-        observation: Tensor,
-        reward: Tensor,
-        target_return: Tensor,
-        state: Tensor,
-        noise: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    @property
+    def inputs(self) -> dict[str, Callable[[int], Tensor]]:
+        """What a step takes, by name and in order, as what makes zeros of so many lanes.
+
+        observation: [lanes, S] float32, or stacks of frames [lanes, n, H, W(, C)]; of records the
+            numbers, and each image as observation.PATH.
+        reward: [lanes], of the action before; at an episode's start it counts for nothing.
+        target_return: [lanes], in the environment's units; may change at any step.
+        state: [lanes, state_size], zeros where an episode begins.
+        noise: [lanes, A] standard Gumbel noise, where actions are sampled; zeros take the
+            likeliest.
+        """
+        forms = {one.name: (one.shape, one.dtype) for one in self.observed.inputs}
+        rows: dict[str, tuple[int, ...]] = {"reward": (), "target_return": ()}
+        rows |= {"state": (self.state_size,)}
+        rows |= {"noise": (self.spec.action_dim,)} if self.samples else {}
+        forms |= {name: (shape, torch.float32) for name, shape in rows.items()}
+
+        def zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Callable[[int], Tensor]:
+            return lambda lanes: torch.zeros(lanes, *shape, dtype=dtype)
+
+        return {name: zeros(*form) for name, form in forms.items()}
+
+    def forward(self, *given: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """One step of every lane.
 
         Args:
-            observation: [lanes, S] float32, or stacks of frames [lanes, 4, H, W] uint8.
-            reward: [lanes], of the action before; at an episode's start it counts for nothing.
-            target_return: [lanes], in the environment's units; may change at any step.
-            state: [lanes, state_size], zeros where an episode begins.
-            noise: [lanes, A] standard Gumbel noise, where actions are sampled; zeros take the
-                likeliest.
+            given: `inputs`, in their order.
 
         Returns:
-            Actions as the environment takes them, [lanes, A] float32 or [lanes] int64; what they
-            were made of, [lanes, A]: the same in units of the action scale, or logits; and the
-            state.
+            Actions as the environment takes them, [lanes, A] float32 or [lanes] int64, or the rows
+            of numbers [lanes, W] of those with several parts; what they were made of, [lanes, A]:
+            vectors in units of their scale, or logits; and the state.
         """
+        named = dict(zip(self.names, given, strict=True))
+        reward, target_return, state = (named[n] for n in ("reward", "target_return", "state"))
         timestep, received, action, *memory = (field.read(state) for field in self.fields)
         returns = self.config.returns
         if not returns.delayed:
             counted = reward.clamp(-1, 1) if returns.clipped else reward
             received = torch.where(timestep > 0, received + counted / returns.scale, received)
-        seen = [observation, action, target_return / returns.scale - received, timestep]
+        seen = [
+            self.observed.joined(named),
+            action,
+            target_return / returns.scale - received,
+            timestep,
+        ]
         # as if some lanes began and the others had seen a full window: right for every lane
         times = [0, self.config.context_length]
         predicted, after = forward_step(self.agent, seen, times, self.empty.holding(memory))
-        action = self._decode(predicted, noise)
+        action = self._decode(predicted, named.get("noise"))
         remembered = action - self.spec.action_start if self.spec.discrete else action
         parts = [timestep + 1, received, remembered, *after.tensors()]
         rows = [part.reshape(part.shape[0], -1).float() for part in parts]
@@ -125,6 +152,8 @@ class PolicyStep(nn.Module):
         """`Policy._decode_action` in tensors."""
         if not self.spec.discrete:
             action = predicted * self.agent.action_scale
+            if self.codec is not None:
+                action = self.codec.choose(action, noise, self.config.temperature or 1.0)
             return action if self.low is None else action.clamp(self.low, self.high)
         if noise is not None:
             predicted = predicted / self.config.temperature + noise

@@ -83,7 +83,7 @@ class Policy:
         self.action = np.zeros(shape, np.int64 if agent.spec.discrete else np.float32)
         self.limits: tuple[np.ndarray, np.ndarray] | None = None
         if action_space is not None and not agent.spec.discrete:
-            self.limits = _limits(action_space, width)
+            self.limits = action_limits(action_space, width)
         self.engine_name, self.engine = self._choose_engine(agent, engine)
         # what the last actions were made of: the same in units of `action_scale`, or logits
         self.predicted = np.zeros((lanes, agent.spec.action_dim), np.float32)
@@ -202,10 +202,11 @@ class Policy:
     def _decode_parts(self, predicted: np.ndarray, greedy: bool) -> np.ndarray:
         """Predictions [lanes, A] -> rows [lanes, W]"""
         assert self.codec is not None
-        if not self.config.temperature or greedy:
-            return self.codec.choose(predicted)
-        noise = gumbel_noise(self.seed, self.timestep, predicted.shape[-1])
-        return self.codec.choose(predicted, noise, self.config.temperature)
+        noise, temperature = None, self.config.temperature
+        if temperature and not greedy:
+            draws = gumbel_noise(self.seed, self.timestep, predicted.shape[-1])
+            noise = torch.from_numpy(draws)
+        return self.codec.choose(torch.from_numpy(predicted), noise, temperature or 1.0).numpy()
 
     def _unpacked(self, action: Any) -> Any:
         """As the environment takes it, where it takes no vector and no number; of lanes nested as
@@ -254,8 +255,9 @@ class Policy:
         return True
 
 
-def _limits(space: spaces.Space[Any], width: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """Lowest and highest actions [W], or of lanes [lanes, W]."""
+def action_limits(space: spaces.Space[Any], width: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """Lowest and highest actions [W], or of lanes [lanes, W], that an environment takes; None where
+    it says nothing of actions of that width."""
     if isinstance(space, spaces.Box) and space.shape[-1:] == (width,):
         return space.low, space.high
     table = table_of(space, acts=True)

@@ -16,10 +16,8 @@ long policy_bytes(const Policy *);
 
 #if DISCRETE
 typedef int64_t Remembered; /* counted from 0 */
-enum { NUMBERS = 1 };
 #else
 typedef float Remembered;
-enum { NUMBERS = ACTION };
 #endif
 
 struct Agent {

@@ -11,7 +11,7 @@
 #if DISCRETE
 typedef int32_t Action; /* [lanes], as the environment counts them */
 #else
-typedef float Action; /* [lanes][ACTION], in the environment's units */
+typedef float Action; /* [lanes][NUMBERS], in the environment's units; policy.json has its parts */
 #endif
 
 typedef struct Agent Agent;
@@ -24,13 +24,14 @@ void agent_close(Agent *);
 /* This lane begins an episode; the others are untouched. */
 void agent_begin(Agent *, int lane);
 
-/* observation [lanes][OBSERVATION]; reward [lanes] of the action before, which counts for nothing at an
- * episode's start; target_return [lanes] in the environment's units, NULL for TARGET_RETURN; noise
- * [lanes][ACTION], standard Gumbel, where TEMPERATURE is not 0, NULL for the likeliest. */
+/* observation [lanes][OBSERVATION], of several inputs one after another; reward [lanes] of the action
+ * before, which counts for nothing at an episode's start; target_return [lanes] in the environment's
+ * units, NULL for TARGET_RETURN; noise [lanes][ACTION], standard Gumbel, where TEMPERATURE is not 0, NULL
+ * for the likeliest. */
 void agent_act(Agent *, const float *observation, const float *reward, const float *target_return,
                const float *noise, Action *action);
 
-/* [lanes][ACTION] what the last actions were made of: the same in units of ACTION_SCALE, or logits. */
+/* [lanes][ACTION] what the last actions were made of: vectors in units of their scale, or logits. */
 const float *agent_predicted(const Agent *);
 
 /* Bytes that a lane remembers, and of the weights. */

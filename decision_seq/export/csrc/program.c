@@ -321,7 +321,6 @@ static void give(Agent *a, int input, const float *values) {
 
 void agent_act(Agent *a, const float *observation, const float *reward, const float *target_return,
                const float *noise, Action *action) {
-    const int numbers = DISCRETE ? 1 : ACTION;
     for (int b = 0; b < a->lanes; b++) {
         const float target = target_return ? target_return[b] : TARGET_RETURN;
         float *state = a->states + b * a->inputs[STATE].count;
@@ -331,8 +330,8 @@ void agent_act(Agent *a, const float *observation, const float *reward, const fl
         for (int64_t i = 0; i < a->count; i++)
             CARRIED_OUT[a->instructions[i].operation](&a->instructions[i], a->memory);
         const End *out = a->outputs;
-        for (int i = 0; i < numbers; i++)
-            action[b * numbers + i] = (Action)get(a->memory + out[ACTED].place, out[ACTED].dtype, i);
+        for (int i = 0; i < NUMBERS; i++)
+            action[b * NUMBERS + i] = (Action)get(a->memory + out[ACTED].place, out[ACTED].dtype, i);
         memcpy(a->predicted + (long)b * ACTION, a->memory + out[PREDICTED].place, ACTION * sizeof(float));
         memcpy(state, a->memory + out[NEXT_STATE].place, out[NEXT_STATE].count * sizeof(float));
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -21,11 +21,11 @@ class BitsPart(ActionPart):
         """Sum of binary cross-entropies."""
         return F.binary_cross_entropy_with_logits(predicted, wanted, reduction="none").sum(-1)
 
-    def choose(self, predicted: np.ndarray, noise: np.ndarray | None) -> np.ndarray:
+    def choose(self, predicted: Tensor, noise: Tensor | None) -> Tensor:
         """On where that is likelier; sampled, the logit meets logistic noise, which is what the
         standard Gumbel noise of on and off differs by."""
         if noise is not None:
-            with np.errstate(divide="ignore", over="ignore"):
-                uniform = np.exp(-np.exp(-noise))  # Gumbel's distribution function
-                predicted = predicted + np.log(uniform) - np.log1p(-uniform)
-        return (predicted > 0).astype(np.float32)
+            uniform = torch.exp(-torch.exp(-noise))  # Gumbel's distribution function
+            logistic = torch.log(uniform) - torch.log1p(-uniform)
+            predicted = predicted + torch.where(noise == 0, 0.0, logistic)  # 0 is no draw
+        return (predicted > 0).to(predicted.dtype)

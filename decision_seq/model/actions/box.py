@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,6 +24,6 @@ class BoxPart(ActionPart):
         """Mean of squares."""
         return (predicted - wanted).square().mean(dim=-1)
 
-    def choose(self, predicted: np.ndarray, noise: np.ndarray | None) -> np.ndarray:
+    def choose(self, predicted: Tensor, noise: Tensor | None) -> Tensor:
         """What is predicted."""
         return predicted

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from decision_seq.model.actions.part import ActionPart, register
@@ -21,8 +19,8 @@ class CategoryPart(ActionPart):
 
     def encode(self, rows: Tensor) -> Tensor:
         """1 for what is chosen, else 0."""
-        chosen = rows.round().long().unbind(-1)
-        spread = [F.one_hot(c, n) for c, n in zip(chosen, self.counts, strict=True)]
+        pairs = zip(rows.split(1, -1), self.counts, strict=True)
+        spread = [row == torch.arange(n, device=rows.device) for row, n in pairs]
         return torch.cat(spread, dim=-1).to(rows.dtype)
 
     def errors(self, predicted: Tensor, wanted: Tensor) -> Tensor:
@@ -30,8 +28,8 @@ class CategoryPart(ActionPart):
         pairs = zip(predicted.split(self.counts, -1), wanted.split(self.counts, -1), strict=True)
         return torch.stack([-(w * p.log_softmax(-1)).sum(-1) for p, w in pairs]).sum(0)
 
-    def choose(self, predicted: np.ndarray, noise: np.ndarray | None) -> np.ndarray:
+    def choose(self, predicted: Tensor, noise: Tensor | None) -> Tensor:
         """The likeliest, or a sample: the likeliest under Gumbel noise."""
         scores = predicted if noise is None else predicted + noise
-        pieces = np.split(scores, np.cumsum(self.counts)[:-1], axis=-1)
-        return np.stack([piece.argmax(-1) for piece in pieces], axis=-1)
+        chosen = [piece.argmax(-1) for piece in scores.split(self.counts, -1)]
+        return torch.stack(chosen, dim=-1).to(scores.dtype)

@@ -37,19 +37,18 @@ class ActionCodec:
         return torch.stack(errors).sum(0)
 
     def choose(
-        self, predicted: np.ndarray, noise: np.ndarray | None = None, temperature: float = 1.0
-    ) -> np.ndarray:
+        self, predicted: Tensor, noise: Tensor | None = None, temperature: float = 1.0
+    ) -> Tensor:
         """Predictions [lanes, A] -> rows [lanes, W] float32. With standard Gumbel noise
         [lanes, A] what is no vector is sampled at the temperature."""
-        places = np.cumsum(self.features)[:-1]
-        pieces = np.split(predicted, places, axis=-1)
+        pieces = predicted.split(self.features, -1)
         cold = [
             p if part.leaf.scaled else p / temperature
             for part, p in zip(self.parts, pieces, strict=True)
         ]
-        drawn = [None] * len(pieces) if noise is None else np.split(noise, places, axis=-1)
+        drawn = [None] * len(pieces) if noise is None else noise.split(self.features, -1)
         rows = [p.choose(v, n) for p, v, n in zip(self.parts, cold, drawn, strict=True)]
-        return np.concatenate(rows, axis=-1).astype(np.float32)
+        return torch.cat(rows, dim=-1).to(torch.float32)
 
     def scale(self, actions: np.ndarray) -> np.ndarray:
         """[A]: what brings vectors among `actions` [N, W] into tanh's range; 1 for the others."""

@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-import numpy as np
 from torch import Tensor
 
 from decision_seq.spaces import NumberLeaf
@@ -34,9 +33,9 @@ class ActionPart(ABC):
         """[..] of predictions [.., features]."""
 
     @abstractmethod
-    def choose(self, predicted: np.ndarray, noise: np.ndarray | None) -> np.ndarray:
+    def choose(self, predicted: Tensor, noise: Tensor | None) -> Tensor:
         """Predictions [lanes, features] -> rows [lanes, width]. `noise` [lanes, features] is
-        standard Gumbel noise, where actions are sampled."""
+        standard Gumbel noise, where actions are sampled; zeros take the likeliest."""
 
 
 def register(kind: str) -> Callable[[type[ActionPart]], type[ActionPart]]:

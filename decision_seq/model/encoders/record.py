@@ -54,15 +54,23 @@ class RecordEncoder(nn.Module):
             self.vector_mean.copy_(torch.from_numpy(norm.mean))
             self.vector_std.copy_(torch.from_numpy(norm.std))
 
-    def forward(self, records: Tensor) -> Tensor:
-        """Bytes of stacks of records [..., n, bytes] uint8 -> [..., F]"""
+    def forward(self, records: Tensor | Mapping[str, Tensor]) -> Tensor:
+        """Bytes of stacks of records [..., n, bytes] uint8, or what they hold by name: stacks of
+        images [..., n, H, W(, C)] and the newest vector [..., S] -> [..., F]"""
+        fields = self._fields(records) if isinstance(records, Tensor) else records
         features = []
         if self.table.numbers:
-            vector = self._field(records[..., -1, :], VECTOR).to(self.vector_mean.dtype)
+            vector = fields[VECTOR].to(self.vector_mean.dtype)
             features.append((vector - self.vector_mean) / self.vector_std)
         for leaf in self.table.images:
-            features.append(self.images[_key(leaf.path)](self._field(records, leaf.path)))
+            features.append(self.images[_key(leaf.path)](fields[leaf.path]))
         return torch.cat(features, dim=-1)
+
+    def _fields(self, records: Tensor) -> dict[str, Tensor]:
+        fields = {leaf.path: self._field(records, leaf.path) for leaf in self.table.images}
+        if self.table.numbers:
+            fields[VECTOR] = self._field(records[..., -1, :], VECTOR)
+        return fields
 
     def _field(self, records: Tensor, name: str) -> Tensor:
         """[..., bytes] -> [..., *shape] of one field"""
