@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from decision_seq.api.comparisons import compare, report
     from decision_seq.api.datasets import collect
     from decision_seq.api.runs import evaluate, train
+    from decision_seq.api.sweeps import sweep
     from decision_seq.errors import UserError
     from decision_seq.policy.policy import load_policy
 
@@ -25,6 +26,7 @@ __all__ = [
     "evaluate",
     "load_policy",
     "report",
+    "sweep",
     "train",
 ]
 
@@ -37,6 +39,7 @@ _PLACES = {
     "evaluate": "api.runs",
     "load_policy": "policy.policy",
     "report": "api.comparisons",
+    "sweep": "api.sweeps",
     "train": "api.runs",
 }
 

@@ -18,6 +18,7 @@ from decision_seq.errors import UserError
 
 Which = Literal["last", "validation"]  # the latter has the lowest validation loss
 SHARED, SHARED_INDEX = "agent.safetensors", "policy.json"
+TRIAL = "trial.json"  # what a sweep tried here: {"parameters": {key: value}, "objective": ...}
 
 
 def has_checkpoint(run: Path) -> bool:
@@ -78,6 +79,18 @@ def saved_steps(run: Path) -> list[int]:
         return [last]
     files = (run / "checkpoints").glob("step-*/agent.safetensors")
     return sorted(step for step in (step_of(file.parent) for file in files) if step <= last)
+
+
+def read_trial(run: Path) -> dict[str, Any] | None:
+    """What a sweep tried here; None if it was none. Raises UserError if the file is damaged."""
+    try:
+        trial = json.loads((run / TRIAL).read_text(encoding="utf-8"))
+        dict(trial["parameters"]), str(trial["objective"])
+        return trial
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{run / TRIAL}: is damaged; the same sweep writes it again") from None
 
 
 def checkpoint_folder(run: Path, step: int) -> Path:

@@ -82,6 +82,25 @@ def test_paper_cuts_nothing_off(browser: Any, report: Path) -> None:
     assert base64.b64decode(pages["data"]).startswith(b"%PDF")
 
 
+def test_a_click_sorts_a_table(browser: Any, report: Path) -> None:
+    """From a file, by a number with its interval or by a word; a second click turns it round."""
+    shown(browser, report.as_uri(), 1280)
+
+    def cells(column: int) -> list[str]:
+        return browser.execute_script(
+            f"""document.querySelectorAll('th button')[{column}].click();
+            const rows = [...document.querySelector('tbody').rows];
+            return rows.map(row => row.cells[{column}].innerText)"""
+        )
+
+    scores = [float(text.split()[0]) for text in cells(2)]
+    assert len(scores) == 2 and scores == sorted(scores, reverse=True)
+    assert [float(text.split()[0]) for text in cells(2)] == sorted(scores)
+    assert cells(0) == ["decision-mamba", "decision-transformer"]
+    assert cells(0) == ["decision-transformer", "decision-mamba"]
+    assert browser.execute_script("return document.querySelector('th').ariaSort") == "descending"
+
+
 def test_nothing_is_fetched_and_nothing_complains(browser: Any, report: Path) -> None:
     browser.get_log("performance"), browser.get_log("browser")  # what other tests left
     shown(browser, report.as_uri(), 1280)

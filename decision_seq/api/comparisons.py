@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from decision_seq.api.runs import Place, Settings, assignments
 from decision_seq.api.shown import Shown
-from decision_seq.eval.report.sections import Section, Table, sections
+from decision_seq.eval.report.parts import Section, Table
+from decision_seq.eval.report.sections import sections
 
 if TYPE_CHECKING:
     from decision_seq.eval.report.data import Data

@@ -14,7 +14,7 @@ from decision_seq.api.shown import Shown
 if TYPE_CHECKING:
     from decision_seq.data.findings import Finding
     from decision_seq.data.store import EpisodeStore
-    from decision_seq.eval.report.sections import Table
+    from decision_seq.eval.report.parts import Table
 
 __all__ = ["Dataset", "check", "collect", "export", "import_", "info", "list_"]
 Source = str | os.PathLike[str]
@@ -67,7 +67,7 @@ class Dataset(Shown):
     def table(self) -> Table:
         """The summary, a line a number."""
         from decision_seq.data.tools.distribution import action_lines
-        from decision_seq.eval.report.sections import Table
+        from decision_seq.eval.report.parts import Table
 
         rows = [
             [key, f"{value:.3f}" if isinstance(value, float) else str(value)]

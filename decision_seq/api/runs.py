@@ -15,8 +15,8 @@ import numpy as np
 
 from decision_seq.api.shown import Shown
 from decision_seq.eval.report import figures as drawn
+from decision_seq.eval.report.parts import Table
 from decision_seq.eval.report.runs import Run, load_settings
-from decision_seq.eval.report.sections import Table
 from decision_seq.eval.rows import Row, target_label
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ def evaluate(
     target_quantile: float | None = None,
     episodes: int | None = None,
     context: Literal["window", "stream"] | None = None,
-    checkpoint: Literal["last", "validation", "best"] = "last",
+    checkpoint: Literal["last", "validation", "best", "selection"] = "last",
     env: str | None = None,
     seed: int | None = None,
     max_steps: int | None = None,
@@ -191,7 +191,7 @@ def evaluate(
         episodes: episodes a target.
         context: window recomputes the last K steps (as the papers do); stream carries state.
         checkpoint: the last; the one with the lowest validation loss; or the best of all that were
-            kept, chosen by rollouts of their own.
+            kept, chosen by rollouts of their own; or, for sweeps, the last in such rollouts alone.
         env: another environment, version or arguments (Hopper-v5?max_episode_steps=500).
         seed: of the first episode's environment.
         max_steps: cut episodes off there; by default only where the environment names no limit.
@@ -206,6 +206,7 @@ def evaluate(
         evaluate_agent,
         evaluate_best,
         evaluation_config,
+        judging,
         mean_scores,
     )
     from decision_seq.hardware import torch_device
@@ -239,10 +240,13 @@ def evaluate(
                 files = {step: agent_at(folder, step) for step in saved_steps(folder)}
                 last, rows = evaluate_best(folder, files, config, on, on_step, actions)
             else:
-                step = index[checkpoint]["step"]
+                if checkpoint == "selection":
+                    config = judging(config)
+                step = index["last" if checkpoint == "selection" else checkpoint]["step"]
                 agent = load_agent(agent_at(folder, step), on)
                 rows = evaluate_agent(agent, config, folder, step, checkpoint, on_step, actions)
-        log_result(folder, config, rows[0]["step"], mean_scores(rows))
+        if checkpoint != "selection":  # which judges, and is no result
+            log_result(folder, config, rows[0]["step"], mean_scores(rows))
         videos = [] if actions is None else _film(folder, rows, actions, video)
     return Evaluation(folder, rows, videos, Evaluation(folder, last) if last else None)
 

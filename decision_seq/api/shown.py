@@ -12,7 +12,7 @@ from decision_seq.eval.drawing import INK
 if TYPE_CHECKING:
     import rich.table
 
-    from decision_seq.eval.report.sections import Table
+    from decision_seq.eval.report.parts import Table
 
 
 class Shown(ABC):

@@ -17,7 +17,7 @@ def evaluate(
     target_quantile: float | None = None,
     episodes: int | None = None,
     context: Literal["window", "stream"] | None = None,
-    checkpoint: Literal["last", "validation", "best"] = "last",
+    checkpoint: Literal["last", "validation", "best", "selection"] = "last",
     env: str | None = None,
     seed: int | None = None,
     max_steps: int | None = None,
@@ -36,7 +36,8 @@ def evaluate(
         episodes: episodes a target.
         context: window recomputes the last K steps (as the papers do); stream carries state.
         checkpoint: the last; the one with the lowest validation loss; or the best of all that were
-            kept, chosen by rollouts of their own and reported next to the last.
+            kept, chosen by rollouts of their own and reported next to the last; or, for sweeps, the
+            last in such rollouts alone (selection).
         env: another environment, version or arguments (Hopper-v5?max_episode_steps=500).
         seed: of the first episode's environment.
         max_steps: cut episodes off there; by default only where the environment names no limit.

@@ -23,6 +23,7 @@ from decision_seq.cli.listing import list_
 from decision_seq.cli.output import print_anywhere
 from decision_seq.cli.quickstart import quickstart
 from decision_seq.cli.share import push, share
+from decision_seq.cli.sweep import sweep
 from decision_seq.cli.train import train
 from decision_seq.errors import UserError
 from decision_seq.hardware import keep_freed_memory
@@ -39,6 +40,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "share": share,
     "push": push,
     "compare": compare,
+    "sweep": sweep,
     "report": report,
     "list": list_,
     "config": config,

@@ -22,8 +22,11 @@ LEGEND: Any = {"frameon": False, "labelcolor": INK, "fontsize": 9}
 
 def panel(title: str, of: str = "", height: float = 3.4) -> tuple[Figure, Axes]:
     """A figure of one panel, as wide as a phone's screen; below its title, what it is `of`."""
-    figure, ((ax, _),) = panels(["\n".join([title, *textwrap.wrap(of, 64)])])
-    figure.set_size_inches(4.9, height)
+    figure, ((ax, _),) = panels([title])
+    ax.set_title("")  # which would be as wide as the axes, not as the figure
+    lines = [line for text in (title, of) for line in textwrap.wrap(text, 62)]
+    figure.suptitle("\n".join(lines), color=INK, fontsize=10, parse_math=False)
+    figure.set_size_inches(4.9, height + 0.17 * (len(lines) - 2))
     return figure, ax
 
 

@@ -23,7 +23,7 @@ class Evaluation:
     """One `evaluate` of a trained run."""
 
     context: Context | None = None  # by default the run's
-    checkpoint: Literal["last", "validation", "best"] = "last"
+    checkpoint: Literal["last", "validation", "best", "selection"] = "last"
 
     def command(self, run: Path) -> tuple[str, ...]:
         """Arguments of decision-seq."""
@@ -40,7 +40,7 @@ def finished(
         return has_checkpoint(run) and read_index(run)["last"]["step"] >= config.train.steps
     rows = [r for r in read_rows(run) if r["env"] == env_id(config.env)]
     validation = read_index(run)["validation"]["step"] if has_checkpoint(run) else None
-    steps = {"last": config.train.steps, "validation": validation}
+    steps = {key: config.train.steps for key in ("last", "selection")} | {"validation": validation}
     return all(_evaluated(rows, config, evaluation, steps) for evaluation in evaluations)
 
 
@@ -60,6 +60,7 @@ def _evaluated(
         wanted = [target_name(None, config.eval.target_quantile)]
     else:
         wanted = [target_name(target) for target in config.eval.targets]
-    seeds = range(config.eval.seed, config.eval.seed + config.eval.episodes)
+    first = config.eval.seed + (config.eval.episodes if kind == "selection" else 0)
+    seeds = range(first, first + config.eval.episodes)
     done = {(target_label(r), r["env_seed"]) for r in rows}
     return all((target, seed) in done for target in wanted for seed in seeds)

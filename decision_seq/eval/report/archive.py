@@ -71,6 +71,7 @@ def _pack(run: Run) -> dict[str, Any]:
         "config": to_plain(run.config),
         "dataset": run.dataset | {"name": run.dataset["name"].removesuffix(suffix)},
         "inspection": run.inspection,
+        "trial": run.trial,
         "common": common,
         "evaluations": [
             {"of": json.loads(of), "episodes": _columns(own, set(OWN) - common.keys())}
@@ -90,6 +91,7 @@ def _unpack(path: Path, line: dict[str, Any]) -> Run:
     rows, others = split_rows(everything, None)
     folder = path.parent / line["run"]
     run = Run(folder, config, line["dataset"], rows, config.name, line["inspection"], others)
+    run.trial = line.get("trial")
     run.metrics = [
         {k: v for k, v in row.items() if v is not None} for row in _rows(line["metrics"])
     ]

@@ -11,13 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from decision_seq.eval.report import figures
+from decision_seq.eval.report import figures, sweeps
 from decision_seq.eval.report import protocol as report_protocol
 from decision_seq.eval.report import scores as report_scores
 from decision_seq.eval.report import statistics as stats
 from decision_seq.eval.report import tables as report_tables
+from decision_seq.eval.report.film import films
 from decision_seq.eval.report.runs import Run, agents, outdated
 from decision_seq.eval.report.scores import Task
+from decision_seq.eval.report.standings import standings
 from decision_seq.eval.report.successes import successes
 
 THRESHOLDS = 101  # points of a performance profile
@@ -44,8 +46,14 @@ class Data:
         self.choices = report_tables.last_or_best(self.runs)
         self.contexts = report_tables.window_or_stream(self.runs)
         self.costs = report_tables.costs(self.runs)
+        self.standings = standings(
+            self.tasks, self.pooled, self.aggregates, self.comparisons, self.costs
+        )
+        self.films = films(self.runs)
         self.score_by_step = report_tables.score_by_step(self.runs, self.tasks)
         self.selections = report_tables.selections(self.runs, self.tasks)
+        self.selections += sweeps.selections(self.runs, self.tasks)
+        self.trials = sweeps.trials(self.runs)
         self.validations = report_tables.validations(self.runs)
         self.looks_back = report_tables.looks_back(self.runs)
         self.protocol = report_protocol.protocol(self.runs)
@@ -85,8 +93,8 @@ class Data:
 def to_json(data: Data) -> dict[str, Any]:
     """Every number, as plain data."""
     plain: dict[str, Any] = {"title": data.title, "summary": data.summary}
-    for name in ("scores", "successes", "comparisons", "choices", "contexts", "costs", "selections",
-                 "validations"):  # fmt: skip
+    for name in ("standings", "scores", "successes", "comparisons", "choices", "contexts", "costs",
+                 "selections", "trials", "validations"):  # fmt: skip
         plain[name] = [asdict(line) for line in getattr(data, name)]
     plain["looks_back"] = [asdict(line) for line in data.looks_back]
     plain["aggregates"] = {
@@ -178,6 +186,8 @@ def to_csv(data: Data) -> str:
         of = {"dataset": loss.dataset, "agent": loss.agent, "n": loss.seeds, "unit": "loss"}
         statistic = f"mean on {loss.source}" if loss.source else "mean"
         add("validation losses", statistic, loss.mean, **of)
+    for trial in data.trials:
+        add("trials", trial.objective, trial.judged, agent=trial.agent, n=trial.episodes)
     for chosen in data.selections:
         for i, score in enumerate(chosen.scores, 1):
             add("choosing", f"score after {i * chosen.episodes} rollouts", score, n=i,

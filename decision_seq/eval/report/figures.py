@@ -47,6 +47,21 @@ def seed_scores(task: Task, style: Style) -> str:
     return to_svg(figure, [ax])
 
 
+def search(values: Sequence[float | None], objective: str) -> str:
+    """What each trial of a sweep came to, and the best so far; None are failed ones."""
+    figure, ax = panel(f"{len(values)} trials")
+    known = np.array([np.nan if value is None else value for value in values])
+    higher = objective == "rollouts"
+    best = np.fmax.accumulate(known) if higher else np.fmin.accumulate(known)
+    ax.plot(known, "o", color=COLOURS[0], markersize=4, label="trial")
+    ax.plot(best, color=COLOURS[1], drawstyle="steps-post", label="best so far")
+    if not higher and np.nanmin(known, initial=np.inf) > 0:
+        ax.set_yscale("log")
+    ax.set_xlabel("trial")
+    ax.set_ylabel(objective.replace("_", " "))
+    return to_svg(figure, [ax])
+
+
 def losses(runs: Sequence[Run], dataset: str, style: Style) -> str:
     """Training loss (line) and validation loss (dots) against the step."""
     figure, ax = panel(dataset)
@@ -121,8 +136,9 @@ def evaluations_spent(lines: Sequence[Selection], style: Style) -> str:
     for line in lines:
         spent = line.episodes * np.arange(1, len(line.scores) + 1)
         label = f"{line.agent}, {line.episodes} to judge one"
-        ax.plot(spent, line.scores, ".-" if line.episodes == most else ".:",
-                color=style[line.agent][0], label=label)  # fmt: skip
+        colour = style[line.agent][0] if line.agent in style else INK  # of trials together
+        form = ".-" if line.episodes == most else ".:"
+        ax.plot(spent, line.scores, form, color=colour, label=label)
     ax.set_xscale("log")
     ax.set_xlabel("rollouts spent on choosing")
     ax.set_ylabel("expected score of the chosen")

@@ -14,7 +14,8 @@ from decision_seq.errors import UserError
 from decision_seq.eval.drawing import INK
 from decision_seq.eval.report.archive import load_runs, to_archive
 from decision_seq.eval.report.data import Data, to_csv, to_json
-from decision_seq.eval.report.sections import Figure, Section, sections
+from decision_seq.eval.report.parts import Figure, Section
+from decision_seq.eval.report.sections import sections
 from decision_seq.files import write_text
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -67,7 +68,7 @@ def named(parts: Sequence[Section]) -> list[tuple[str, Figure]]:
 
 
 def to_html(data: Data, parts: Sequence[Section], out: Path) -> str:
-    """The page: no script, no network, nothing beside it."""
+    """The page: no network, nothing beside it; a script of its own sorts tables."""
     from jinja2 import Environment
     from markupsafe import Markup
 
@@ -76,8 +77,14 @@ def to_html(data: Data, parts: Sequence[Section], out: Path) -> str:
         return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", escape(text, quote=False)))
 
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+
+    def whole(text: str) -> str:
+        """Intervals are not broken within."""
+        return re.sub(r"\[[^]]*\]", lambda found: found[0].replace(" ", "\u00a0"), text)
+
     environment.filters |= {
         "code": code,
+        "whole": whole,
         "inline": lambda figure, name: Markup(inline(figure, name)),
     }
     return _render(environment, "report.html", data, parts)

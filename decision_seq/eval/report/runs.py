@@ -17,7 +17,7 @@ from decision_seq.errors import UserError
 from decision_seq.eval.inspect.numbers import read_inspection
 from decision_seq.eval.rows import Row, read_rows
 from decision_seq.files import read_jsonl
-from decision_seq.run_folder import agent_hash, has_checkpoint, read_index
+from decision_seq.run_folder import agent_hash, has_checkpoint, read_index, read_trial
 from decision_seq.settings import EvalConfig, TrainConfig
 
 POINTS = 300  # of a learning curve; longer ones are averaged over neighbours
@@ -45,6 +45,7 @@ class Run:
     agent: str  # what the report calls it
     inspection: dict[str, Any] | None  # what `decision-seq inspect` left in the folder
     others: list[Row] = field(default_factory=list)  # of all other evaluations
+    trial: dict[str, Any] | None = None  # what a sweep tried with it
 
     @cached_property
     def newest(self) -> dict[str, int]:
@@ -160,6 +161,7 @@ def load_run(folder: Path) -> Run:
         raise UserError(f"{folder}: has no evaluation; run `decision-seq evaluate {folder}` first")
     inspection = read_inspection(folder / "inspect.json")
     run = Run(folder, config, dataset, [], config.name, inspection)
+    run.trial = read_trial(folder)
     run.rows, run.others = split_rows(everything, run.newest.get("last"))
     return run
 

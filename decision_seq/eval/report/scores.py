@@ -252,9 +252,10 @@ def summary(
             f"{data['return_mean']:.0f}. {verdict([c for c in lines if c.task == task.name])}"
         )
     if overall := [c for c in lines if c.task == "all"]:
-        sentences.append(
+        sentences.insert(
+            0,
             f"Over all {len(pooled_tasks(tasks))} tasks with normalized scores, "
-            f"{overall[0].better} has the highest interquartile mean. {verdict(overall)}"
+            f"{overall[0].better} has the highest interquartile mean. {verdict(overall)}",
         )
     if unrolled := ", ".join(dict.fromkeys(run.agent for run in runs if not run.rows)):
         sentences.append(f"Without an environment, and so without rollouts: {unrolled}.")
@@ -280,8 +281,7 @@ def verdict(lines: Sequence[Comparison]) -> str:
         return (
             f"It is better than {others} on the same seeds, with 95 % confidence in each "
             f"comparison: by {rival.difference.value:.1f}{_bracket(rival.difference.interval)} "
-            f"over {rival.worse}. One of its seeds scores higher than one of {rival.worse}'s with "
-            f"probability {rival.improvement.value:.2f}{_bracket(rival.improvement.interval, 2)}."
+            f"over {rival.worse}."
         )
     names = ", ".join(c.worse for c in unsure)
     if unsure[0].sure is None:

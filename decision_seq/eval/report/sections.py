@@ -1,191 +1,36 @@
 """Sections of a report: each a table in words and numbers with its figures; pages are made of them.
+Those about scores are in score_sections.py.
 
 A section that has nothing to say is None, and left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
-
-import numpy as np
+from collections.abc import Sequence
+from functools import partial
 
 from decision_seq.eval.report import figures
-from decision_seq.eval.report import statistics as stats
 from decision_seq.eval.report.data import Data
+from decision_seq.eval.report.parts import Figure, Section, Table
 from decision_seq.eval.report.runs import datasets, inspected, reported
+from decision_seq.eval.report.score_sections import (
+    bracket,
+    comparison,
+    film,
+    glance,
+    scores,
+    shown,
+    success,
+    together,
+)
 from decision_seq.eval.report.tables import FAR, Cost, PairedScores
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A drawing, and what it shows for those who do not see it."""
-
-    draw: Callable[[], str]  # as SVG
-    alt: str
-
-    @cached_property
-    def svg(self) -> str:
-        """The drawing: a page and a file of it are the same."""
-        return self.draw()
-
-
-@dataclass(frozen=True)
-class Table:
-    """Cells in words; the first `text` columns are left-aligned."""
-
-    columns: tuple[str, ...]
-    rows: list[list[str]]
-    text: int = 1
-    marked: frozenset[int] = frozenset()  # rows that stand out
-
-    def folded(self) -> tuple[str, Table]:
-        """What all rows have in common, in words, and the table without those columns: a phone has
-        no room for a column that says the same in every row. The last of the text columns, what a
-        row is about, stays, and so does a single row."""
-        same = [
-            i
-            for i in range(self.text - 1)
-            if len(self.rows) > 1 and len({row[i] for row in self.rows}) == 1
-        ]
-        words = "; ".join(f"{self.columns[i]}: {self.rows[0][i]}" for i in same)
-        keep = [i for i in range(len(self.columns)) if i not in same]
-        rows = [[row[i] for i in keep] for row in self.rows]
-        columns = tuple(self.columns[i] for i in keep)
-        return words, Table(columns, rows, self.text - len(same), self.marked)
-
-
-@dataclass(frozen=True)
-class Section:
-    """A heading and what stands below it."""
-
-    title: str
-    text: str = ""
-    figures: tuple[Figure, ...] = ()
-    caption: str = ""  # of all figures together
-    table: Table | None = None
-    note: str = ""
 
 
 def sections(data: Data) -> list[Section]:
     """All sections that have something to say, in reading order."""
-    makers = (scores, success, comparison, together, targets, learning, checkpoints, spending,
-              contexts, cost, lookback)  # fmt: skip
+    makers = (glance, scores, film, success, comparison, together, targets, learning, checkpoints,
+              spending, tried, contexts, cost, lookback)  # fmt: skip
     return [section for maker in makers if (section := maker(data)) is not None]
-
-
-def scores(data: Data) -> Section | None:
-    """The score table."""
-    if not data.scores:
-        return None
-    rows = []
-    for s in data.scores:
-        spread = f" ± {s.spread:.1f}" if len(s.seeds) > 1 else ""
-        unit = " (return)" if s.unit == "return" else ""
-        seeds = ", ".join(f"{mean:z.1f} (seed {seed})" for seed, mean in s.seeds)
-        rows.append(
-            [s.dataset, s.env, s.checkpoint, s.target, s.context, s.agent,
-             f"{s.mean:z.1f}{spread}{bracket(s.interval)}{unit}", seeds, f"{s.mean_return:z.0f}",
-             str(s.episodes)]
-        )  # fmt: skip
-    note = (
-        "Scores are normalized where references exist: 100 (return - random) / (expert - random), "
-        "by the references named in the protocol. ± is the standard deviation over training seeds; "
-        "in brackets the 95 % bootstrap interval of the mean over seeds, which is given from "
-        f"{stats.FEWEST} seeds on."
-    )
-    if any(s.env.startswith("Walker2d-v5") for s in data.scores):
-        note += " Walker2d-v5 has other foot friction than v2 to v4: these are not D4RL-v2 scores."
-    columns = ("dataset", "environment", "checkpoint", "target", "context", "agent", "score",
-               "each seed", "mean return", "episodes")  # fmt: skip
-    return Section(
-        "Scores",
-        "Every training seed is shown; a seed's score is the mean over its episodes, from the last "
-        "checkpoint."
-        + " Bold: the highest mean for that dataset, target and context. It may still be chance: "
-        "the next section says how sure it is." * bool(data.comparisons),
-        tuple(
-            Figure(
-                partial(figures.seed_scores, task, data.style),
-                f"Score of every training seed on {task.name} ({task.checkpoint}), a row an agent: "
-                + "; ".join(f"{a} {np.mean(task.of(a)):z.1f}" for a in sorted(task.scores)),
-            )
-            for task in data.tasks
-        ),
-        "Each dot is a training seed, the bar their mean, and the line its 95 % interval, where "
-        f"there are seeds enough. {data.chosen_by}",
-        Table(columns, rows, 6, frozenset(i for i, s in enumerate(data.scores) if s.best)),
-        note,
-    )
-
-
-def success(data: Data) -> Section | None:
-    """How often goals were reached."""
-    if not data.successes:
-        return None
-    rows = [
-        [s.dataset, s.env, s.target, s.context, s.agent, f"{100 * s.mean:.0f} %",
-         ", ".join(f"{100 * mean:.0f} % (seed {seed})" for seed, mean in s.seeds), str(s.episodes)]
-        for s in data.successes
-    ]  # fmt: skip
-    columns = ("dataset", "environment", "target", "context", "agent", "success", "each seed",
-               "episodes")  # fmt: skip
-    text = "The share of episodes in which the environment said at some step that it was a success."
-    return Section("Is the goal reached?", text, table=Table(columns, rows, 5))
-
-
-def comparison(data: Data) -> Section | None:
-    """How much better each task's leader is than the others."""
-    rows = []
-    for c in data.comparisons:
-        lead = "no common scale"
-        if c.difference:
-            lead = f"{c.difference.value:z.1f}{bracket(c.difference.interval)}"
-        probability = f"{c.improvement.value:.2f}{bracket(c.improvement.interval, 2)}"
-        sure = {True: "better", False: "can be chance", None: "too few seeds to say"}[c.sure]
-        rows.append(
-            [c.task, c.checkpoint, c.better, c.worse, lead, probability, str(c.seeds), sure]
-        )
-    if not rows:
-        return None
-    columns = ("task", "checkpoint", "agent", "against", "paired difference",
-               "probability of improvement", "common seeds", "verdict")  # fmt: skip
-    return Section(
-        "Which is better, and how sure",
-        "The agent with the highest mean on each task against every other.",
-        table=Table(columns, rows, 4),
-        note="Differences are between runs of the same training seed in the same environment "
-        "seeds. Probability of improvement: how likely a seed of the one scores higher than a seed "
-        "of the other. In brackets 95 % intervals, of one comparison each: of twenty comparisons "
-        "between equals, one is expected to mislead.",
-    )
-
-
-def together(data: Data) -> Section | None:
-    """Statistics and performance profile of all tasks."""
-    if not data.aggregates:
-        return None
-    names = list(next(iter(data.aggregates.values())))
-    rows = [
-        [agent, *(f"{found[name].value:z.1f}{bracket(found[name].interval)}" for name in names)]
-        for agent, found in data.aggregates.items()
-    ]
-    of = data.pooled_checkpoint
-    alt = f"Share of seeds above each score ({of}): " + ", ".join(data.aggregates)
-    return Section(
-        "All seeds of all tasks together",
-        "Tasks: " + "; ".join(task.name for task in data.pooled) + f". Checkpoint: {of}.",
-        (Figure(partial(figures.profiles, data.pooled, data.thresholds, of, data.style), alt),),
-        "Performance profile: the share of training seeds that score above each threshold, every "
-        "task counting alike. A line above another everywhere is better whatever the measure.",
-        Table(("agent", *names), rows),
-        "The interquartile mean is that of the middle half of all seeds. "
-        + "The optimality gap is how far scores fall short of 100 on average; lower is better. "
-        * ("optimality gap" in names)
-        + "95 % intervals in brackets, from seeds resampled within their task, where each has "
-        f"{stats.FEWEST} or more.",
-    )
 
 
 def targets(data: Data) -> Section | None:
@@ -295,12 +140,31 @@ def spending(data: Data) -> Section | None:
     return Section(
         "What choosing by rollouts is worth",
         "A policy chosen by rollouts in the environment costs rollouts, which offline learning is "
-        "meant to save. Candidates are all kept checkpoints at all targets asked for; the score of "
-        "the chosen one comes from other rollouts than those that chose it.",
+        "meant to save. Candidates are all kept checkpoints at all targets asked for, or a sweep's "
+        "trials; the score of the chosen one comes from other rollouts than those that chose it.",
         drawn,
         "Expected score of the one that looks best among as many random candidates as the rollouts "
         "pay for, after Unifloral (arXiv:2504.11453).",
         Table(columns, rows, 3),
+    )
+
+
+def tried(data: Data) -> Section | None:
+    """Trials of a sweep."""
+    if not data.trials:
+        return None
+    keys = list(dict.fromkeys(key for trial in data.trials for key in trial.parameters))
+    rows = [
+        [t.agent, *(_setting(t.parameters.get(key)) for key in keys), f"{t.judged:.5g}",
+         str(t.episodes)]
+        for t in data.trials
+    ]  # fmt: skip
+    objective = " or ".join(sorted({t.objective.replace("_", " ") for t in data.trials}))
+    return Section(
+        "What the sweep tried",
+        "Settings by trial, the best first. Its lead over the next may be chance, and what judged "
+        "it flatters it: its score above is from other rollouts.",
+        table=Table(("trial", *keys, objective, "episodes to judge it"), rows),
     )
 
 
@@ -385,22 +249,16 @@ def lookback(data: Data) -> Section | None:
     )
 
 
-def bracket(interval: stats.Interval | None, digits: int = 1) -> str:
-    """An interval after a number, or nothing."""
-    if interval is None:
-        return ""
-    return f" [{interval.low:z.{digits}f}, {interval.high:z.{digits}f}]"
-
-
 def difference(line: PairedScores) -> str:
     """The paired difference with its interval."""
     return f"{line.difference.value:+z.1f}{bracket(line.difference.interval)}"
 
 
-def _cost_row(c: Cost, where: Sequence[str]) -> list[str]:
-    def shown(value: float | None, digits: int = 0) -> str:
-        return "not in the rows" if value is None else f"{value:.{digits}f}"
+def _setting(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
+
+def _cost_row(c: Cost, where: Sequence[str]) -> list[str]:
     place = f" [{where.index(c.hardware) + 1}]" if len(where) > 1 else ""
     return [
         c.checkpoint, c.agent + place, c.dataset, str(c.context_length), c.context,

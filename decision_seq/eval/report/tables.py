@@ -217,7 +217,7 @@ def score_by_step(runs: Sequence[Run], tasks: Sequence[Task]) -> dict[str, Any]:
         name = task.name if context == task.context else f"{task.name} ({context})"
         own = replace(task, context=context)
         for run in runs:
-            rows = [r for r in every[run.folder] if _of_task(run, r, own)]
+            rows = [r for r in every[run.folder] if of_task(run, r, own)]
             rows = [r for r in rows if r["checkpoint"] in ("last", *ON_THE_WAY)]
             if len({row["step"] for row in rows}) > 1:
                 steps = curves.setdefault(name, {}).setdefault(run.agent, {})
@@ -265,7 +265,7 @@ def _candidates(run: Run, task: Task) -> dict[tuple[int, str], tuple[list[float]
     """Of every checkpoint and target: scores of the rollouts that choose, and of the others."""
     found: dict[tuple[int, str], tuple[list[float], list[float]]] = {}
     for row in run.others:
-        if row["checkpoint"] in ("selection", "candidate") and _of_task(run, row, task, False):
+        if row["checkpoint"] in ("selection", "candidate") and of_task(run, row, task, False):
             pair = found.setdefault((row["step"], target_label(row)), ([], []))
             pair[row["checkpoint"] == "candidate"].append(value(row, task.unit))
     return {key: pair for key, pair in sorted(found.items()) if all(pair)}
@@ -275,7 +275,8 @@ def _kind(row: Row) -> tuple[str, str, str]:
     return row["env"], row["context"], target_label(row)
 
 
-def _of_task(run: Run, row: Row, task: Task, same_target: bool = True) -> bool:
+def of_task(run: Run, row: Row, task: Task, same_target: bool = True) -> bool:
+    """Whether the row of a run is of the task; at its target, or at any."""
     return (
         (run.dataset["name"], row["env"], row["context"]) == (task.dataset, task.env, task.context)
         and (not same_target or target_label(row) in (task.target, "none"))

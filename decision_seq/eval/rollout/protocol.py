@@ -71,9 +71,7 @@ def evaluate_best(
             f"{run}: holds one checkpoint, so there is none to choose; train with "
             "train.keep_interval, or evaluate the last"
         )
-    protocol = config.eval
-    first = protocol.seed + protocol.episodes
-    apart = dataclasses.replace(config, eval=dataclasses.replace(protocol, seed=first))
+    apart = judging(config)
 
     def rows(
         step: int, checkpoint: str, config: RunConfig, actions: list[np.ndarray] | None = None
@@ -87,6 +85,12 @@ def evaluate_best(
         rows(step, "candidate", config)
     chosen = max(sorted(means), key=lambda step: means[step])
     return rows(max(agent_files), "last", config), rows(chosen, "best", config, actions)
+
+
+def judging(config: RunConfig) -> RunConfig:
+    """The same with episodes that judge: from the environment seeds after those of the reported."""
+    first = config.eval.seed + config.eval.episodes
+    return dataclasses.replace(config, eval=dataclasses.replace(config.eval, seed=first))
 
 
 def evaluate_agent(
