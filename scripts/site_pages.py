@@ -130,4 +130,4 @@ def _output(output: Any) -> str:
             html = "\n".join(line for line in data["text/html"].splitlines() if line.strip())
             return f'<div class="result">{html}</div>'
         text = data.get("text/plain", "")
-    return f'<pre class="result">{escape(text)}</pre>' if text.strip() else ""
+    return f'<div class="result"><pre>{escape(text)}</pre></div>' if text.strip() else ""
