@@ -31,7 +31,7 @@ sys.path.insert(0, str(ROOT))  # `benchmarks.journey_data:Tuple-v0` is imported 
 from benchmarks.journey_data import FORMATS, SPACES  # noqa: E402
 
 STEPS = 120  # of data
-COLUMNS = ("what", "observations", "actions", "package", "info", "check", "train",
+COLUMNS = ("journey", "observations", "actions", "package", "info", "check", "train",
            "evaluate", "video", "report")  # fmt: skip
 
 
@@ -191,7 +191,7 @@ def write(path: Path, rows: dict[str, str]) -> None:
     """Put `rows` into the table of a page; others stay."""
     text = path.read_text(encoding="utf-8")
     head = f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}\n"
-    begin = text.index("| what |")
+    begin = text.index("| journey |")
     end = begin + len(re.match(r"(\|[^\n]*\n)+", text[begin:])[0])  # type: ignore[index]
     kept = {line.split(" | ")[0][2:]: line for line in text[begin:end].splitlines()[2:]}
     kept |= rows

@@ -16,6 +16,8 @@ from gymnasium import Env
 from decision_seq.agents.spec import AgentSpec
 from decision_seq.data.origin import recorded
 from decision_seq.data.store import EpisodeStore
+from decision_seq.envs.atari import COLOURED
+from decision_seq.envs.reference_scores import atari_game
 from decision_seq.envs.registry import identity_of
 from decision_seq.envs.variants import difference, fitting
 from decision_seq.errors import UserError, say_once
@@ -119,6 +121,10 @@ def _seen(form: StepForm) -> str:
 
 def _suggestion(spec: AgentSpec, name: str) -> str:
     """What to use instead where observations do not fit."""
+    game, theirs = (atari_game(env.partition("?")[0]) for env in (name, spec.env or name))
+    if game and spec.observation_shape == COLOURED and theirs == game:
+        short = game.replace("_", "-")
+        return f"the data's colours are those of `{short}-sticky?colour=true`"
     if spec.frames:
         return FIX
     variant = fitting(spec.env, name, spec.observation_shape[0])

@@ -22,6 +22,7 @@ def evaluate(
     seed: int | None = None,
     max_steps: int | None = None,
     video: tuple[Literal["median", "best", "worst"], ...] | None = None,
+    off_policy: int | None = None,
     device: Device = "auto",
 ) -> None:
     """Roll a trained agent out and keep one row an episode in the run folder.
@@ -42,7 +43,17 @@ def evaluate(
         seed: of the first episode's environment.
         max_steps: cut episodes off there; by default only where the environment names no limit.
         video: film each target's median, best and worst episode, or those named, to RUN/videos.
+        off_policy: no environment, but an estimate from the run's data, by so many steps of fitted
+            Q evaluation (10000); only targets, checkpoint and seed count beside it.
     """
+    if off_policy is not None:
+        from decision_seq.api.estimates import off_policy as estimate
+        from decision_seq.errors import UserError
+
+        if checkpoint == "best" or targets == "auto":
+            raise UserError("--off-policy takes --checkpoint last or validation, targets by number")
+        print_result(estimate(run, targets, off_policy, checkpoint, seed or 0))
+        return
     from decision_seq.api import runs
 
     done = runs.evaluate(

@@ -7,6 +7,9 @@ clipped, and nobody presses FIRE at the start: as in the code of Decision Transf
 Dopamine, a player has to begin a game of Breakout itself. Others press it for the player in the
 episode's first frame, as OpenAI's baselines do: `breakout?fire_reset=true`.
 
+Minari's datasets hold another view, ALE's own: colours [210, 160, 3] of every fourth frame, without
+a maximum, and no frames before an episode. It is `breakout-sticky?colour=true`.
+
     ID                        short name     the chance that a frame repeats the action before
     Atari/Pong-nosticky-v0    pong           0, the papers' protocol
     Atari/Pong-sticky-v0      pong-sticky    0.25 (Machado et al., arXiv:1709.06009), that of
@@ -26,6 +29,7 @@ from decision_seq.errors import UserError
 
 FRAME_SKIP, FRAME_STACK, SIDE = 4, 4, 84
 NO_OPS = 30  # fewer than that
+COLOURED = (210, 160, 3)
 MAX_FRAMES = 108_000  # half an hour of play
 STICKY = 0.25
 
@@ -61,12 +65,14 @@ for _sticky in (False, True):
 
 
 class AtariGame(gym.Env[np.ndarray, np.int64]):
-    """One game. Observation: the newest frame [84, 84] uint8, which is what datasets hold.
+    """One game. Observation: the newest frame [84, 84] uint8, which is what datasets hold, or in
+    colour [210, 160, 3].
 
     Args:
         game: as ale_py calls it, e.g. space_invaders.
         sticky: whether frames repeat the action before with probability 0.25.
         fire_reset: whether FIRE is pressed in an episode's first frame, where the game knows it.
+        colour: see above.
 
     Raises:
         UserError: ale_py is not installed.
@@ -76,7 +82,12 @@ class AtariGame(gym.Env[np.ndarray, np.int64]):
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 15}  # noqa: RUF012
 
     def __init__(
-        self, game: str, sticky: bool, fire_reset: bool = False, render_mode: str | None = None
+        self,
+        game: str,
+        sticky: bool,
+        fire_reset: bool = False,
+        colour: bool = False,
+        render_mode: str | None = None,
     ) -> None:
         try:
             import ale_py
@@ -87,18 +98,22 @@ class AtariGame(gym.Env[np.ndarray, np.int64]):
             ) from None
         ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # no banner
         self.game, self.sticky, self.fire_reset = game, sticky, fire_reset
-        self.render_mode = render_mode
+        self.render_mode, self.colour = render_mode, colour
+        if colour:
+            self.observation_space = spaces.Box(0, 255, COLOURED, np.uint8)
         self.vector = AtariVectorEnv(
             game,
             num_envs=1,
             num_threads=1,
             max_num_frames_per_episode=MAX_FRAMES,
             repeat_action_probability=STICKY * sticky,
-            img_height=SIDE,
-            img_width=SIDE,
-            stack_num=FRAME_STACK,
+            img_height=COLOURED[0] if colour else SIDE,
+            img_width=COLOURED[1] if colour else SIDE,
+            stack_num=1 if colour else FRAME_STACK,
+            grayscale=not colour,
+            maxpool=not colour,
             frameskip=FRAME_SKIP,
-            noop_max=NO_OPS,
+            noop_max=0 if colour else NO_OPS,
             episodic_life=False,
             reward_clipping=False,
             use_fire_reset=fire_reset,

@@ -25,7 +25,8 @@ class AtariLanes(Lanes):
     @classmethod
     def serves(cls, env: gym.Env[Any, Any], count: int, stack: int = FRAME_STACK) -> bool:
         """Whether `env` is a game of which so many frames are seen."""
-        return isinstance(env.unwrapped, AtariGame) and stack == FRAME_STACK
+        game = env.unwrapped
+        return isinstance(game, AtariGame) and not game.colour and stack == FRAME_STACK
 
     def __init__(self, identifier: str, env: gym.Env[Any, Any], count: int) -> None:
         first = env.unwrapped
