@@ -49,7 +49,7 @@ def recorded(dataset_id: str) -> np.ndarray:
                 rewards=rewards,
                 terminations=[False] * STEPS,
                 truncations=cut,
-            )  # fmt: skip
+            )
         )
         seen += frames[:-1]
     minari.create_dataset_from_buffers(
