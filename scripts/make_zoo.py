@@ -1,6 +1,7 @@
-"""An entry of zoo/ from a trained run: python scripts/make_zoo.py RUN zoo/NAME
+"""An entry of zoo/ from a trained run: python scripts/make_zoo.py RUN zoo/NAME [NOTE]
 
-The last checkpoint, its matrices in float16, evaluated as rounded in both contexts.
+The last checkpoint, its matrices in float16, evaluated as rounded in both contexts. The note goes
+into the card.
 """
 
 import json
@@ -14,7 +15,7 @@ from decision_seq.export.share import save_pretrained, write_card
 from decision_seq.files import write_text
 from decision_seq.run_folder import agent_path, read_index
 
-run, out = map(Path, sys.argv[1:])
+run, out, note = Path(sys.argv[1]), Path(sys.argv[2]), " ".join(sys.argv[3:])
 save_pretrained(run, out, half=True)
 step = read_index(out)["last"]["step"]
 for context in ("window", "stream"):
@@ -23,4 +24,4 @@ for context in ("window", "stream"):
 rows = [row | {"ood": None} for row in read_rows(out)]  # a number a step is much to download
 
 write_text(out / "episodes.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-write_card(out, f"zoo/{out.name}")
+write_card(out, f"zoo/{out.name}", note)

@@ -1,8 +1,9 @@
-"""Other people's Decision Transformers act as they did: transformers' real class, and the official
-code's names."""
+"""Other people's Decision Transformers and Decision Mambas act as they did: transformers' real
+classes, and the official codes' names."""
 
 from __future__ import annotations
 
+import types
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,61 @@ def test_state_dicts_of_the_official_code(tmp_path: Path) -> None:
     named = {n.replace("encoder.", "transformer."): t for n, t in model.state_dict().items()}
     torch.save({n: t for n, t in named.items() if "wpe" not in n}, tmp_path / "dt.pt")
     agent = load_decision_transformer(tmp_path / "dt.pt", MEAN, STD, context_length=K, heads=2)
+    np.testing.assert_allclose(acted(agent, *inputs()), rolled(model, *inputs()), atol=1e-5)
+
+
+class Layer(torch.nn.Module):
+    """A layer of the official Decision Mamba, whose mixer is transformers' own."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        config = transformers.MambaConfig(hidden_size=width, state_size=16, use_mambapy=False)
+        self.norm_mamba, self.ln_2 = torch.nn.LayerNorm(width), torch.nn.LayerNorm(width)
+        self.mamba = transformers.models.mamba.modeling_mamba.MambaMixer(config, 0)
+        inner, outer = torch.nn.Linear(width, 4 * width), torch.nn.Linear(4 * width, width)
+        self.mlp_channels = torch.nn.Sequential(inner, torch.nn.GELU(), outer)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.mamba(self.norm_mamba(x))
+        return x + self.mlp_channels(self.ln_2(x))
+
+
+class DecisionMamba(torch.nn.Module):
+    """With the names of the official code's gym model."""
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        make = torch.nn.Linear
+        self.transformer = torch.nn.Module()
+        self.transformer.h = torch.nn.ModuleList([Layer(width), Layer(width)])
+        self.transformer.ln_f, self.embed_ln = (torch.nn.LayerNorm(width) for _ in range(2))
+        self.embed_timestep = torch.nn.Embedding(40, width)
+        self.embed_return, self.embed_state = make(1, width), make(S, width)
+        self.embed_action = make(A, width)
+        self.predict_action = torch.nn.Sequential(make(width, A), torch.nn.Tanh())
+
+    def forward(
+        self, states: Any, actions: Any, rewards: Any, returns_to_go: Any, timesteps: Any
+    ) -> Any:
+        kinds = [self.embed_return(returns_to_go), self.embed_state(states)]
+        kinds.append(self.embed_action(actions))
+        tokens = torch.stack([kind + self.embed_timestep(timesteps) for kind in kinds], dim=2)
+        x = self.embed_ln(tokens.flatten(1, 2))
+        for layer in self.transformer.h:
+            x = layer(x)
+        return types.SimpleNamespace(
+            action_preds=self.predict_action(self.transformer.ln_f(x)[:, 1::3])
+        )
+
+
+def test_state_dicts_of_the_official_decision_mamba(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = DecisionMamba().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    torch.save(model.state_dict(), tmp_path / "dm.pt")
+    agent = load_decision_transformer(tmp_path / "dm.pt", MEAN, STD, context_length=K)
     np.testing.assert_allclose(acted(agent, *inputs()), rolled(model, *inputs()), atol=1e-5)
 
 

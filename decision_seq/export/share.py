@@ -7,6 +7,7 @@ import dataclasses
 import json
 import shutil
 import tempfile
+import textwrap
 from collections.abc import Mapping
 from itertools import groupby
 from pathlib import Path
@@ -106,8 +107,8 @@ def push(run: Path, repository: str, checkpoint: Which = "last", private: bool =
     return f"hf://{repository}"
 
 
-def write_card(folder: Path, name: str) -> None:
-    """README.md of a shared folder, from what lies in it."""
+def write_card(folder: Path, name: str, note: str = "") -> None:
+    """README.md of a shared folder, from what lies in it, and a note on its data and scores."""
     about = json.loads((folder / SHARED_INDEX).read_text("utf-8"))
     data = read_summary(folder / "dataset.json")
     scores = score_lines(read_rows(folder))
@@ -128,6 +129,7 @@ def write_card(folder: Path, name: str) -> None:
         data_mean=data["return_mean"],
         data_max=data["return_max"],
         scores="\n".join(scores) or "It has not been evaluated.",
+        note=f"\n{textwrap.fill(note, 100)}\n" if note else "",
         version=about["versions"]["decision_seq"],
     )
     write_text(folder / "README.md", card)
@@ -166,7 +168,7 @@ tags: [reinforcement-learning, offline-rl, decision-transformer, {backbone}]
 {version} on {data} (hash {hash}): {episodes} episodes, {steps} steps, mean return
 {data_mean:.1f}, best {data_max:.1f}. Of one training seed; of step {step}, {checkpoint}
 checkpoint, not chosen by scores.
-
+{note}
 ## Scores
 
 {scores}
