@@ -41,6 +41,7 @@ from decision_seq.spaces import table_of
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install .[export])")
 K, STEPS = 4, 30
 both_contexts = pytest.mark.parametrize("context", ["window", "stream"])
+SLOW = (pytest.mark.slow,)
 SPECS = {
     "vectors": AgentSpec((3,), 2, False, max_timestep=9),
     "discrete": AgentSpec((3,), 4, True, max_timestep=9),
@@ -248,6 +249,11 @@ def test_several_parts(to: Literal["onnx", "torch", "c"], tmp_path: Path) -> Non
 
 needs_make = pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
 KNOWN_TO_C = ("attention", "conv", "hybrid", "mamba", "pointwise")
+OTHERS = [  # a window is the same operations over several tokens: one by default, all with -m slow
+    pytest.param(kind, context, marks=() if context == "stream" or kind == "mamba2" else SLOW)
+    for kind in sorted(set(KINDS) - set(KNOWN_TO_C))
+    for context in ("stream", "window")
+]
 
 
 @needs_c
@@ -263,8 +269,7 @@ def test_c_predicts_what_the_agent_does(context: Context, tmp_path: Path) -> Non
 
 @needs_c
 @needs_make
-@both_contexts
-@pytest.mark.parametrize("kind", sorted(set(KINDS) - set(KNOWN_TO_C)))
+@pytest.mark.parametrize(("kind", "context"), OTHERS)
 def test_c_carries_out_any_other_mixer(kind: str, context: Context, tmp_path: Path) -> None:
     agent = agent_for("vectors", kind)
     assert unpackable(agent)
