@@ -38,6 +38,16 @@ def test_relative_links_resolve(path: Path) -> None:
             assert (path.parent / target).exists(), f"{path.name} links to {target}"
 
 
+def test_anchors_are_headings() -> None:
+    """As the site numbers them; mkdocs checks the same, where it is installed."""
+    for path in DOCUMENTS:
+        for target, anchor in re.findall(r"\]\(([\w./-]+\.md)#([\w-]+)\)", path.read_text()):
+            text = (path.parent / target).read_text()
+            bare = [re.sub(r"[^\w\s-]", "", line) for line in re.findall("^#+ (.*)", text, re.M)]
+            anchors = [re.sub(r"[-\s]+", "-", line.strip().lower()) for line in bare]
+            assert anchor in anchors, f"{path.name} links to {target}#{anchor}"
+
+
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
 def test_named_configs_exist(path: Path) -> None:
     for name in re.findall(r"configs/[\w.-]+\.yaml", path.read_text()):
