@@ -237,7 +237,7 @@ def write_onnx(step: PolicyStep, record: Record, folder: Path) -> Written:
 
 def write_torch(step: PolicyStep, record: Record, folder: Path) -> Written:
     """policy.pt2, a program of torch.export."""
-    lanes = torch.export.Dim("lanes", min=1)
+    lanes = torch.export.Dim("lanes", min=1, max=2**31 - 1)  # torch 2.7 wants one that is finite
     example = tuple(make(2) for make in step.inputs.values())
     with variables(DECISION_SEQ_SCAN="reference"), torch.no_grad():
         shapes = (tuple({0: lanes} for _ in example),)  # one argument, *given
