@@ -88,7 +88,7 @@ def test_from_minari_to_a_rollout(tmp_path: Path) -> None:
     assert store.observations.shape == (2 * STEPS, 210, 160, 3)
     # JPEG changes pixels a little, most of all at the edges of bricks
     assert np.abs(store.observations.astype(int) - seen).mean() < 3
-    assert store.info["images"] == "jpeg"
+    assert store.info["images"] == "jpeg" and store.info["env_id"] == "Atari/Breakout-sticky-v0"
     with pytest.raises(UserError, match=r"`breakout-sticky\?colour=true`"):
         train(config("atari/breakout/random-v0", "breakout"), tmp_path / "no", torch.device("cpu"))
     coloured = config("atari/breakout/random-v0", "breakout-sticky?colour=true")

@@ -55,6 +55,9 @@ MUJOCO_IDS = tuple(
     for version in ("v5", "v4")
 )
 LIMIT = "max_episode_steps"  # of gymnasium's time limit, -1 for none: an argument as any other
+# what ALE's own environments are made with, as the data of Minari record it: the same as ours
+ALE = {"frameskip": 4, "full_action_space": False, "repeat_action_probability": 0.25}
+ALE |= {"max_num_frames_per_episode": 108_000, "obs_type": "rgb"}
 # arguments on which neither observations nor rewards depend
 DRAWING = {"render_mode", "render_fps", "width", "height", "screen_size", "max_geom"}
 DRAWING |= {"camera_id", "camera_name", "default_camera_config", "visual_options"}
@@ -92,6 +95,8 @@ def canonical(typed: Identity) -> Identity | None:
         return None
     spec = gym.registry[identifier]
     given = {k: plain(v) for k, v in typed.arguments.items() if k not in DRAWING}
+    if typed.id in ATARI_OLD_IDS:
+        given = {k: v for k, v in given.items() if ALE.get(k) != v}
     if given:
         holds: dict[str, Any] = {
             name: plain(value)
