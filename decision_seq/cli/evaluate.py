@@ -50,7 +50,7 @@ def evaluate(
         from decision_seq.api.estimates import off_policy as estimate
         from decision_seq.errors import UserError
 
-        if checkpoint == "best" or targets == "auto":
+        if checkpoint == "best" or checkpoint == "selection" or targets == "auto":
             raise UserError("--off-policy takes --checkpoint last or validation, targets by number")
         print_result(estimate(run, targets, off_policy, checkpoint, seed or 0))
         return

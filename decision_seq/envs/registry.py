@@ -56,7 +56,11 @@ MUJOCO_IDS = tuple(
 )
 LIMIT = "max_episode_steps"  # of gymnasium's time limit, -1 for none: an argument as any other
 # what ALE's own environments are made with, as the data of Minari record it: the same as ours
-ALE = {"frameskip": 4, "full_action_space": False, "repeat_action_probability": 0.25}
+ALE: dict[str, Any] = {
+    "frameskip": 4,
+    "full_action_space": False,
+    "repeat_action_probability": 0.25,
+}
 ALE |= {"max_num_frames_per_episode": 108_000, "obs_type": "rgb"}
 # arguments on which neither observations nor rewards depend
 DRAWING = {"render_mode", "render_fps", "width", "height", "screen_size", "max_geom"}
