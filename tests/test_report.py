@@ -26,7 +26,7 @@ from decision_seq.eval.report.archive import load_runs, read_archive, to_archive
 from decision_seq.eval.report.data import Data, to_csv, to_json
 from decision_seq.eval.report.parts import Table
 from decision_seq.eval.report.protocol import commands
-from decision_seq.eval.report.runs import Run, Settings
+from decision_seq.eval.report.runs import Run, Settings, named_runs
 from decision_seq.eval.report.sections import sections
 from decision_seq.eval.rows import OLDER, Row
 from decision_seq.run_config import RunConfig, run_config
@@ -519,6 +519,30 @@ def test_every_table_and_figure_says_of_which_checkpoint_it_is(tmp_path: Path) -
     plain = to_json(data)
     for name in ("scores", "comparisons", "contexts", "costs", "compared_on"):
         assert {line["checkpoint"] for line in plain[name]} == {"last, step 30"}
+
+
+def test_runs_of_one_name_are_not_mixed(tmp_path: Path) -> None:
+    """Two comparisons that have runs of the same names, from files and folders."""
+    for name, mean in (("small", 40.0), ("large", 80.0)):
+        runs = runs_of(tmp_path / name, {"mamba": [mean, mean + 1], "bc": [20.0] * (mean > 50)})
+        (tmp_path / f"{name}.jsonl").write_text(to_archive(runs))
+
+    def means(runs: list[Run]) -> dict[str, float]:
+        return {s.agent: s.mean for s in Data(runs, {}).scores}
+
+    both = load_runs([tmp_path / "small.jsonl", tmp_path / "large.jsonl"])
+    assert means(both) == {"mamba (small)": 40.5, "mamba (large)": 80.5, "bc": 20.0}
+    folders = [r for n in ("small", "large") for r in runs_of(tmp_path / n, {"mamba": [4.0, 6.0]})]
+    assert means(named_runs(folders)) == {"mamba (small)": 5.0, "mamba (large)": 5.0}
+    (tmp_path / "again").mkdir()
+    (tmp_path / "small.jsonl").rename(tmp_path / "again" / "large.jsonl")
+    found = means(load_runs([tmp_path / "large.jsonl", tmp_path / "again" / "large.jsonl"]))
+    assert sorted(found.values()) == [20.0, 40.0, 41.0, 80.0, 81.0]  # named by their paths
+    alone = runs_of(tmp_path / "one", {"mamba": [1.0]}) + runs_of(
+        tmp_path / "one", {"mamba": [2.0]}
+    )
+    alone[1].folder = alone[0].folder.with_name("wider")
+    assert set(means(named_runs(alone))) == {"mamba (mamba-0)", "mamba (wider)"}
 
 
 def test_seeds_are_named_as_they_were(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def _unpack(path: Path, line: dict[str, Any]) -> Run:
     rows, others = split_rows(everything, None)
     folder = path.parent / line["run"]
     run = Run(folder, config, line["dataset"], rows, config.name, line["inspection"], others)
-    run.trial = line.get("trial")
+    run.trial, run.archive = line.get("trial"), path
     run.metrics = [
         {k: v for k, v in row.items() if v is not None} for row in _rows(line["metrics"])
     ]

@@ -46,6 +46,15 @@ class Run:
     inspection: dict[str, Any] | None  # what `decision-seq inspect` left in the folder
     others: list[Row] = field(default_factory=list)  # of all other evaluations
     trial: dict[str, Any] | None = None  # what a sweep tried with it
+    archive: Path | None = None  # the file of runs that it is read from, if it is
+
+    @property
+    def origin(self) -> str:
+        """What the comparison or the file that it is from is called; of a run by itself its own."""
+        if self.archive:
+            return self.archive.stem
+        folder = self.folder.resolve()
+        return folder.parents[1].name if folder.parent.name == "runs" else folder.name
 
     @cached_property
     def newest(self) -> dict[str, int]:
@@ -176,16 +185,36 @@ def split_rows(everything: Sequence[Row], newest: int | None) -> tuple[list[Row]
 
 
 def named_runs(runs: Sequence[Run]) -> list[Run]:
-    """Every run under a name of its own: runs of the same agent, data and training seed (other
-    settings differ) carry their folder's name, and datasets of the same name their hash."""
+    """Every run under a name of its own. Where several runs are of one agent, data and training
+    seed (other settings differ), all runs of that agent carry the name of the comparison or file
+    that they are from, or these carry their folder's name where that does not tell them apart, or
+    its path. Datasets of the same name carry their hash."""
     names = Counter(name for name, _ in {(r.dataset["name"], r.dataset["hash"]) for r in runs})
-    twins = Counter((r.agent, r.dataset["hash"], r.config.seed) for r in runs)
+    for agent in agents(runs):
+        own = [run for run in runs if run.agent == agent]
+        seeds = Counter(_seed(run) for run in own)
+        twins = [run for run in own if seeds[_seed(run)] > 1]
+        if _apart(twins, [run.origin for run in twins]):
+            for run in own if twins else []:
+                run.agent += f" ({run.origin})"
+        else:
+            apart = _apart(twins, [run.folder.name for run in twins])
+            for run in twins:
+                where = run.archive or run.folder
+                run.agent += f" ({run.folder.name if apart else f'{run.folder.name} of {where}'})"
     for run in runs:
-        if twins[run.agent, run.dataset["hash"], run.config.seed] > 1:
-            run.agent += f" ({run.folder.name})"
         if names[run.dataset["name"]] > 1:
             run.dataset["name"] += f" ({run.dataset['hash'][:6]})"
     return list(runs)
+
+
+def _seed(run: Run) -> tuple[str, int]:
+    return run.dataset["hash"], run.config.seed
+
+
+def _apart(runs: Sequence[Run], names: Sequence[str]) -> bool:
+    """Whether no two runs of one seed have the same of these names."""
+    return len({(*_seed(r), name) for r, name in zip(runs, names, strict=True)}) == len(runs)
 
 
 def checkpoints(rows: Iterable[tuple[Run, Mapping[str, Any]]]) -> str:
