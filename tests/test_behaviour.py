@@ -1,7 +1,9 @@
 """Behaviour policies: the file format, the numpy forward pass and the embedded actors."""
 
 import itertools
+import weakref
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -19,6 +21,7 @@ from decision_seq.behaviours.actors import (
 from decision_seq.behaviours.tiers import behaviour_for
 from decision_seq.cli.listing import LISTINGS
 from decision_seq.data.store import open_store
+from decision_seq.data.tools import collect as collecting
 from decision_seq.data.tools.check import examine
 from decision_seq.data.tools.collect import collect
 from decision_seq.envs.reference_scores import normalized_score
@@ -211,3 +214,20 @@ def test_all_that_can_be_collected_is_listed() -> None:
     lines = [line.split()[:2] for line in LISTINGS["tiers"]()]
     for row in ("hopper medium", "pong random", "breakout expert", "(any) random"):
         assert row.split() in lines
+
+
+def test_one_episode_at_a_time_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frames of all episodes need not fit into memory."""
+    one, earlier, held = collecting._episode, [], []
+
+    def episode(*arguments: Any) -> dict[str, Any]:
+        held.append(sum(array() is not None for array in earlier))
+        made = one(*arguments)
+        earlier.append(weakref.ref(made["observations"]))
+        return made
+
+    monkeypatch.setattr(collecting, "_episode", episode)
+    behaviour, provenance = behaviour_for("point-run", "mixed", None)
+    summary = collect("point-run", behaviour, 500, "own/held-v0", 0, provenance)
+    assert summary["episodes"] == len(held) > 5 and max(held) <= 1
+    assert open_store(["own/held-v0"]).episodes == len(held)

@@ -63,22 +63,31 @@ def collect(
         raise UserError(f"steps is {steps} and seed {seed}; they must be at least 1 and 0")
     environment = registry.make(env)
     limit = max(steps, ENDLESS)  # an environment's own is far below, if it has one
-    buffers: list[dict[str, Any]] = []
+    target = minari_dataset.folder(dataset_id)
+    returns: list[float] = []
     done = 0
-    while done < steps:
-        episode_seed = seed + len(buffers)
-        rng = np.random.default_rng([seed, len(buffers)])
-        buffers.append(_episode(environment, partial(behaviour, rng), episode_seed, limit))
-        done += len(buffers[-1]["rewards"])
-        on_step(min(done, steps))
-    returns = np.array([sum(b["rewards"]) for b in buffers])
-    summary = {
-        "episodes": len(buffers),
-        "steps": done,
-        "return_mean": float(returns.mean()),
-        "return_std": float(returns.std()),
-    }
-    _store(environment, buffers, dataset_id, {**provenance, "seed": seed, **summary})
+
+    def episodes() -> Iterator[dict[str, Any]]:
+        nonlocal done
+        while done < steps:
+            number = len(returns)
+            rng = np.random.default_rng([seed, number])
+            episode = _episode(environment, partial(behaviour, rng), seed + number, limit)
+            check_space(target, 2 * sum(map(_size, episode.values())) + 1_000_000)
+            returns.append(sum(episode["rewards"]))
+            done += len(episode["rewards"])
+            on_step(min(done, steps))
+            yield episode
+
+    with _stored(environment, episodes(), dataset_id, provenance["behaviour"]) as storage:
+        summary = {
+            "episodes": len(returns),
+            "steps": done,
+            "return_mean": float(np.mean(returns)),
+            "return_std": float(np.std(returns)),
+        }
+        facts = {**provenance, "seed": seed, **summary}
+        storage.update_metadata({f"collect_{key}": value for key, value in facts.items()})
     environment.close()
     return summary
 
@@ -154,34 +163,33 @@ def _size(value: Any) -> int:
     return np.asarray(value).nbytes
 
 
-def _store(
-    env: Any, buffers: list[dict[str, Any]], dataset_id: str, provenance: dict[str, Any]
-) -> None:
-    """Write under a temporary storage root beside the real one, then rename the dataset there."""
+@contextlib.contextmanager
+def _stored(
+    env: Any, episodes: Iterator[dict[str, Any]], dataset_id: str, behaviour: str
+) -> Iterator[Any]:
+    """Write episodes as they come, under a temporary storage root beside the real one. Yields
+    Minari's storage of them, then renames the dataset to where it belongs."""
     import minari
     from minari.data_collector.episode_buffer import EpisodeBuffer
 
     target = minari_dataset.folder(dataset_id)
-    size = sum(_size(column) for buffer in buffers for column in buffer.values())
-    check_space(target, 2 * size + 1_000_000)
     reference = reference_returns(str(registry.identity_of(env.spec)))
     scores = dict(zip(("ref_min_score", "ref_max_score"), reference or (), strict=False))
     with temporary_storage(target) as temporary, warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # about e-mail and permalink of an author
         dataset = minari.create_dataset_from_buffers(
             dataset_id,
-            [EpisodeBuffer(id=i, **buffer) for i, buffer in enumerate(buffers)],
+            (EpisodeBuffer(id=i, **one) for i, one in enumerate(episodes)),
             env=registry.writable(env.spec),
             action_space=env.action_space,
             observation_space=_storable(env.observation_space),
-            algorithm_name=provenance["behaviour"],
+            algorithm_name=behaviour,
             description="Collected by decision-seq from its own rollouts.",
             author="decision-seq",
             jpeg_encoding=False,
             **scores,
         )
-        dataset.storage.update_metadata({f"collect_{k}": v for k, v in provenance.items()})
-        del dataset
+        yield dataset.storage
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             os.rename(temporary / dataset_id, target)

@@ -47,7 +47,7 @@ def to_minari(store: EpisodeStore, out: str) -> None:
     first = store.info.get("action_start", 0)  # what the environment calls the first action
     truncated = np.array(store.truncated)
     truncated[store.offsets[1:][list(store.incomplete)] - 1] = False
-    buffers = [
+    buffers = (  # made as they are written: frames need not fit into memory
         EpisodeBuffer(
             id=number,
             seed=store.seeds[number] if store.seeds else None,
@@ -58,7 +58,7 @@ def to_minari(store: EpisodeStore, out: str) -> None:
             truncations=truncated[a:b].tolist(),
         )
         for number, (a, b) in enumerate(pairwise(store.offsets))
-    ]
+    )
     target = minari_dataset.folder(out)
     said = "".join(f" {finding}" for finding in store.findings)
     scores = {k: store.info[k] for k in ("ref_min_score", "ref_max_score") if k in store.info}
