@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import mmap
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +26,7 @@ from decision_seq.backbones import BackboneConfig
 from decision_seq.config import build
 from decision_seq.data import frames as frames_module
 from decision_seq.data.episodes import Episodes, concatenate, from_flat
+from decision_seq.data.sources import npz
 from decision_seq.data.store import EpisodeStore, checksum, open_folder, open_store, write_store
 from decision_seq.data.transforms import ReturnSpec, as_conditioned
 from decision_seq.data.windows import WindowSampler
@@ -128,6 +131,34 @@ def test_stacks_are_stored_as_single_frames(store: EpisodeStore) -> None:
         from_flat("newest first", stacks[:, ::-1], *columns, info={})
     rgb = from_flat("rgb", np.zeros((11, *SIDES, 3), np.uint8), *columns, info={})
     assert rgb.observations.shape == (11, *SIDES, 3)
+
+
+@pytest.mark.parametrize("write", [np.savez, np.savez_compressed])
+def test_npz_of_images_is_read_piece_by_piece(
+    write: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (23, 12, 10), np.uint8)
+    arrays = {
+        "observations": frames,
+        "actions": np.arange(23) % 3,
+        "rewards": np.zeros(23, np.float32),
+        "terminations": np.arange(23) == 22,
+        "truncations": np.zeros(23, bool),
+    }
+    write(tmp_path / "a.npz", **arrays)
+    held: list[int] = []
+    monkeypatch.setattr(npz, "CHUNK_BYTES", 500)
+    monkeypatch.setattr(npz, "release", lambda array: held.append(1))
+    read = npz.read(tmp_path / "a.npz")
+    assert len(held) == 6 and np.array_equal(read.observations, frames)  # 4 frames a piece
+    base = read.observations
+    while isinstance(base, np.ndarray):
+        base = base.base
+    assert isinstance(base, mmap.mmap)
+    whole = (tmp_path / "a.npz").read_bytes()
+    (tmp_path / "b.npz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"b\.npz: cannot be read as \.npz"):
+        npz.read(tmp_path / "b.npz")
 
 
 def test_minari_frames_and_their_action_count(tmp_path: Path) -> None:

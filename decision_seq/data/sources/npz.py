@@ -21,6 +21,7 @@ import numpy as np
 
 from decision_seq.data.episodes import Episodes
 from decision_seq.data.findings import Finding, from_plain
+from decision_seq.data.frames import CHUNK_BYTES, array_on_disk, release
 from decision_seq.data.sources import ogbench
 from decision_seq.data.sources.keys import check_keys, from_keys, names_in
 from decision_seq.errors import UserError
@@ -40,7 +41,7 @@ def read(path: Path) -> Episodes:
         with np.load(path, allow_pickle=False) as file:
             check_keys(str(path), file.files)
             names = [*names_in(set(file.files)).values()]
-            arrays = {name: file[name] for name in names}
+            arrays = {name: _array(file, name) for name in names}
             meta = str(file["meta"]) if "meta" in file.files else "{}"
             none = np.empty(0, int)
             seeds, incomplete = (
@@ -88,6 +89,30 @@ def read(path: Path) -> Episodes:
         seeds=(*seeds,),
         findings=(*flat.findings, *findings),
     )
+
+
+def _array(file: Any, name: str) -> np.ndarray:
+    """An array of an open file; images go to disk piece by piece, since they may not fit into
+    memory."""
+    member = f"{name}.npy"
+    if member not in file.zip.namelist():
+        return np.asarray(file[name])
+    with file.zip.open(member) as stream:
+        version = np.lib.format.read_magic(stream)
+        reader = "read_array_header_1_0" if version == (1, 0) else "read_array_header_2_0"
+        shape, by_columns, dtype = getattr(np.lib.format, reader)(stream)
+        if len(shape) < 3 or not shape[0] or by_columns or dtype.hasobject:
+            return np.asarray(file[name])
+        whole = array_on_disk(shape, dtype)
+        rows = max(1, CHUNK_BYTES // whole[:1].nbytes)
+        for start in range(0, len(whole), rows):
+            piece = whole[start : start + rows]
+            read = stream.read(piece.nbytes)
+            if len(read) < piece.nbytes:
+                raise EOFError(f"`{name}` ends early")
+            piece[...] = np.frombuffer(read, dtype).reshape(piece.shape)
+            release(whole)
+    return whole
 
 
 def _numbers(path: Path, key: str, array: np.ndarray) -> list[int]:
