@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from decision_seq.api import datasets
     from decision_seq.api.comparisons import compare, report
     from decision_seq.api.datasets import collect
+    from decision_seq.api.estimates import off_policy
     from decision_seq.api.runs import evaluate, train
     from decision_seq.api.sweeps import sweep
     from decision_seq.errors import UserError
@@ -25,6 +26,7 @@ __all__ = [
     "datasets",
     "evaluate",
     "load_policy",
+    "off_policy",
     "report",
     "sweep",
     "train",
@@ -38,6 +40,7 @@ _PLACES = {
     "datasets": "api",
     "evaluate": "api.runs",
     "load_policy": "policy.policy",
+    "off_policy": "api.estimates",
     "report": "api.comparisons",
     "sweep": "api.sweeps",
     "train": "api.runs",

@@ -78,6 +78,7 @@ def test_functions_have_the_arguments_and_defaults_of_their_commands() -> None:
     for name in ("collect", "train", "evaluate", "compare", "report"):
         ours = inspect.signature(getattr(ds, name)).parameters
         theirs = inspect.signature(COMMANDS[name]).parameters
+        theirs = {k: p for k, p in theirs.items() if k != "off_policy"}  # a function of its own
         renamed = ["set" if key == "assignments" else key for key in theirs]
         assert [key for key in ours if key != "say"] == renamed, name
         for key, other in zip(renamed, theirs, strict=True):

@@ -18,7 +18,7 @@ from decision_seq.run_config import RunConfig, load_run_config, run_config, writ
 from decision_seq.spaces import table_of
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-RUNS = sorted(p for p in CONFIGS.glob("*.yaml") if not p.name.startswith("compare"))
+RUNS = sorted(p for p in CONFIGS.glob("*.yaml") if not p.name.startswith(("compare", "sweep")))
 COMPARES = sorted(CONFIGS.glob("compare*.yaml"))
 HOPPER = CONFIGS / "hopper-decision-mamba.yaml"
 
