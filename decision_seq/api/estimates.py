@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from decision_seq.api.shown import Shown
-from decision_seq.eval.report.sections import Table
+from decision_seq.eval.report.parts import Table
 
 if TYPE_CHECKING:
     from decision_seq.values.off_policy import Estimate
@@ -89,7 +89,7 @@ def off_policy(
     from decision_seq.shipped import run_at
     from decision_seq.values.off_policy import BIAS, estimate
 
-    folder = run_at(os.fspath(run))
+    folder = run_at(run, to_write=True)
     config = load_run_config(folder / "config.yaml")
     agent = load_agent(agent_at(folder, read_index(folder)[checkpoint]["step"]))
     asked: Sequence[float | None] = [None]

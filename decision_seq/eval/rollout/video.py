@@ -114,10 +114,12 @@ def check_video(env: str) -> dict[str, str]:
 def drawing(needed: dict[str, str]) -> Iterator[None]:
     """Within, MuJoCo draws as the variables that `check_video` gave say, which it looks at when it
     is imported and gymnasium when it draws."""
-    with variables(**needed):
+    try:
+        with variables(**needed):
+            _choose_again(needed)
+            yield
+    finally:
         _choose_again(needed)
-        yield
-    _choose_again(needed)
 
 
 def _choose_again(needed: dict[str, str]) -> None:
