@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import hashlib
 import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,18 @@ def check_space(path: Path, needed: int) -> None:
             f"{path}: needs about {needed / 1e6:.1f} MB, but {free / 1e6:.1f} MB are free there; "
             "free space or choose another folder"
         )
+
+
+def hash_files(files: Sequence[Path], labels: Sequence[str] = ()) -> str:
+    """Of labels and of what the files hold. Raises UserError for one that cannot be read."""
+    digest = hashlib.sha256("\n".join(labels).encode())
+    for path in files:
+        try:
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    return digest.hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -3,6 +3,7 @@ read them."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -112,6 +113,11 @@ class EvalConfig:
     # returns of a random policy and of an expert, for normalized scores; by default the data's own,
     # else the published ones
     score_reference: tuple[float, float] | None = None
+
+    def judging(self) -> EvalConfig:
+        """The same with episodes that judge: from the environment seeds after those of the
+        reported ones."""
+        return dataclasses.replace(self, seed=self.seed + self.episodes)
 
     def __post_init__(self) -> None:
         if self.episodes < 1 or self.interval < 0:

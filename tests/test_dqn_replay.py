@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from conftest import SIDES, frame_episodes
 
+from decision_seq.data import frames
 from decision_seq.data.episodes import Episodes
 from decision_seq.data.sources import absolute, dqn_replay, resolve
 from decision_seq.data.store import EpisodeStore, open_store
@@ -57,7 +58,7 @@ def logs(tmp_path: Path) -> Path:
 
 
 def test_dqn_replay_round_trip(logs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dqn_replay, "CHUNK_BYTES", 4 * SIDES[0] * SIDES[1])
+    monkeypatch.setattr(frames, "CHUNK_BYTES", 4 * SIDES[0] * SIDES[1])
     written = [frame_episodes([4, 6, 3, 5, 2], seed=number) for number in range(3)]
     # a later buffer's first episode may have begun in the one before
     kept = [part(written[0], [0, 1, 2, 3, 4]), *(part(w, [1, 2, 3, 4]) for w in written[1:])]

@@ -147,7 +147,7 @@ def test_npz_of_images_is_read_piece_by_piece(
     }
     write(tmp_path / "a.npz", **arrays)
     held: list[int] = []
-    monkeypatch.setattr(npz, "CHUNK_BYTES", 500)
+    monkeypatch.setattr(frames_module, "CHUNK_BYTES", 500)
     monkeypatch.setattr(npz, "release", lambda array: held.append(1))
     read = npz.read(tmp_path / "a.npz")
     assert len(held) == 6 and np.array_equal(read.observations, frames)  # 4 frames a piece

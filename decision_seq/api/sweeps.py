@@ -46,15 +46,13 @@ class Sweep(Shown):
 
     def table(self) -> Table:
         """A line a trial, the best one first."""
+        from decision_seq.eval.compare.sweep import ranked
+
         keys = list(self.trials[0].parameters)
-        sign = -1 if self.objective == "rollouts" else 1
-        ranked = sorted(
-            self.trials, key=lambda t: (t.value is None, sign * (t.value or 0.0), t.number)
-        )
         rows = [
             [t.run.name, *(_word(t.parameters[key]) for key in keys),
              "failed" if t.value is None else f"{t.value:.5g}"]
-            for t in ranked
+            for t in ranked(self.trials, self.objective)
         ]  # fmt: skip
         return Table(("trial", *keys, self.objective), rows)
 
@@ -95,7 +93,7 @@ def sweep(
         UserError: the config is not as it must be, the folder holds another search, or Optuna is
             missing (the extra `sweep`).
     """
-    from decision_seq.eval.compare.sweep import best, load_sweep, run_sweep
+    from decision_seq.eval.compare.sweep import load_sweep, ranked, run_sweep
     from decision_seq.eval.report.page import write_report
 
     place = Path(out)
@@ -103,9 +101,9 @@ def sweep(
     trials, failed = run_sweep(search, say, runner, jobs, gpus_per_cell)
     runs = [trial.run for trial in trials if trial.value is not None]
     files = write_report(runs, place / "report.html", failed) if runs else []
-    return Sweep(
-        trials, best(trials, search.config.objective), search.config.objective, files, failed
-    )
+    objective = search.config.objective
+    best = next((t for t in ranked(trials, objective) if t.value is not None), None)
+    return Sweep(trials, best, objective, files, failed)
 
 
 def _word(value: object) -> str:

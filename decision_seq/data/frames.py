@@ -108,6 +108,37 @@ def chunks(array: np.ndarray) -> Iterator[np.ndarray]:
         release(array)
 
 
+class NpyRows:
+    """A .npy file that is read forwards from a stream, some rows at a time. Raises ValueError where
+    it is none."""
+
+    def __init__(self, stream: Any) -> None:  # that has read(size)
+        self._stream, self._row = stream, 0
+        self.version = np.lib.format.read_magic(stream)
+        form = np.lib.format
+        first = self.version == (1, 0)
+        read = form.read_array_header_1_0 if first else form.read_array_header_2_0
+        shape, self.by_columns, self.dtype = read(stream)
+        self.shape = shape or (1,)  # a single number is one row
+        self.row_bytes = int(np.prod(self.shape[1:])) * self.dtype.itemsize
+
+    def rows(self, start: int, stop: int) -> Iterator[np.ndarray]:
+        """Rows `start` to `stop`, in pieces; `start` must not lie behind what was read. Raises
+        EOFError where the file ends early."""
+        most = max(1, CHUNK_BYTES // max(1, self.row_bytes))
+        while self._row < start:
+            self._take(min(most, start - self._row))
+        while self._row < stop:
+            yield self._take(min(most, stop - self._row))
+
+    def _take(self, rows: int) -> np.ndarray:
+        data = self._stream.read(rows * self.row_bytes)
+        if len(data) < rows * self.row_bytes:
+            raise EOFError(f"it ends at row {self._row} of {self.shape[0]} or soon after")
+        self._row += rows
+        return np.frombuffer(data, self.dtype).reshape(rows, *self.shape[1:])
+
+
 def save(path: Path, array: np.ndarray) -> None:
     """Write a .npy file without holding the array in memory."""
     with path.open("wb") as file:

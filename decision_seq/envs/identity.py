@@ -32,15 +32,8 @@ class Identity:
         """Take the text apart. Raises UserError where an argument has no value."""
         head, _, tail = text.partition("?")
         module, colon, identifier = head.rpartition(":")
-        arguments = {}
-        for part in filter(None, tail.split("&")):
-            key, equals, value = part.partition("=")
-            if not key or not equals:
-                raise UserError(
-                    f"environment {text!r}: {part!r} is no argument; write them like "
-                    "Ant-v4?use_contact_forces=true&max_episode_steps=500"
-                )
-            arguments[unquote(key)] = _value(unquote(value))
+        example = "Ant-v4?use_contact_forces=true&max_episode_steps=500"
+        arguments = arguments_in(tail, f"environment {text!r}", example)
         return cls(identifier, arguments, module if colon else None)
 
     def __str__(self) -> str:
@@ -50,6 +43,18 @@ class Identity:
             for key, value in sorted(self.arguments.items())
         ]
         return self.id + ("?" + "&".join(parts) if parts else "")
+
+
+def arguments_in(text: str, of: str, example: str = "name?key=value&key=value") -> dict[str, Any]:
+    """Arguments by name, of what stands behind a question mark. Raises UserError, which begins with
+    what they are `of`, where one has no value."""
+    found = {}
+    for part in filter(None, text.split("&")):
+        key, equals, value = part.partition("=")
+        if not key or not equals:
+            raise UserError(f"{of}: {part!r} is no argument; write them like {example}")
+        found[unquote(key)] = _value(unquote(value))
+    return found
 
 
 def plain(value: Any) -> Any:

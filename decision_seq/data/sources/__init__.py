@@ -25,6 +25,7 @@ from decision_seq.data.sources import (
 )
 from decision_seq.data.sources.episode_list import HAND_OVER
 from decision_seq.errors import UserError
+from decision_seq.files import hash_files
 
 
 @dataclass(frozen=True)
@@ -124,13 +125,12 @@ def named(source: str) -> list[tuple[str, Source]]:
 
 def absolute(source: str) -> str:
     """The source as it can be found from any folder: paths absolute, names and ids as they are."""
-    if replay := dqn_replay.find(source):
-        return "?".join([str(replay.folder.resolve()), *source.split("?")[1:]])
-    if robot := lerobot.find(source):
-        return "?".join([str(robot.folder.resolve()), *source.split("?")[1:]])
-    path = Path(source)
+    plain, mark, asked = source.partition("?")
+    if found := dqn_replay.find(source) or lerobot.find(source):
+        return f"{found.folder.resolve()}{mark}{asked}"
     if ".npz?" in source:
-        return "?".join([str(Path(source.partition("?")[0]).resolve()), source.partition("?")[2]])
+        return f"{Path(plain).resolve()}{mark}{asked}"
+    path = Path(source)
     if format_of(path) or (os.path.isdir(path) and stored.find(source) is None):
         return str(path.resolve())
     return source
@@ -142,7 +142,7 @@ def _file(path: Path) -> Source:
 
     def fingerprint() -> str:
         label = [path.name] if form.name_counts(path) else []
-        return _hash([path, *form.beside(path)], label)
+        return hash_files([path, *form.beside(path)], label)
 
     return Source(compressed.unpacked(path).stem, lambda: form.read(path), fingerprint)
 
@@ -154,7 +154,7 @@ def _of_ogbench(path: Path, text: str) -> Source:
     def read() -> Episodes:
         return ogbench.chosen(path, npz.read(path), asked)
 
-    return Source(f"{path.stem}?{text}", read, lambda: _hash([path], [path.name, text]))
+    return Source(f"{path.stem}?{text}", read, lambda: hash_files([path], [path.name, text]))
 
 
 def _stored(name: str, folder: Path) -> Source:
@@ -170,7 +170,7 @@ def _minari(dataset_id: str, source: str) -> Source:
         fetched()
         return minari_dataset.read(dataset_id)
 
-    return Source(dataset_id, read, lambda: _hash(fetched()))
+    return Source(dataset_id, read, lambda: hash_files(fetched()))
 
 
 def _files(folder: Path) -> list[Path]:
@@ -202,14 +202,3 @@ def _folder(path: Path) -> Source:
         lambda: concatenate([part.read() for part in parts], [str(file) for file in files]),
         fingerprint,
     )
-
-
-def _hash(files: list[Path], labels: list[str] | None = None) -> str:
-    digest = hashlib.sha256("\n".join(labels or []).encode())
-    for path in files:
-        try:
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    return digest.hexdigest()

@@ -30,7 +30,7 @@ import numpy as np
 
 from decision_seq.config import build
 from decision_seq.data.episodes import Episodes, from_flat
-from decision_seq.data.frames import CHUNK_BYTES, array_on_disk, release
+from decision_seq.data.frames import NpyRows, array_on_disk, release
 from decision_seq.data.sources.d4rl import LARGEST_RATIO
 from decision_seq.envs.atari import GAMES, game_id
 from decision_seq.envs.registry import make
@@ -228,39 +228,22 @@ class Column:
     """A gzip-compressed .npy file, read forwards."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self._row = path, 0
+        self.path = path
         with reading(path):
             self._file = gzip.open(path)  # noqa: SIM115  # closed by __exit__
-            version = np.lib.format.read_magic(self._file)
-            readers = {
-                (1, 0): np.lib.format.read_array_header_1_0,
-                (2, 0): np.lib.format.read_array_header_2_0,
-            }
-            if version not in readers:
-                raise ValueError(f"version {version} of .npy")
-            shape, fortran, self.dtype = readers[version](self._file)
-            self.shape = shape or (1,)  # a single number is one row
-            if (fortran and len(shape) > 1) or self.dtype.kind not in "fiub":
-                raise ValueError(f"{self.dtype} of shape {shape}")
-            self._width = int(np.prod(self.shape[1:])) * self.dtype.itemsize  # bytes a row
-            if self.shape[0] * self._width > LARGEST_RATIO * path.stat().st_size:
+            self._npy = npy = NpyRows(self._file)
+            self.shape, self.dtype = npy.shape, npy.dtype
+            if npy.version not in ((1, 0), (2, 0)):
+                raise ValueError(f"version {npy.version} of .npy")
+            if (npy.by_columns and len(npy.shape) > 1) or self.dtype.kind not in "fiub":
+                raise ValueError(f"{self.dtype} of shape {self.shape}")
+            if self.shape[0] * npy.row_bytes > LARGEST_RATIO * path.stat().st_size:
                 raise ValueError("it claims to be larger than the file can hold")
 
     def rows(self, start: int, stop: int) -> Iterator[np.ndarray]:
         """Rows `start` to `stop`, in pieces; `start` must not lie behind what was read."""
-        most = max(1, CHUNK_BYTES // max(1, self._width))
-        while self._row < start:
-            self._take(min(most, start - self._row))
-        while self._row < stop:
-            yield self._take(min(most, stop - self._row))
-
-    def _take(self, rows: int) -> np.ndarray:
         with reading(self.path):
-            data = self._file.read(rows * self._width)
-            if len(data) < rows * self._width:
-                raise EOFError(f"it ends at row {self._row} of {self.shape[0]} or soon after")
-        self._row += rows
-        return np.frombuffer(data, self.dtype).reshape(rows, *self.shape[1:])
+            yield from self._npy.rows(start, stop)
 
     def __enter__(self) -> Column:
         return self

@@ -13,7 +13,6 @@ in order. An episode that is not done was cut off.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -29,8 +28,9 @@ from decision_seq.data.episodes import Episodes
 from decision_seq.data.findings import Finding
 from decision_seq.data.sources.parts import Part, put_together
 from decision_seq.data.sources.robot_videos import Film, pictures, videos
-from decision_seq.envs.identity import Identity
+from decision_seq.envs.identity import arguments_in
 from decision_seq.errors import UserError
+from decision_seq.files import hash_files
 
 INFO = Path("meta") / "info.json"
 PICTURES = ("video", "image")
@@ -72,15 +72,9 @@ class Robot:
 
     def fingerprint(self) -> str:
         """Of the rows, and of the videos that are read."""
-        digest = hashlib.sha256(repr(self.choice).encode() if self.choice.cameras else b"")
         films = [f for c in self.chosen(self.features()) for f in videos(self.folder, c)]
-        for path in [self.folder / INFO, *self.rows(), *films]:
-            try:
-                with path.open("rb") as file:
-                    digest.update(hashlib.file_digest(file, "sha256").digest())
-            except OSError as error:
-                raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-        return digest.hexdigest()
+        labels = [repr(self.choice)] if self.choice.cameras else []
+        return hash_files([self.folder / INFO, *self.rows(), *films], labels)
 
     def features(self) -> dict[str, str]:
         """Types by name. Raises UserError where info.json is missing or damaged."""
@@ -141,8 +135,7 @@ def find(source: str) -> Robot | None:
     path, _, query = source.partition("?")
     if not os.path.isfile(Path(path) / INFO):
         return None
-    asked = dict(Identity.parse(f"-?{query}").arguments)
-    return Robot(Path(path), build(Choice, asked, source))
+    return Robot(Path(path), build(Choice, arguments_in(query, source), source))
 
 
 def _episodes(

@@ -21,7 +21,7 @@ import numpy as np
 
 from decision_seq.data.episodes import Episodes
 from decision_seq.data.findings import Finding, from_plain
-from decision_seq.data.frames import CHUNK_BYTES, array_on_disk, release
+from decision_seq.data.frames import NpyRows, array_on_disk, release
 from decision_seq.data.sources import ogbench
 from decision_seq.data.sources.keys import check_keys, from_keys, names_in
 from decision_seq.errors import UserError
@@ -98,19 +98,13 @@ def _array(file: Any, name: str) -> np.ndarray:
     if member not in file.zip.namelist():
         return np.asarray(file[name])
     with file.zip.open(member) as stream:
-        version = np.lib.format.read_magic(stream)
-        reader = "read_array_header_1_0" if version == (1, 0) else "read_array_header_2_0"
-        shape, by_columns, dtype = getattr(np.lib.format, reader)(stream)
-        if len(shape) < 3 or not shape[0] or by_columns or dtype.hasobject:
+        npy = NpyRows(stream)
+        if len(npy.shape) < 3 or not npy.shape[0] or npy.by_columns or npy.dtype.hasobject:
             return np.asarray(file[name])
-        whole = array_on_disk(shape, dtype)
-        rows = max(1, CHUNK_BYTES // whole[:1].nbytes)
-        for start in range(0, len(whole), rows):
-            piece = whole[start : start + rows]
-            read = stream.read(piece.nbytes)
-            if len(read) < piece.nbytes:
-                raise EOFError(f"`{name}` ends early")
-            piece[...] = np.frombuffer(read, dtype).reshape(piece.shape)
+        whole, row = array_on_disk(npy.shape, npy.dtype), 0
+        for piece in npy.rows(0, len(whole)):
+            whole[row : row + len(piece)] = piece
+            row += len(piece)
             release(whole)
     return whole
 

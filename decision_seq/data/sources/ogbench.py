@@ -22,7 +22,7 @@ import numpy as np
 from decision_seq.config import build
 from decision_seq.data.episodes import Episodes
 from decision_seq.data.sources.keys import NO_REWARDS
-from decision_seq.envs.identity import Identity
+from decision_seq.envs.identity import Identity, arguments_in
 from decision_seq.errors import UserError
 from decision_seq.spaces.kinds.vector import VectorLeaf
 from decision_seq.spaces.table import Table, to_json
@@ -47,7 +47,7 @@ class Choice:
 
 def choice(source: str, text: str) -> Choice:
     """Of `goals=true` or `task=2`. Raises UserError for anything else."""
-    chosen = build(Choice, dict(Identity.parse(f"-?{text}").arguments), source)
+    chosen = build(Choice, arguments_in(text, source), source)
     if chosen.goals == (chosen.task is not None):
         raise UserError(f"{source}: write FILE.npz?goals=true, or FILE.npz?task=1")
     return chosen

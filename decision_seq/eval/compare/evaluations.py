@@ -60,7 +60,7 @@ def _evaluated(
         wanted = [target_name(None, config.eval.target_quantile)]
     else:
         wanted = [target_name(target) for target in config.eval.targets]
-    first = config.eval.seed + (config.eval.episodes if kind == "selection" else 0)
-    seeds = range(first, first + config.eval.episodes)
+    protocol = config.eval.judging() if kind == "selection" else config.eval
+    seeds = range(protocol.seed, protocol.seed + protocol.episodes)
     done = {(target_label(r), r["env_seed"]) for r in rows}
     return all((target, seed) in done for target in wanted for seed in seeds)

@@ -200,11 +200,10 @@ def run_sweep(
     return trials, failed
 
 
-def best(trials: Sequence[Trial], objective: Objective) -> Trial | None:
-    """The trial that the objective prefers; None if all failed."""
-    ended = [trial for trial in trials if trial.value is not None]
+def ranked(trials: Sequence[Trial], objective: Objective) -> list[Trial]:
+    """The best by the objective first, those that failed last; of equals the earlier."""
     sign = -1 if objective == "rollouts" else 1
-    return min(ended, key=lambda trial: sign * (trial.value or 0.0), default=None)
+    return sorted(trials, key=lambda t: (t.value is None, sign * (t.value or 0.0), t.number))
 
 
 def _jobs(

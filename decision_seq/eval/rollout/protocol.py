@@ -88,9 +88,8 @@ def evaluate_best(
 
 
 def judging(config: RunConfig) -> RunConfig:
-    """The same with episodes that judge: from the environment seeds after those of the reported."""
-    first = config.eval.seed + config.eval.episodes
-    return dataclasses.replace(config, eval=dataclasses.replace(config.eval, seed=first))
+    """The same with episodes that judge, see `EvalConfig.judging`."""
+    return dataclasses.replace(config, eval=config.eval.judging())
 
 
 def evaluate_agent(
