@@ -99,7 +99,8 @@ class WindowSampler:
         self._stack = store.frame_stack if stack is None else stack
         self._mapped = store.observations  # released after reading where they are frames
         self._timesteps = torch.from_numpy(store.timesteps)
-        self._episode_returns = store.episode_returns / np.float32(returns.scale)  # [M]
+        scaled = store.episode_returns[episodes] / np.float32(returns.scale)
+        self._episode_returns = np.repeat(scaled, eligible)  # [steps]
         self._tables = {
             "observations": torch.from_numpy(as_bytes(store.observations)),
             "actions": torch.from_numpy(store.actions),
@@ -152,8 +153,12 @@ class WindowSampler:
         chosen = np.asarray(which)
         first, stops = self._starts[chosen], self._stops[chosen]
         if self._runs and first.max(initial=0) < len(self._runs["actions"]):
-            return self._cut_out(first, stops)
-        return self._collect(torch.from_numpy(first)[:, None], torch.from_numpy(stops)[:, None])
+            return self._cut_out(first, stops, self._episode_returns[chosen])
+        return self._collect(
+            torch.from_numpy(first)[:, None],
+            torch.from_numpy(stops)[:, None],
+            torch.from_numpy(self._episode_returns[chosen]),
+        )
 
     def _relabel(
         self, batch: Batch, which: np.ndarray, drawn: np.ndarray, hindsight: Hindsight
@@ -169,7 +174,7 @@ class WindowSampler:
         goals = reached[:, hindsight.achieved].to(seen.dtype).unsqueeze(1)
         seen[self._move(chosen), :, hindsight.goal] = goals
 
-    def _cut_out(self, first: np.ndarray, stops: np.ndarray) -> Batch:
+    def _cut_out(self, first: np.ndarray, stops: np.ndarray, returns: np.ndarray) -> Batch:
         """The windows from rows `first` [B] to `stops` [B], zero beyond: a piece of memory each."""
         mask = self._columns < (stops - first)[:, None]  # [B, K]
         pads = np.flatnonzero(~mask)
@@ -177,16 +182,17 @@ class WindowSampler:
         values["timesteps"] = values["timesteps"] + self._columns
         for name, value in values.items():
             shape = self._tables[name].shape[1:]
-            value.reshape(mask.size, *shape)[pads] = 0
+            if len(pads):
+                value.reshape(mask.size, *shape)[pads] = 0
             values[name] = value.reshape(*mask.shape, *shape)
         return Batch(
             mask=torch.from_numpy(mask),
-            episode_returns=self._returns_of(first),
+            episode_returns=torch.from_numpy(returns),
             **{name: torch.from_numpy(value) for name, value in values.items()},
         )
 
-    def _collect(self, first: Tensor, stops: Tensor) -> Batch:
-        """The same row by row, for all that `_make_runs` leaves out; [B, 1] both."""
+    def _collect(self, first: Tensor, stops: Tensor, returns: Tensor) -> Batch:
+        """The same row by row, for all that `_make_runs` leaves out; `first`, `stops` [B, 1]."""
         rows = first + torch.arange(self.length)  # [B, K]
         mask = rows < stops
         rows = torch.minimum(rows, stops - 1)  # pads repeat the last step, then zeroed
@@ -197,13 +203,8 @@ class WindowSampler:
             returns_to_go=self._gather("returns_to_go", rows, mask),
             timesteps=self._gather("timesteps", rows, mask),
             mask=self._move(mask),
-            episode_returns=self._move(self._returns_of(first[:, 0].numpy())),
+            episode_returns=self._move(returns),
         )
-
-    def _returns_of(self, rows: np.ndarray) -> Tensor:
-        """[B] scaled return of the episode that each of `rows` [B] is in."""
-        episodes = np.searchsorted(self._offsets, rows, side="right") - 1
-        return torch.from_numpy(self._episode_returns[episodes])
 
     def _stacks(self, name: str, rows: Tensor, mask: Tensor) -> Tensor:
         """[B, K, n, ...] of a table of images [N, ...]: each is moved once, the stacks are a view
