@@ -66,7 +66,9 @@ def drawn(agent: Any, space: spaces.Box) -> Record:
     target = np.full(steps, 3600, np.float32)
     begins = np.arange(steps) == 0
     noise = np.zeros_like(made)
-    return Record(begins, observation, reward, target, noise, made, np.array(actions))
+    return Record(
+        begins, {"observation": observation}, reward, target, noise, made, np.array(actions)
+    )
 
 
 def native(agent: Any, space: spaces.Box) -> Any:

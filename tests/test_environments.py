@@ -347,6 +347,7 @@ def test_packages_that_lack_are_named(
     name: str, words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(missing.importlib.util, "find_spec", lambda module: None)
+    monkeypatch.delitem(gym.registry, name.partition("?")[0], raising=False)  # if it is installed
     with pytest.raises(UserError, match="does not exist") as error:
         make(name)
     for word in words:

@@ -87,12 +87,13 @@ def test_rewards_are_those_of_ogbench(tmp_path: Path) -> None:
 
 def test_episodes_are_determined_by_their_seeds() -> None:
     pytest.importorskip("ogbench")
-    for name in ("ogbench:pointmaze-medium-v0", "ogbench-goals"):
+    names = ("ogbench:pointmaze-medium-v0", "ogbench-goals", "ogbench-goals?task=antmaze-medium-v0")
+    for name in names:
         seen: list[Any] = []
         before = np.random.get_state()[1].copy()  # type: ignore[index]
         for env in (make(name), make(name)):
             first, _ = env.reset(seed=3)
-            following = env.step(np.ones(2, np.float32))[0]
+            following = env.step(np.ones(env.action_space.shape, np.float32))[0]
             seen.append(np.concatenate([np.hstack(list(o.values())) if isinstance(o, dict) else o
                                         for o in (first, following)]))  # fmt: skip
             env.close()
@@ -100,7 +101,9 @@ def test_episodes_are_determined_by_their_seeds() -> None:
         np.testing.assert_array_equal(before, np.random.get_state()[1])  # type: ignore[index]
 
 
-def test_a_goal_conditioned_agent_from_file_to_success(tmp_path: Path) -> None:
+def test_a_goal_conditioned_agent_from_file_to_success(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("ogbench")
     config = run_config(
         {
@@ -120,6 +123,7 @@ def test_a_goal_conditioned_agent_from_file_to_success(tmp_path: Path) -> None:
     assert [row.success for row in rows] == [False, False]
     # tasks take turns from seed to seed, or are the one that is named
     turns = make("ogbench-goals")
+    assert "act blind" not in capsys.readouterr().err  # the goal is in sight, not in `info` alone
     assert [turns.reset(seed=i)[1]["task_id"] for i in range(6)] == [1, 2, 3, 4, 5, 1]
     goals = [turns.reset(seed=i)[0]["desired_goal"] for i in (0, 1)]
     assert np.abs(goals[0] - goals[1]).max() > 1

@@ -26,7 +26,8 @@ def is_ogbench(entry_point: object) -> bool:
 
 class OwnNumbers(gym.Wrapper[Any, Any, Any, Any]):
     """NumPy's global generator is the environment's own while it is reset and stepped, seeded with
-    it, and as it was for everybody else."""
+    it, and as it was for everybody else. Its action space, from which mazes draw the steps that
+    begin an episode, is seeded as well."""
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
         super().__init__(env)
@@ -40,6 +41,7 @@ class OwnNumbers(gym.Wrapper[Any, Any, Any, Any]):
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
         if seed is not None:
             self._numbers = np.random.RandomState(seed % 2**32).get_state()
+            self.env.unwrapped.action_space.seed(seed)
         with self._own():
             return self.env.reset(seed=seed, options=options)
 
