@@ -25,8 +25,8 @@ from decision_seq.eval.drawing import panels, to_svg
 from decision_seq.eval.report.figures import style_of
 from decision_seq.ops.dispatch import choose_name
 from decision_seq.run_config import DataConfig, RunConfig, TrainConfig
-from decision_seq.training.loop import gradient_step
 from decision_seq.training.samplers import make_samplers
+from decision_seq.training.step import gradient_step
 from decision_seq.training.validation import validation_loss
 
 NAMES = {"mamba": "Decision Mamba", "attention": "Decision Transformer"}

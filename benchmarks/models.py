@@ -20,8 +20,9 @@ from decision_seq.data.transforms import ReturnSpec
 from decision_seq.data.windows import WindowSampler
 from decision_seq.run_config import TrainConfig
 from decision_seq.training.faults import FiniteGuard
-from decision_seq.training.loop import Learner
 from decision_seq.training.optim import make_optimizer
+from decision_seq.training.random import RandomStream
+from decision_seq.training.step import Learner
 
 BATCH, STEPS, TOKENS, WIDTH, LAYERS = 64, 20, 60, 128, 3
 OBSERVATIONS, ACTIONS, EPISODE, EPISODES = 11, 3, 1000, 200
@@ -44,7 +45,8 @@ def learner(agent: SequenceAgent, settings: TrainConfig) -> Learner:
     """What `decision-seq train` begins with."""
     guard = FiniteGuard(0, agent.device)
     loss_sum, loss_count = torch.zeros(2, device=agent.device)
-    return Learner(agent, agent, make_optimizer(agent, settings), guard, loss_sum, loss_count)
+    optimizer, random = make_optimizer(agent, settings), RandomStream(0, agent.device)
+    return Learner(agent, agent, optimizer, guard, loss_sum, loss_count, random=random)
 
 
 def store() -> EpisodeStore:

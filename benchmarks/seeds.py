@@ -1,8 +1,11 @@
-"""A training step as a GPU makes it: by precision, by whose scan; and of many seeds at once."""
+"""A training step as a GPU makes it: by precision, recorded, by whose scan; and of many seeds at
+once."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,15 +24,17 @@ from decision_seq.training.stacked import Stepper
 COUNTS = (1, 2, 5, 10, 20)
 
 
-@benchmark("steps", "a training step by precision, and by every kernel's scan")
+@benchmark("steps", "a training step by precision, recorded or not, and by every kernel's scan")
 def steps(options: Options) -> Iterator[Table]:
     windows = models.sampler(models.store(), options.device)
     calls: dict[str, Call] = {}
     precisions = PRECISIONS[: 1 if options.quick else 2]  # bfloat16 takes seconds on some CPUs
-    for backbone in MAIN:
+    ways = {"": False} | ({", recorded": True} if options.device == "cuda" else {})
+    for backbone, (how, recorded) in itertools.product(MAIN, ways.items()):
+        make = partial(step, backbone, windows=windows, options=options, recorded=recorded)
         for precision in precisions:
-            calls[f"{backbone} {precision}"] = step(backbone, precision, windows, options)
-        calls[f"{backbone} TF32"] = in_tf32(step(backbone, "float32", windows, options))
+            calls[f"{backbone} {precision}{how}"] = make(precision=precision)
+        calls[f"{backbone} TF32{how}"] = in_tf32(make(precision="float32"))
     for backend in usable(options):
         if backend.fused:
             run = step("mamba", "float32", windows, options)

@@ -31,7 +31,8 @@ from decision_seq.backbones import BackboneConfig
 from decision_seq.data.windows import Batch, WindowSampler
 from decision_seq.ops.dispatch import BACKENDS, Backend, choose_name
 from decision_seq.run_config import DataConfig, RunConfig, TrainConfig
-from decision_seq.training.loop import gradient_step
+from decision_seq.training.recorded import RecordedSteps
+from decision_seq.training.step import gradient_step
 
 MAIN, PRECISIONS = ("attention", "mamba"), ("float32", "bfloat16")
 KERNELS: dict[str, tuple[str, ...]] = {"attention": (), "mamba": ("scan", "conv")}
@@ -43,14 +44,18 @@ def step(
     windows: WindowSampler,
     options: Options,
     compiled: bool = False,
+    recorded: bool = False,
 ) -> Call:
-    """The whole gradient step of `decision-seq train`, its batch included."""
+    """The whole gradient step of `decision-seq train`, its batch included; `recorded` as a CUDA
+    graph, as it is by default on a GPU, or launched kernel by kernel."""
     agent = models.agent(backbone).to(options.device)
     settings = TrainConfig(steps=1, precision=precision)  # type: ignore[arg-type]
     config = RunConfig("Hopper-v5", DataConfig(("noise",)), agent.config, settings)
     learner = models.learner(agent, settings)
     if compiled:
         learner.loss = torch.compile(agent.loss)
+    if recorded:
+        return RecordedSteps(learner, windows, config)
     return lambda: gradient_step(learner, windows, config)
 
 

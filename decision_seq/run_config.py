@@ -80,7 +80,8 @@ def write_run_config(config: RunConfig, path: Path) -> None:
 
 def check_same_run(run: Path, config: RunConfig) -> None:
     """Raise UserError unless the run folder's config is `config`, up to evaluation, loggers, bad
-    batches to skip and, where the learning rate does not depend on it, the number of steps."""
+    batches to skip, whether steps are recorded and, where the learning rate does not depend on it,
+    the number of steps."""
     path = run / "config.yaml"
     old, new = _identity(load_run_config(path)), _identity(config)
     changed = [key for key in new if old[key] != new[key]]
@@ -95,6 +96,7 @@ def _identity(config: RunConfig) -> dict[str, Any]:
     plain = to_plain(config)
     del plain["eval"], plain["train"]["keep_interval"], plain["train"]["loggers"]
     del plain["train"]["skip_nonfinite"]  # raised to get past a bad batch
+    del plain["train"]["compile"]  # the numbers are the same
     if config.train.schedule == "constant":
         del plain["train"]["steps"]
     return plain

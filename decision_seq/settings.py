@@ -59,6 +59,8 @@ class TrainConfig:
     # (1 + t) / (10 + t)
     ema: float | None = None
     precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16: autocast of matrix products
+    # on a GPU a gradient step is recorded once and launched as one (a CUDA graph); off: never
+    compile: Literal["auto", "off"] = "auto"
     log_interval: int = 100  # steps between rows of metrics.jsonl
     checkpoint_interval: int = 1000  # steps between checkpoints and validation losses
     keep_interval: int = 0  # weights to keep for `evaluate --checkpoint best`; 0: none but the last

@@ -18,10 +18,11 @@ from torch.utils._pytree import tree_leaves
 
 from decision_seq.agents import AgentConfig, SequenceAgent
 from decision_seq.hardware import all_to_device
+from decision_seq.ops.graphs import Function
 from decision_seq.policy import Policy
 from decision_seq.policy.contexts import CONTEXTS
 from decision_seq.policy.eager import forward_step
-from decision_seq.policy.graph import Function, GraphEngine
+from decision_seq.policy.graph import GraphEngine
 from decision_seq.policy.policy import ENGINES
 from decision_seq.settings import Context
 from decision_seq.training.faults import FiniteGuard

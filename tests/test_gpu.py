@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,11 +30,13 @@ from decision_seq.settings import Context
 from decision_seq.training.distributed import World
 from decision_seq.training.faults import FiniteGuard
 from decision_seq.training.log import NoLog
-from decision_seq.training.loop import Learner, Run, fresh_learner, gradient_step
+from decision_seq.training.loop import Run, fresh_learner
 from decision_seq.training.optim import make_optimizer
 from decision_seq.training.random import RandomStream
+from decision_seq.training.recorded import RecordedSteps
 from decision_seq.training.samplers import make_samplers
 from decision_seq.training.stacked import Stepper
+from decision_seq.training.step import Learner, gradient_step
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no GPU")
 GPU = torch.device("cuda", 0)
@@ -173,26 +176,45 @@ def test_a_gradient_step_waits_for_nothing(kind: str, resident: bool, tmp_path: 
     assert learner.guard.tripped() is None and float(learner.loss_count) == 6
 
 
-@every_backbone
-def test_seeds_at_once_are_those_alone_and_wait_for_nothing(kind: str, tmp_path: Path) -> None:
-    """Dropout included: the masks are each seed's own."""
-    file = write_npz(tmp_path / "data.npz", random_episodes([40] * 10, S, A))
+def small_runs(kind: str, folder: Path, seeds: tuple[int, ...], **settings: Any) -> list[Run]:
+    """Without folders, with dropout."""
+    file = write_npz(folder / "data.npz", random_episodes([40] * 10, S, A))
     backbone = {"kind": kind, "width": 16, "layers": 2, "dropout": 0.2}
     agent = {"kind": "return_conditioned", "context_length": K, "backbone": backbone}
     base = {"env": "Hopper-v5", "data": {"sources": [str(file)]}, "agent": agent}
-    config = run_config(base | {"train": {"batch_size": 8, "steps": 9}}, {}, "test")
-    store = open_store([str(file)])
+    config = run_config(base | {"train": {"batch_size": 8, "steps": 9, **settings}}, {}, "test")
+    store, made = open_store([str(file)]), []
+    for own in (replace(config, seed=seed) for seed in seeds):
+        learner = fresh_learner(own, store, GPU, World())
+        windows, _ = make_samplers(own, store, GPU)
+        made.append(Run(own, Path(), learner, windows, {}, NoLog(), None))
+    return made
 
-    def runs() -> list[Run]:
-        made = []
-        for seed in (3, 1):
-            own = replace(config, seed=seed)
-            learner = fresh_learner(own, store, GPU, World())
-            windows, _ = make_samplers(own, store, GPU)
-            made.append(Run(own, Path(), learner, windows, {}, NoLog(), None))
-        return made
 
-    stacked, alone, stepper = runs(), runs(), Stepper()
+@every_backbone
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_recorded_steps_are_those_one_by_one(kind: str, precision: str, tmp_path: Path) -> None:
+    """With dropout, from the same stream of random numbers, and a rate that changes."""
+    run, alone = (small_runs(kind, tmp_path, (3,), precision=precision)[0] for _ in range(2))
+    step = RecordedSteps(run.learner, run.training, run.config)
+    for number in range(8):
+        torch.cuda.set_sync_debug_mode("error" if number > 4 else "default")
+        try:
+            norm = step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        expected = gradient_step(alone.learner, alone.training, alone.config)
+        torch.testing.assert_close(norm, expected, rtol=1e-2, atol=1e-4)
+    assert step.graph is not None
+    states = (r.learner.random.state() for r in (run, alone))
+    assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))
+
+
+@every_backbone
+def test_seeds_at_once_are_those_alone_and_wait_for_nothing(kind: str, tmp_path: Path) -> None:
+    """Dropout included: the masks are each seed's own."""
+    stacked, alone = (small_runs(kind, tmp_path, (3, 1)) for _ in range(2))
+    stepper = Stepper()
     for number in range(3):
         torch.cuda.set_sync_debug_mode("error" if number else "default")  # kernels are loaded first
         try:

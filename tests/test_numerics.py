@@ -21,9 +21,10 @@ from decision_seq.errors import UserError
 from decision_seq.files import read_jsonl
 from decision_seq.run_config import RunConfig
 from decision_seq.training.faults import FiniteGuard, reproduce, stop_for_fault
-from decision_seq.training.loop import gradient_step, train
+from decision_seq.training.loop import train
 from decision_seq.training.optim import make_optimizer
 from decision_seq.training.samplers import make_samplers
+from decision_seq.training.step import Learner, gradient_step
 
 CPU = torch.device("cpu")
 
@@ -32,7 +33,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, bad_steps: set[int]) -> None:
     """The loss of these batches becomes NaN, as a division by zero inside a model would make it."""
     original = loop.gradient_step
 
-    def step(learner: loop.Learner, sampler: Any, config: RunConfig) -> torch.Tensor:
+    def step(learner: Learner, sampler: Any, config: RunConfig) -> torch.Tensor:
         agent = learner.agent
         loss = type(agent).loss
         factor = math.nan if learner.step in bad_steps else 1.0
@@ -124,13 +125,13 @@ def test_after_the_last_allowed_batch_the_weights_stand_still() -> None:
     assert guard.tripped() == 3 and float(guard.skipped) == 2
 
 
-def fresh(config: RunConfig) -> tuple[loop.Learner, Any]:
+def fresh(config: RunConfig) -> tuple[Learner, Any]:
     torch.manual_seed(0)
     store = open_store(config.data.sources)
     agent = SequenceAgent.for_dataset(config.agent, store)
     optimizer = make_optimizer(agent, config.train)
     guard = FiniteGuard(config.train.skip_nonfinite, CPU)
-    learner = loop.Learner(agent, agent, optimizer, guard, torch.zeros(()), torch.zeros(()))
+    learner = Learner(agent, agent, optimizer, guard, torch.zeros(()), torch.zeros(()))
     return learner, make_samplers(config, store, CPU)[0]
 
 

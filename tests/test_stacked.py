@@ -26,9 +26,10 @@ from decision_seq.run_folder import read_index
 from decision_seq.training.checkpoint import load_state
 from decision_seq.training.distributed import World
 from decision_seq.training.log import NoLog
-from decision_seq.training.loop import Run, fresh_learner, gradient_step, train
+from decision_seq.training.loop import Run, fresh_learner, train
 from decision_seq.training.samplers import make_samplers
 from decision_seq.training.stacked import Stepper, train_seeds
+from decision_seq.training.step import gradient_step
 
 CPU = torch.device("cpu")
 SEEDS = (3, 1)

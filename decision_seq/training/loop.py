@@ -7,10 +7,9 @@ import copy
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -18,9 +17,8 @@ from decision_seq.agents import SequenceAgent
 from decision_seq.agents.fit import check_fit, check_left_out, check_origin
 from decision_seq.agents.return_prior import ensure_prior
 from decision_seq.data.store import EpisodeStore, open_store
-from decision_seq.data.streams import StreamSampler
 from decision_seq.data.tools.info import read_summary, remarks, write_summary
-from decision_seq.data.windows import Batch, WindowSampler
+from decision_seq.data.windows import WindowSampler
 from decision_seq.envs.registry import make
 from decision_seq.errors import UserError
 from decision_seq.files import exclusive, remove_leftovers
@@ -34,63 +32,16 @@ from decision_seq.training.distributed import World, joined
 from decision_seq.training.faults import FiniteGuard, stop_for_fault
 from decision_seq.training.log import MetricsLog, NoLog, stop_on_signal
 from decision_seq.training.loggers import check_loggers
-from decision_seq.training.optim import autocast, average_decay, learning_rate, make_optimizer
+from decision_seq.training.optim import learning_rate, make_optimizer
 from decision_seq.training.random import RandomStream
+from decision_seq.training.recorded import RecordedSteps, can_record
 from decision_seq.training.samplers import Sampler, make_samplers
+from decision_seq.training.step import Learner, gradient_step
 from decision_seq.training.validation import validation_loss
 from decision_seq.values.guide import guide_for
 
 # from agent and step to scalars for the log
 OnInterval = Callable[[SequenceAgent, int], dict[str, float]]
-
-
-@dataclass
-class Learner:
-    """Everything that changes during training."""
-
-    agent: SequenceAgent
-    averaged: SequenceAgent  # the moving average of the weights, or the agent itself
-    optimizer: torch.optim.Optimizer
-    guard: FiniteGuard
-    loss_sum: torch.Tensor  # of the batches since the last logged row that were not skipped
-    loss_count: torch.Tensor  # of these
-    step: int = 0
-    world: World = field(default_factory=World)
-    random: RandomStream = field(default_factory=RandomStream)  # of dropout
-
-    def __post_init__(self) -> None:
-        self.loss: Callable[[Batch], torch.Tensor] = self.world.loss_of(self.agent)
-        self.weights: list[torch.Tensor] = list(self.agent.parameters())
-
-    def state(self) -> dict[str, Any]:
-        """What resuming needs, as tensors and plain values."""
-        cpu, *cuda = self.random.state()
-        return {
-            "step": self.step,
-            "agent": self.agent.state_dict(),
-            "averaged": self.averaged.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "loss_sum": self.loss_sum,
-            "loss_count": self.loss_count,
-            "skipped": self.guard.skipped,
-            "torch_rng": cpu,
-            "cuda_rng": cuda,
-            "carried": self.agent.carried,
-        }
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Continue from `state`, bit for bit on CPU."""
-        self.step = state["step"]
-        self.agent.load_state_dict(state["agent"])
-        self.averaged.load_state_dict(state["averaged"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.loss_sum.copy_(state["loss_sum"])
-        self.loss_count.copy_(state["loss_count"])
-        self.guard.skipped.copy_(state["skipped"])
-        self.random.restore([state["torch_rng"], *state["cuda_rng"]])
-        if (carried := state.get("carried")) is not None:
-            device = self.agent.device
-            self.agent.carried = [{k: t.to(device) for k, t in part.items()} for part in carried]
 
 
 def train(
@@ -115,7 +66,9 @@ def train(
     """
     with joined(device) as (world, device), contextlib.ExitStack() as held:
         (run,) = open_runs([config], [out], device, resume, [on_interval], world, held)
-        train_all([run], lambda runs: [gradient_step(r.learner, r.training, config) for r in runs])
+        parts = run.learner, run.training, config
+        step = RecordedSteps(*parts) if can_record(run.learner, config) else None
+        train_all([run], lambda _: [step() if step else gradient_step(*parts)])
     return run.finished
 
 
@@ -307,40 +260,6 @@ def train_all(
             run.close()
     if failed:
         raise failed[0]
-
-
-def gradient_step(learner: Learner, sampler: Sampler, config: RunConfig) -> torch.Tensor:
-    """One step of AdamW on one batch. Returns the gradient's norm before clipping."""
-    settings, agent = config.train, learner.agent
-    batch = sampler.batch(learner.step, settings.batch_size, learner.world.rows)
-    if isinstance(sampler, StreamSampler):
-        stream.begin(agent, sampler, learner.step, settings.batch_size)
-    for group in learner.optimizer.param_groups:
-        group["lr"] = learning_rate(learner.step, settings)
-    if not agent.training:  # as rollouts and validation leave it
-        agent.train()
-    with learner.random, autocast(agent.device, config.train.precision):
-        loss = learner.loss(batch)
-    learner.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    loss = learner.world.mean(loss.detach())
-    norm = torch.nn.utils.clip_grad_norm_(learner.weights, settings.gradient_clip)
-    skip = learner.guard.judge(learner.step, loss, norm)
-    learner.optimizer.found_inf = skip  # type: ignore[attr-defined]  # read by fused AdamW
-    learner.optimizer.step()
-    if agent.carried is not None:
-        stream.forget(agent, skip)
-    if settings.ema is not None:
-        decay = average_decay(learner.step, settings)
-        with torch.no_grad():
-            for average, weight in zip(learner.averaged.parameters(), learner.weights, strict=True):
-                average.lerp_(weight, 1 - decay)
-            for old, new in zip(learner.averaged.buffers(), agent.buffers(), strict=True):
-                old.copy_(new)  # not weights: what a mixer knows about its present ones
-    learner.loss_sum += loss.masked_fill(skip.bool(), 0)
-    learner.loss_count += 1 - skip
-    learner.step += 1
-    return norm
 
 
 def check_finite(learner: Learner, sampler: Sampler, config: RunConfig, out: Path) -> None:

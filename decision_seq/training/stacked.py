@@ -26,8 +26,9 @@ from decision_seq.ops.seeds import each_drawing_from, seed_by_seed
 from decision_seq.run_config import RunConfig
 from decision_seq.training.distributed import Loss, joined
 from decision_seq.training.faults import FiniteGuard
-from decision_seq.training.loop import Learner, OnInterval, Run, open_runs, train_all
+from decision_seq.training.loop import OnInterval, Run, open_runs, train_all
 from decision_seq.training.optim import autocast, average_decay, learning_rate
+from decision_seq.training.step import Learner
 
 ALIGNED = 64  # numbers: where in a row a tensor may begin, as products want it
 
