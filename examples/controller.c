@@ -2,7 +2,7 @@
  * answers each with an action. An empty line begins an episode.
  *
  *   decision-seq export runs/dm --to c --out policy
- *   make -C policy PROGRAM=../examples/controller.c && cd policy && ./policy */
+ *   make -C policy PROGRAM=../examples/controller.c && cd policy && ./controller */
 
 #include <stdio.h>
 #include <stdlib.h>

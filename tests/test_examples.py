@@ -94,7 +94,7 @@ def test_a_c_program(run: Path, tmp_path: Path) -> None:
     _, lines, actions = play(run)
     text = "\n".join([*lines, "", *lines, ""])  # the same episode again
     done = subprocess.run(
-        "./policy", cwd=tmp_path / "policy", input=text, capture_output=True, text=True
+        "./controller", cwd=tmp_path / "policy", input=text, capture_output=True, text=True
     )
     answers = np.array([[float(x) for x in line.split()] for line in done.stdout.splitlines()])
     np.testing.assert_allclose(answers, np.concatenate([actions, actions]), atol=1e-4)

@@ -296,7 +296,7 @@ def test_c_lanes_leave_no_trace_in_one_another(tmp_path: Path) -> None:
     make = ["make", "-C", str(tmp_path), "CC=cc", "CFLAGS=-O1", "PROGRAM=lanes.c"]
     built = subprocess.run(make, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
-    assert subprocess.run(["./policy"], cwd=tmp_path).returncode == 0
+    assert subprocess.run(["./lanes"], cwd=tmp_path).returncode == 0
 
 
 def test_c_says_which_operation_it_lacks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
