@@ -30,6 +30,7 @@ from decision_seq.data.episodes import Episodes
 from decision_seq.data.frames import array_on_disk
 from decision_seq.data.store import EpisodeStore, open_folder, write_store
 from decision_seq.data.windows import Batch, WindowSampler
+from decision_seq.model.encoders.base import FrameEncoder
 
 LENGTH, BATCH, EPISODE = 10, 32, 1000  # steps a window, windows a batch, steps an episode
 
@@ -65,13 +66,18 @@ def published(store: EpisodeStore, places: list[tuple[int, int]]) -> torch.Tenso
     return torch.stack(windows)
 
 
+def net_of(agent: SequenceAgent) -> torch.nn.Module:
+    """The convolutions of its encoder."""
+    assert isinstance(agent.encoder, FrameEncoder)
+    return agent.encoder.net
+
+
 def gradient_step(agent: SequenceAgent, batch: Batch, raw: bool) -> None:
     """Loss and gradients. Floats that are scaled already skip the scaling."""
-    assert agent.encoder is not None
     if raw:
         values = agent.preprocess(batch.observations, batch.actions, batch.returns_to_go)
     else:
-        features = agent.encoder.net(batch.observations.flatten(0, 1)).unflatten(0, (BATCH, LENGTH))
+        features = net_of(agent)(batch.observations.flatten(0, 1)).unflatten(0, (BATCH, LENGTH))
         values = {
             "return_to_go": batch.returns_to_go,
             "observation": features,
@@ -111,8 +117,7 @@ def main() -> None:
         config = ReturnConditionedConfig(context_length=LENGTH)
         ours = SequenceAgent.for_dataset(config, store).to(options.device).train()
         theirs = SequenceAgent.for_dataset(config, store).to(options.device).train()
-        assert theirs.encoder is not None
-        theirs.encoder.net.to(memory_format=torch.contiguous_format)
+        net_of(theirs).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         episodes = np.arange(store.episodes)
         sampler = WindowSampler(store, episodes, LENGTH, config.returns, 0, options.device)
         times: dict[str, list[np.ndarray]] = {way: [] for way in ("ours", "papers'")}

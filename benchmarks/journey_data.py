@@ -33,7 +33,10 @@ SPACES: dict[str, tuple[S.Space, S.Space]] = {
     ),
     "Tuple": (S.Tuple((BOX, S.MultiBinary(3))), BOX),
     "MultiDiscrete": (S.MultiDiscrete([3, 4]), S.MultiDiscrete([3, 4])),
-    "MultiDiscreteMatrix": (S.MultiDiscrete([[3, 4], [2, 5]]), S.MultiDiscrete([[3, 4], [2, 2]])),
+    "MultiDiscreteMatrix": (
+        S.MultiDiscrete(np.array([[3, 4], [2, 5]])),
+        S.MultiDiscrete(np.array([[3, 4], [2, 2]])),
+    ),
     "MultiBinary": (S.MultiBinary(5), S.MultiBinary(4)),
     "Colour": (S.Box(0, 255, (64, 64, 3), U1), S.Discrete(3)),
     "ColourFloat": (S.Box(0, 1, (64, 64, 3), F4), S.Discrete(3)),
@@ -153,7 +156,7 @@ def _npz(**named: str | None) -> Callable[[Path], Path]:
         one = flat()
         one["next_observations"] = np.roll(one["observations"], -1, 0)
         one["next_observations"][one["ends"]] += 1  # what followed is no next row
-        arrays = {name: one[ours] for ours, name in named.items() if name}
+        arrays: dict[str, Any] = {name: one[ours] for ours, name in named.items() if name}
         np.savez(folder / "data.npz", **arrays)
         return folder / "data.npz"
 

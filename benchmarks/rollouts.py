@@ -109,7 +109,7 @@ def as_published(agent: SequenceAgent) -> None:
     """Everything is computed for every token, and by transformers' mixer, which without mamba-ssm
     computes as the published block does on a CPU."""
     compute = agent.backbone.forward
-    agent.backbone.forward = lambda x, read=EVERY: compute(x)[:, read]  # type: ignore[method-assign]
+    agent.backbone.forward = lambda x, output_slice=EVERY: compute(x)[:, output_slice]  # type: ignore[method-assign]
     if not installed("transformers"):
         return
     from transformers import MambaConfig

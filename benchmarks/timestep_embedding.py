@@ -170,7 +170,7 @@ def roll_out(
     seen = [lanes.reset(range(EPISODES))]
     returns, alive = np.zeros(EPISODES), np.ones(EPISODES, bool)
     to_go = [np.full(EPISODES, target, np.float32)]
-    acted = [np.zeros((EPISODES, *lanes.action_space.shape), np.float32)]  # 0 for now's
+    acted = [np.zeros((EPISODES, *(lanes.action_space.shape or ())), np.float32)]  # 0 for now's
     while alive.any():
         first = max(0, len(seen) - LENGTH)
         window = Batch(

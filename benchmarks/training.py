@@ -222,7 +222,7 @@ def replaced(backend: Backend, kernel: str) -> Backend:
     def widened(*tensors: Tensor | None) -> Tensor:
         return own(*(None if t is None else t.float() for t in tensors))
 
-    return dataclasses.replace(backend, name=f"{kernel} by PyTorch", **{kernel: widened})
+    return dataclasses.replace(backend, name=f"{kernel} by PyTorch", **{kernel: widened})  # type: ignore[arg-type]
 
 
 @contextmanager

@@ -23,7 +23,7 @@ class FieldComments(griffe.Extension):
         """Called for every class that is read."""
         if not cls.name.endswith(("Config", "Spec")) or cls.docstring is None:
             return
-        own = [member for member in cls.members.values() if member.is_attribute]
+        own = [m for m in cls.members.values() if isinstance(m, griffe.Attribute)]
         fields = [a for a in own if "instance-attribute" in a.labels]  # no ClassVar, no property
         if fields:
             lines = [f"    {field.name}: {described(field)}" for field in fields]
@@ -47,7 +47,8 @@ def described(field: griffe.Attribute) -> str:
 @cache
 def comments(file: Path) -> tuple[dict[int, str], dict[int, str]]:
     """By line: comments beside code, and comments alone on their line."""
-    beside, alone = {}, {}
+    beside: dict[int, str] = {}
+    alone: dict[int, str] = {}
     with file.open("rb") as source:
         for token in tokenize.tokenize(source.readline):
             if token.type == tokenize.COMMENT and "noqa" not in token.string:

@@ -45,7 +45,7 @@ def on_files(files: Files, config: Any) -> Files:
             files.append(File.generated(config, name, abs_src_path=str(path)))
     for file in [file for file in files if file.src_uri.endswith(".ipynb")]:
         page = notebook_page(
-            Path(file.abs_src_path), os.environ.get("DECISION_SEQ_SITE") != "draft"
+            Path(str(file.abs_src_path)), os.environ.get("DECISION_SEQ_SITE") != "draft"
         )
         files.append(File.generated(config, file.src_uri[:-6] + ".md", content=page))
     return files
