@@ -10,7 +10,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from decision_seq.behaviours import maze_players
+from decision_seq.behaviours import maze_players, minigrid_players
 from decision_seq.behaviours.actors import MLPPolicy, embedded_policies, embedded_tiers
 from decision_seq.behaviours.atari_players import NOISE, PLAYERS, scripted
 from decision_seq.behaviours.popgym_players import PLAYERS as POPGYM
@@ -43,6 +43,17 @@ GAMES: dict[tuple[str, str], tuple[Behaviour, str]] = {
     for sticky in (False, True)
     for tier, noise in NOISE.items()
 }
+
+# whether a family of environments has that gymnasium id, tier, policy, and what it does
+FAMILIES: tuple[tuple[Callable[[str], bool], str, Behaviour, str], ...] = (
+    (maze_players.serves, maze_players.TIER, maze_players.random_goals, "scripted, random goals"),
+    (
+        minigrid_players.serves,
+        minigrid_players.TIER,
+        minigrid_players.looks_and_remembers,
+        "scripted, always right",
+    ),
+)
 
 
 def behaviour_for(
@@ -77,11 +88,13 @@ def behaviour_for(
     embedded = {t: metadata for e, t, metadata in embedded_tiers() if e == name}
     toys = {t: start for (e, t), (start, _) in TOYS.items() if e == identifier}
     games = {t: of for (e, t), of in GAMES.items() if e == identifier}
+    families = {t: (player, does) for has, t, player, does in FAMILIES if has(identifier)}
     if tier in games:
         player, summary = games[tier]
         return player, {"behaviour": f"decision-seq {env.lower()}-{tier} ({summary})", "tier": tier}
-    if tier == maze_players.TIER and maze_players.serves(identifier):
-        return maze_players.random_goals, {"behaviour": "scripted, random goals", "tier": tier}
+    if tier in families:
+        player, summary = families[tier]
+        return player, {"behaviour": summary, "tier": tier}
     if tier in toys:
         start = toys[tier]
         return _blind(start), {"behaviour": start.__name__.replace("_", " "), "tier": tier}
@@ -92,8 +105,7 @@ def behaviour_for(
         return _blind(_any_of(starts)), provenance | kept
     if tier == UNIFORM:
         return uniform, {"behaviour": "uniform from the action space", "tier": tier}
-    mazes = [maze_players.TIER] if maze_players.serves(identifier) else []
-    there = ", ".join(dict.fromkeys([*embedded, *toys, *games, *mazes, UNIFORM]))
+    there = ", ".join(dict.fromkeys([*embedded, *toys, *games, *families, UNIFORM]))
     raise UserError(
         f"{env}-{tier}: {env} has no player {tier!r}; there is: {there}; of other environments "
         f"{', '.join(collectable())}, and {UNIFORM} of any; roll out your own with --policy"
