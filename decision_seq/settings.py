@@ -11,6 +11,8 @@ from typing import Literal
 from decision_seq.errors import UserError
 
 Context = Literal["window", "stream"]  # the last K steps computed again, or a state carried on
+# `auto`: the fastest that is the environment's own to the last bit; `warp`: MuJoCo Warp, in float32
+Simulator = Literal["auto", "warp"]
 LoggerName = Literal["tensorboard", "wandb", "trackio", "mlflow"]  # of training/loggers.py
 
 
@@ -112,6 +114,7 @@ class EvalConfig:
     # an episode is cut off there; by default only in an environment that names no time limit, at
     # ten times the longest episode of the data
     max_steps: int | None = None
+    simulator: Simulator = "auto"  # warp: thousands of lanes of a MuJoCo robot on a GPU
     # returns of a random policy and of an expert, for normalized scores; by default the data's own,
     # else the published ones
     score_reference: tuple[float, float] | None = None

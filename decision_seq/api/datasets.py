@@ -97,6 +97,7 @@ def collect(
     out: str | None = None,
     seed: int = 0,
     trust_policy: bool = False,
+    simulator: Literal["auto", "warp"] = "auto",
 ) -> Dataset:
     """Roll a behaviour policy out and store the episodes as a Minari dataset: `collect`.
 
@@ -111,6 +112,7 @@ def collect(
         seed: of environment and policy.
         trust_policy: let Stable-Baselines3 load a `policy` of a kind that is not read here; it runs
             code that the file may hold.
+        simulator: warp simulates a MuJoCo robot by MuJoCo Warp, on a GPU if there is one.
 
     Raises:
         UserError: there is no such environment or tier, or the dataset exists.
@@ -130,7 +132,7 @@ def collect(
         def on_step(done: int) -> None:
             bar.update(task, completed=done)
 
-        counted = collect(env, behaviour, steps, dataset_id, seed, provenance, on_step)
+        counted = collect(env, behaviour, steps, dataset_id, seed, provenance, on_step, simulator)
     return Dataset([dataset_id], counted)
 
 

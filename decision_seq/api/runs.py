@@ -177,6 +177,7 @@ def evaluate(
     seed: int | None = None,
     max_steps: int | None = None,
     video: Sequence[Literal["median", "best", "worst"]] | None = None,
+    simulator: Literal["auto", "warp"] | None = None,
     device: str = "auto",
 ) -> Evaluation:
     """Roll a trained agent out and keep one row an episode in the run folder: `evaluate`.
@@ -196,6 +197,7 @@ def evaluate(
         seed: of the first episode's environment.
         max_steps: cut episodes off there; by default only where the environment names no limit.
         video: film each target's median, best and worst episode, or those named, to run/videos.
+        simulator: warp simulates a MuJoCo robot by MuJoCo Warp, where the agent acts.
         device: as of `train`.
 
     Raises:
@@ -220,8 +222,12 @@ def evaluate(
     asked = tuple(targets) if targets is not None and not isinstance(targets, str) else targets
     config = evaluation_config(
         folder, env, targets=asked, target_quantile=target_quantile, episodes=episodes,
-        context=context, seed=seed, max_steps=max_steps,
+        context=context, seed=seed, max_steps=max_steps, simulator=simulator,
     )  # fmt: skip
+    if video is not None and config.eval.simulator != "auto":
+        from decision_seq.errors import UserError
+
+        raise UserError("--video films what the environment's own simulator did; leave one out")
     last: list[Row] | None = None
     actions: list[np.ndarray] | None = None
     with contextlib.ExitStack() as stack:

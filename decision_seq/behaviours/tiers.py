@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -121,7 +122,7 @@ def collectable() -> list[str]:
 
 def uniform(rng: np.random.Generator, env: gym.Env[Any, Any]) -> Act:
     """Any environment: actions drawn by its own action space, whatever is seen."""
-    space = env.action_space
+    space = copy.deepcopy(env.action_space)  # episodes may be played side by side
     space.seed(int(rng.integers(2**31)))
     return lambda _observation: space.sample()
 

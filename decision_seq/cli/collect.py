@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from tyro.conf import FlagCreatePairsOff, Positional
 
@@ -15,6 +16,7 @@ def collect(
     out: str | None = None,
     seed: int = 0,
     trust_policy: FlagCreatePairsOff[bool] = False,
+    simulator: Literal["auto", "warp"] = "auto",
 ) -> None:
     """Roll a behaviour policy out and store the episodes as a Minari dataset.
 
@@ -29,7 +31,9 @@ def collect(
         seed: of environment and policy.
         trust_policy: let Stable-Baselines3 load a --policy of a kind that is not read here; it runs
             code that the file may hold.
+        simulator: warp simulates Hopper, HalfCheetah, Walker2d or Ant by MuJoCo Warp, on a GPU if
+            there is one.
     """
     from decision_seq.api import datasets
 
-    print(datasets.collect(env, tier, steps, policy, out, seed, trust_policy))
+    print(datasets.collect(env, tier, steps, policy, out, seed, trust_policy, simulator))

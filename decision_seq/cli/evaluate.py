@@ -23,6 +23,7 @@ def evaluate(
     max_steps: int | None = None,
     video: tuple[Literal["median", "best", "worst"], ...] | None = None,
     off_policy: int | None = None,
+    simulator: Literal["auto", "warp"] | None = None,
     device: Device = "auto",
 ) -> None:
     """Roll a trained agent out and keep one row an episode in the run folder.
@@ -45,6 +46,8 @@ def evaluate(
         video: film each target's median, best and worst episode, or those named, to RUN/videos.
         off_policy: no environment, but an estimate from the run's data, by so many steps of fitted
             Q evaluation (10000); only targets, checkpoint and seed count beside it.
+        simulator: warp simulates Hopper, HalfCheetah, Walker2d or Ant by MuJoCo Warp where the
+            agent acts: for a thousand lanes and more on a GPU. Rows name it.
     """
     if off_policy is not None:
         from decision_seq.api.estimates import off_policy as estimate
@@ -58,7 +61,7 @@ def evaluate(
 
     done = runs.evaluate(
         run, targets, target_quantile, episodes, context, checkpoint, env, seed, max_steps, video,
-        device,
+        simulator, device,
     )  # fmt: skip
     for evaluation in filter(None, (done.last, done)):
         print_result(evaluation)

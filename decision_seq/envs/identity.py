@@ -17,6 +17,7 @@ from urllib.parse import quote, unquote
 import numpy as np
 
 from decision_seq.errors import UserError
+from decision_seq.settings import Simulator
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,12 @@ class Identity:
             for key, value in sorted(self.arguments.items())
         ]
         return self.id + ("?" + "&".join(parts) if parts else "")
+
+
+def simulated(env: str, simulator: Simulator) -> str:
+    """How rows name an environment: by its id, and by the simulator where that is another than its
+    own, so that nothing is compared across the two."""
+    return env if simulator == "auto" else f"{env} ({simulator})"
 
 
 def arguments_in(text: str, of: str, example: str = "name?key=value&key=value") -> dict[str, Any]:

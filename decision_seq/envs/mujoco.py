@@ -21,43 +21,45 @@ from gymnasium import wrappers
 
 from decision_seq.envs.lanes import Lanes
 
+Array = Any  # of numbers: NumPy's, or a tensor
 MIN_LANES = 2  # for one, computing with arrays costs more than it saves
 LANES_A_THREAD = 4  # fewer are stepped sooner than another thread wakes up
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Where the simulators of some lanes stand."""
+    """Where the simulators of some lanes stand, as arrays or as tensors."""
 
-    x: np.ndarray  # [n] how far the robot has come
-    qpos: np.ndarray  # [n, nq]
-    qvel: np.ndarray  # [n, nv]
-    forces: np.ndarray | None  # [n, bodies, 6] external forces, for Ant-v5
+    x: Array  # [n] how far the robot has come
+    qpos: Array  # [n, nq]
+    qvel: Array  # [n, nv]
+    forces: Array | None  # [n, bodies, 6] external forces, for Ant-v5
+    library: Any = np  # whose they are: NumPy, or torch
 
 
-def _inside(values: np.ndarray, bounds: tuple[float, float]) -> np.ndarray:
+def _inside(values: Array, bounds: tuple[float, float]) -> Array:
     return (bounds[0] < values) & (values < bounds[1])
 
 
-def _always(env: Any, now: Snapshot) -> np.ndarray:
-    return np.ones(len(now.qpos), bool)
+def _always(env: Any, now: Snapshot) -> Array:
+    return now.library.ones_like(now.x, dtype=bool)
 
 
-def _upright(env: Any, now: Snapshot) -> np.ndarray:
+def _upright(env: Any, now: Snapshot) -> Array:
     """Walker2d: torso height and angle in range."""
     z, angle = now.qpos[:, 1], now.qpos[:, 2]
     return _inside(z, env._healthy_z_range) & _inside(angle, env._healthy_angle_range)
 
 
-def _hopper_healthy(env: Any, now: Snapshot) -> np.ndarray:
-    state = np.concatenate([now.qpos[:, 2:], now.qvel], axis=1)
+def _hopper_healthy(env: Any, now: Snapshot) -> Array:
+    state = now.library.concatenate([now.qpos[:, 2:], now.qvel], axis=1)
     return _inside(state, env._healthy_state_range).all(axis=1) & _upright(env, now)
 
 
-def _ant_healthy(env: Any, now: Snapshot) -> np.ndarray:
+def _ant_healthy(env: Any, now: Snapshot) -> Array:
     low, high = env._healthy_z_range
-    z = now.qpos[:, 2]
-    finite = np.isfinite(now.qpos).all(axis=1) & np.isfinite(now.qvel).all(axis=1)
+    z, isfinite = now.qpos[:, 2], now.library.isfinite
+    finite = isfinite(now.qpos).all(axis=1) & isfinite(now.qvel).all(axis=1)
     return finite & (low <= z) & (z <= high)
 
 
@@ -65,7 +67,7 @@ def _ant_healthy(env: Any, now: Snapshot) -> np.ndarray:
 class Robot:
     """What differs between the environments; the rest is read from an instance's attributes."""
 
-    healthy: Callable[[Any, Snapshot], np.ndarray] = _always  # [n] bool
+    healthy: Callable[[Any, Snapshot], Array] = _always  # [n] bool
     positions_hidden: int = 1  # leading entries of qpos that are no observation
     velocity_limit: float = np.inf  # observed velocities are clipped to it
     paid_while_running: bool = False  # v4 pays a robot that falls for its last step as well
@@ -75,33 +77,34 @@ class Robot:
         """Whether `env` [unwrapped] is configured in a way that the formulas here cover."""
         return not getattr(env, "_use_contact_forces", False)
 
-    def observe(self, env: Any, now: Snapshot) -> np.ndarray:
-        """[n, S] float64"""
-        hidden = self.positions_hidden * env._exclude_current_positions_from_observation
-        qvel = np.clip(now.qvel, -self.velocity_limit, self.velocity_limit)
+    def observe(self, env: Any, now: Snapshot) -> Array:
+        """[n, S]"""
+        xp, hidden = now.library, self.positions_hidden
+        hidden *= env._exclude_current_positions_from_observation
+        qvel = xp.clip(now.qvel, -self.velocity_limit, self.velocity_limit)
         parts = [now.qpos[:, hidden:], qvel]
         if now.forces is not None and env._include_cfrc_ext_in_observation:
-            forces = np.clip(now.forces, *env._contact_force_range)
+            forces = xp.clip(now.forces, *env._contact_force_range)
             parts.append(forces[:, 1:].reshape(len(forces), -1))
-        return np.concatenate(parts, axis=1)
+        return xp.concatenate(parts, axis=1)
 
     def outcome(
-        self, env: Any, before: np.ndarray, now: Snapshot, actions: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
+        self, env: Any, before: Array, now: Snapshot, actions: Array
+    ) -> tuple[Array, Array]:
         """Rewards [n] and terminations [n]; the order of the sums is gymnasium's, to the last bit.
 
         before: x [n] before the step.
         """
-        healthy = self.healthy(env, now)
+        healthy, xp = self.healthy(env, now), now.library
         forward = getattr(env, "_forward_reward_weight", 1.0) * ((now.x - before) / env.dt)
-        costs = env._ctrl_cost_weight * np.square(actions).sum(axis=1)
+        costs = env._ctrl_cost_weight * xp.square(actions).sum(axis=1)
         if self.healthy is _always:
-            return forward - costs, np.zeros(len(forward), bool)
+            return forward - costs, ~healthy
         mortal = env._terminate_when_unhealthy
         paid = healthy | (mortal and self.paid_while_running)
         if now.forces is not None:
-            forces = np.clip(now.forces, *env._contact_force_range).reshape(len(forward), -1)
-            costs = costs + env._contact_cost_weight * np.square(forces).sum(axis=1)
+            forces = xp.clip(now.forces, *env._contact_force_range).reshape(len(forward), -1)
+            costs = costs + env._contact_cost_weight * xp.square(forces).sum(axis=1)
         return forward + paid * env._healthy_reward - costs, ~healthy & mortal
 
 

@@ -204,7 +204,7 @@ def versions() -> dict[str, str]:
     """Versions of the simulators, for results."""
     from importlib.metadata import version
 
-    simulators = ("gymnasium", "mujoco", "ale-py")
+    simulators = ("gymnasium", "mujoco", "ale-py", "mujoco-warp")
     return {package: version(package) for package in simulators if _installed(package)}
 
 

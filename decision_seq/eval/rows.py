@@ -57,6 +57,7 @@ OLDER: Row = {
     "parameters": None,
     "peak_memory_mib": None,
     "hardware": None,
+    "simulator": "auto",
 }
 
 

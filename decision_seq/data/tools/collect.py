@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import os
 import string
 import warnings
@@ -18,27 +19,35 @@ from gymnasium import spaces
 
 from decision_seq.data.sources import minari_dataset
 from decision_seq.envs import registry
+from decision_seq.envs.fastest import open_lanes
+from decision_seq.envs.lanes import Lanes
 from decision_seq.envs.quiet import quiet_mujoco
 from decision_seq.envs.reference_scores import reference_returns
 from decision_seq.errors import UserError
 from decision_seq.files import check_space, workspace
+from decision_seq.hardware import torch_device
+from decision_seq.settings import Simulator
 from decision_seq.spaces.leaf import leaf_of
 from decision_seq.variables import variables
 
 TEXT = 1000  # characters of a text in an observation
+LANES = 1024  # at most, of another simulator
+OUTCOMES = ("rewards", "terminations", "truncations")
 ENDLESS = 100_000  # steps after which an episode is truncated that does not end by itself
 Act = Callable[[np.ndarray], Any]  # observation -> action [A] or index
+Behaviour = Callable[[np.random.Generator, gym.Env[Any, Any]], Act]  # at an episode's start
 
 
 @quiet_mujoco()
 def collect(
     env: str,
-    behaviour: Callable[[np.random.Generator, gym.Env[Any, Any]], Act],
+    behaviour: Behaviour,
     steps: int,
     dataset_id: str,
     seed: int,
     provenance: dict[str, str],
     on_step: Callable[[int], None] = lambda done: None,
+    simulator: Simulator = "auto",
 ) -> dict[str, Any]:
     """Roll `behaviour` out for at least `steps` steps, whole episodes only, and store them.
 
@@ -51,6 +60,7 @@ def collect(
         seed: of environment and policy; episode i uses seed + i for the environment.
         provenance: what to record about the behaviour.
         on_step: called with the number of steps done so far.
+        simulator: `warp` plays many episodes side by side, on a GPU if there is one.
 
     Returns:
         Summary: episodes, steps, return_mean, return_std.
@@ -61,18 +71,21 @@ def collect(
     check_id(dataset_id)
     if steps < 1 or seed < 0:
         raise UserError(f"steps is {steps} and seed {seed}; they must be at least 1 and 0")
-    environment = registry.make(env)
+    environment: Any = registry.make(env)
     limit = max(steps, ENDLESS)  # an environment's own is far below, if it has one
     target = minari_dataset.folder(dataset_id)
     returns: list[float] = []
     done = 0
+    played = _one_by_one(environment, behaviour, seed, limit)
+    if simulator != "auto":
+        count = min(LANES, -(-steps // (environment.spec.max_episode_steps or steps)))
+        lanes = open_lanes(env, count, simulator=simulator, device=torch_device("auto"))
+        played = _side_by_side(lanes, count, behaviour, seed)
 
     def episodes() -> Iterator[dict[str, Any]]:
         nonlocal done
         while done < steps:
-            number = len(returns)
-            rng = np.random.default_rng([seed, number])
-            episode = _episode(environment, partial(behaviour, rng), seed + number, limit)
+            episode = next(played)
             check_space(target, 2 * sum(map(_size, episode.values())) + 1_000_000)
             returns.append(sum(episode["rewards"]))
             done += len(episode["rewards"])
@@ -87,6 +100,8 @@ def collect(
             "return_std": float(np.std(returns)),
         }
         facts = {**provenance, "seed": seed, **summary}
+        if simulator != "auto":
+            facts["simulator"] = simulator
         storage.update_metadata({f"collect_{key}": value for key, value in facts.items()})
     environment.close()
     return summary
@@ -131,6 +146,44 @@ def _episode(env: Any, start: Callable[[Any], Act], seed: int, limit: int) -> di
         "terminations": terminations,
         "truncations": truncations,
     }
+
+
+def _one_by_one(env: Any, behaviour: Behaviour, seed: int, limit: int) -> Iterator[dict[str, Any]]:
+    """Episodes without end, in order."""
+    for number in itertools.count():
+        yield _episode(env, partial(behaviour, _rng(seed, number)), seed + number, limit)
+
+
+def _side_by_side(
+    lanes: Lanes, count: int, behaviour: Behaviour, seed: int
+) -> Iterator[dict[str, Any]]:
+    """The same, a round of all lanes after the other."""
+    dtype = lanes.envs[0].observation_space.dtype
+    for first in itertools.count(0, count):
+        numbers = range(first, first + count)
+        seen = [lanes.reset([seed + number for number in numbers])]
+        players = [behaviour(_rng(seed, number), lanes.envs[0]) for number in numbers]
+        active, made = np.ones(count, bool), []
+        while active.any():
+            acts = np.stack([act(row) for act, row in zip(players, seen[-1], strict=True)])
+            observations, *outcome = lanes.step(acts, active)
+            made.append((active.copy(), acts, *outcome))
+            seen.append(observations)
+            active &= ~(outcome[1] | outcome[2])
+        went, actions, *outcomes = map(np.stack, zip(*made, strict=True))  # [steps, lanes, ...]
+        observed = np.stack(seen).astype(dtype)
+        for lane, length in enumerate(went.sum(axis=0)):
+            yield {
+                "seed": seed + numbers[lane],
+                "observations": observed[: length + 1, lane],
+                "actions": actions[:length, lane],
+                **{k: v[:length, lane].tolist() for k, v in zip(OUTCOMES, outcomes, strict=True)},
+            }
+
+
+def _rng(seed: int, number: int) -> np.random.Generator:
+    """Of an episode."""
+    return np.random.default_rng([seed, number])
 
 
 def _columns(rows: list[Any]) -> Any:

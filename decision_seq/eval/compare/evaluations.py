@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from decision_seq.envs.identity import simulated
 from decision_seq.envs.registry import env_id
 from decision_seq.eval.rows import Row, read_rows, target_label, target_name
 from decision_seq.run_config import RunConfig
@@ -38,7 +39,8 @@ def finished(
     """Whether the run folder holds every row that the `evaluations` of `config` give."""
     if config.env is None:  # what has no simulator is trained
         return has_checkpoint(run) and read_index(run)["last"]["step"] >= config.train.steps
-    rows = [r for r in read_rows(run) if r["env"] == env_id(config.env)]
+    name = simulated(env_id(config.env), config.eval.simulator)
+    rows = [r for r in read_rows(run) if r["env"] == name]
     validation = read_index(run)["validation"]["step"] if has_checkpoint(run) else None
     steps = {key: config.train.steps for key in ("last", "selection")} | {"validation": validation}
     return all(_evaluated(rows, config, evaluation, steps) for evaluation in evaluations)

@@ -17,7 +17,7 @@ from decision_seq.spans import spans, successive
 
 CHOSEN = ("validation", "best")  # checkpoints beside the last
 # what an evaluation can be asked for, beside targets and seeds
-PLANNED = ("checkpoint", "env", "context", "target_quantile", "max_steps")
+PLANNED = ("checkpoint", "env", "simulator", "context", "target_quantile", "max_steps")
 
 
 def protocol(runs: Sequence[Run]) -> list[tuple[str, str]]:
@@ -119,7 +119,8 @@ def _evaluation(run: Run, done: Row, targets: Sequence[float], seeds: range) -> 
     planned_env = None if run.config.env is None else _canonical(run.config.env)
     options = [
         ("--checkpoint", done["checkpoint"], "last"),
-        ("--env", done["env"], planned_env),
+        ("--env", done["env"].removesuffix(f" ({done['simulator']})"), planned_env),
+        ("--simulator", done["simulator"], plan.simulator),
         ("--context", done["context"], plan.context),
         ("--episodes", len(seeds), plan.episodes),
         ("--seed", seeds.start, plan.seed),

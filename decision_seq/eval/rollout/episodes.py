@@ -21,7 +21,7 @@ from decision_seq.envs.reference_scores import scaled, scoring
 from decision_seq.errors import UserError
 from decision_seq.eval.rows import Episode
 from decision_seq.policy import Policy
-from decision_seq.settings import Context
+from decision_seq.settings import Context, Simulator
 
 PATIENCE = 10  # times the longest episode of the data, where nothing else ends one
 KEPT = 0.75  # finished lanes are dropped once no more than this share of those seen go on
@@ -52,6 +52,7 @@ def rollout(
     actions: list[np.ndarray] | None = None,
     max_steps: int | None = None,
     references: Mapping[str, tuple[float, float]] | None = None,
+    simulator: Simulator = "auto",
 ) -> list[Episode]:
     """Run `episodes` whole episodes for each target return, side by side.
 
@@ -74,6 +75,7 @@ def rollout(
             limit, at ten times the longest episode of the data.
         references: (random, expert) returns of normalized scores by name, the one to use first; by
             default the published ones.
+        simulator: `warp` simulates on the agent's device.
 
     Raises:
         UserError: the agent does not fit the environment, or has no target to follow, or an
@@ -91,7 +93,8 @@ def rollout(
             return prior.propose(observations, target_quantile)
         return torch.tensor(lane_targets, dtype=torch.float64) if rule == "given" else None
 
-    lanes = open_lanes(env, len(lane_seeds), agent.config.frame_stack or FRAME_STACK)
+    stack = agent.config.frame_stack or FRAME_STACK
+    lanes = open_lanes(env, len(lane_seeds), stack, simulator, agent.device)
     if max_steps is None and lanes.limit is None:
         max_steps = PATIENCE * (agent.spec.max_timestep + 1)
     known = scoring(lanes.id) if references is None else references

@@ -16,6 +16,7 @@ from decision_seq import __version__
 from decision_seq.agents import SequenceAgent, load_agent
 from decision_seq.agents.return_prior import load_prior
 from decision_seq.data.tools.info import own_references, read_summary
+from decision_seq.envs.identity import simulated
 from decision_seq.envs.reference_scores import scoring
 from decision_seq.envs.registry import env_id, versions
 from decision_seq.envs.variants import difference
@@ -122,6 +123,7 @@ def evaluate_agent(
         actions,
         protocol.max_steps,
         scoring(name, _references_of_data(agent, data, name), protocol.score_reference),
+        protocol.simulator,
     )
     return add_rows(
         run,
@@ -129,7 +131,8 @@ def evaluate_agent(
         agent=config.name,
         backbone=config.agent.backbone.kind,
         train_seed=config.seed,
-        env=name,
+        env=simulated(name, protocol.simulator),
+        simulator=protocol.simulator,
         dataset={"name": data["name"], "hash": data["hash"]},
         context=protocol.context,
         context_length=config.agent.context_length,
