@@ -28,7 +28,7 @@ from decision_seq.agents.behaviour_cloning import BehaviourCloningConfig
 from decision_seq.agents.max_return import MaxReturnConfig
 from decision_seq.agents.return_conditioned import ReturnConditionedConfig
 from decision_seq.backbones import BackboneConfig
-from decision_seq.backbones.mamba import DT_MAX, DT_MIN, Mamba
+from decision_seq.backbones.mamba import STARTS, Mamba
 from decision_seq.data.store import open_store
 from decision_seq.errors import UserError
 from decision_seq.ops.dispatch import BACKENDS
@@ -116,7 +116,8 @@ def test_dt_is_in_range_once_an_agent_is_built(config: type[AgentConfig]) -> Non
     assert len(mixers) == 3
     for mixer in mixers:
         dt = F.softplus(mixer.dt_proj.bias)
-        assert dt.min() >= DT_MIN * 0.999 and dt.max() <= DT_MAX * 1.001
+        least, most, _ = STARTS["mamba"]
+        assert dt.min() >= least * 0.999 and dt.max() <= most * 1.001
 
 
 def test_timesteps_beyond_the_longest_episode_share_its_embedding() -> None:

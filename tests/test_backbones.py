@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from decision_seq.backbones import Backbone, BackboneConfig, Layout
 from decision_seq.backbones.attention import Attention, AttentionConfig
-from decision_seq.backbones.mamba import DT_MAX, DT_MIN, Mamba, MambaConfig
+from decision_seq.backbones.mamba import STARTS, Mamba, MambaConfig
 
 WIDTH, WINDOW = 24, 9  # WINDOW: 3 steps of 3 tokens
 VARIANTS: dict[str, tuple[str, dict[str, object]]] = {  # beside the defaults of every kind
@@ -223,11 +223,29 @@ def dt(mixer: Mamba) -> Tensor:
 def test_dt_starts_in_range_and_published_loses_it() -> None:
     for seed in range(5):
         torch.manual_seed(seed)
-        values = dt(Mamba(MambaConfig()))
-        assert values.min() >= DT_MIN * 0.999 and values.max() <= DT_MAX * 1.001
-        assert values.max() / values.min() > 20  # spread over the range
+        for init, (least, most, scale) in STARTS.items():
+            mixer = Mamba(MambaConfig(init=init))  # type: ignore[arg-type]
+            values = dt(mixer)
+            assert values.min() >= least * 0.999 and values.max() <= most * 1.001
+            assert values.max() / values.min() > 20  # spread over the range
+            torch.testing.assert_close(mixer.A_log[0].exp(), scale * torch.arange(1.0, 17))
     published = dt(Mamba(MambaConfig(init="published")))
     torch.testing.assert_close(published, torch.full_like(published, math.log(2)))
+
+
+def test_what_a_long_state_took_in_is_there_after_a_thousand_tokens() -> None:
+    """And all but gone from one that starts as mamba_ssm's: what is left of a first token that
+    differs, in the output at the last one."""
+    left = {}
+    for init in ("mamba", "long"):
+        torch.manual_seed(0)
+        mixer = Mamba(MambaConfig(init=init))  # type: ignore[arg-type]
+        x = torch.randn(1, 1000, 128)
+        other = x.clone()
+        other[:, 0] *= -1
+        with torch.no_grad():
+            left[init] = float((mixer(x) - mixer(other))[:, -1].norm() / mixer(x)[:, -1].norm())
+    assert left["long"] > 1e-3 > 1e-6 > left["mamba"]
 
 
 def test_a_and_d_start_as_in_mamba_ssm() -> None:

@@ -26,6 +26,7 @@ from decision_seq.ops.pytorch import reference
 from decision_seq.run_config import RunConfig, load_run_config, run_config
 from decision_seq.run_folder import agent_path
 from decision_seq.training.loop import train
+from decision_seq.training.validation import validation_loss
 
 CPU = torch.device("cpu")
 
@@ -96,7 +97,6 @@ def test_windows_with_the_state_are_the_whole_episode(kind: str, config: type[Ag
     alone = agent.per_step_loss(cut(batch, K))
     assert torch.allclose(alone, parts[1], atol=1e-6) == (kind == "pointwise")
     parts[2].sum().backward()  # nothing of the windows before is in its graph
-    assert agent.eval().carried is None
 
 
 @pytest.mark.parametrize("gate", [True, False])
@@ -122,6 +122,19 @@ def test_the_continued_scan_has_the_gradients_of_the_recurrence(
     for ours, slow in zip(found["ours"], found["slow"], strict=True):
         close = {torch.float64: 1e-9, torch.float32: 2e-4}[dtype]
         torch.testing.assert_close(ours, slow, atol=close, rtol=close)
+
+
+def test_held_out_streams_are_judged_with_what_they_remember(tmp_path: Path) -> None:
+    """As by one pass over the episode; windows on their own lose something else."""
+    episodes = random_episodes([7, 14], S, A)
+    store = open_store([str(write_npz(tmp_path / "a.npz", episodes))])
+    config = stream_config(tmp_path / "a.npz", "mamba", batch_size=5)
+    agent, chosen = make("mamba"), np.array([1])
+    windows = WindowSampler(store, chosen, K, ReturnSpec(), 0)
+    found = validation_loss(agent, StreamSampler(windows, store.lengths[chosen]), config)
+    whole = WindowSampler(store, chosen, 14, ReturnSpec(), 0).windows(np.zeros(1, np.int64))
+    assert found == pytest.approx(agent.loss(whole).item(), rel=1e-5)
+    assert abs(found - validation_loss(agent, windows, config)) > 1e-4
 
 
 def stream_config(toy_file: Path, kind: str, **train_fields: Any) -> RunConfig:

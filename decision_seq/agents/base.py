@@ -51,8 +51,8 @@ class SequenceAgent(nn.Module):
                 f"observations are vectors of width {spec.observation_shape[0]}; leave it out"
             )
         self.config, self.spec = config, spec
-        # set by training, and not saved: what values add to the loss, and on streams the backbone's
-        # state after the window before
+        # not saved: what values add to the loss, and while a stream is trained or validated on the
+        # backbone's state after the window before
         self.guide: Guide | None = None
         self.carried: State | None = None
         width = config.backbone.width
@@ -185,9 +185,9 @@ class SequenceAgent(nn.Module):
         return self.predict(self.mix(tokens, actions))  # features [B, K, D]
 
     def mix(self, tokens: Tensor, output_slice: slice = EVERY) -> Tensor:
-        """Tokens [B, L, D] -> features [B, l, D] at the l tokens of the slice. In training on
-        streams the windows before are seen too, through a state that has no gradient."""
-        if self.carried is None or not self.training:
+        """Tokens [B, L, D] -> features [B, l, D] at the l tokens of the slice. On streams the
+        windows before are seen too, through a state that has no gradient."""
+        if self.carried is None:
             return self.backbone(tokens, output_slice)
         features, state = self.backbone.step(tokens, self.carried, output_slice)
         self.carried = [{name: t.detach() for name, t in layer.items()} for layer in state]

@@ -27,7 +27,8 @@ from decision_seq.ops import (
     selective_scan_step,
 )
 
-DT_MIN, DT_MAX = 1e-3, 1e-1  # range of softplus(dt_proj.bias) at initialisation
+# how a state starts: lowest and highest of softplus(dt_proj.bias), and what A = -1 .. -N is times
+STARTS = {"mamba": (1e-3, 1e-1, 1.0), "long": (1e-2, 1.0, 1e-4)}
 
 
 @register("mamba", "selective state space; cost L; streams with a constant-size state")
@@ -38,7 +39,9 @@ class MambaConfig(BackboneConfig):
     d_state: int = 16  # N
     d_conv: int = 4  # k, kernel size of the causal convolution
     expand: int = 2
-    init: Literal["mamba", "published"] = "mamba"  # published: dt lost, as in Decision Mamba's code
+    # published: dt lost, as in Decision Mamba's code; long: states take in ten times as much and
+    # forget over thousands of tokens, for train.stream
+    init: Literal["mamba", "published", "long"] = "mamba"
     dense: int = 0  # tokens that a dense mixer before it takes together, as in Decision MetaMamba
 
     def __post_init__(self) -> None:
@@ -73,10 +76,12 @@ class Mamba(Mixer):
         )
         self.x_proj = nn.Linear(channels, self.dt_rank + 2 * self.d_state, bias=False)
         self.dt_proj = nn.Linear(self.dt_rank, channels)
-        self.A_log = nn.Parameter(torch.arange(1.0, self.d_state + 1).log().repeat(channels, 1))
+        dt_min, dt_max, scale = STARTS["long" if config.init == "long" else "mamba"]
+        decays = scale * torch.arange(1.0, self.d_state + 1)
+        self.A_log = nn.Parameter(decays.log().repeat(channels, 1))
         self.D = nn.Parameter(torch.ones(channels))
         self.out_proj = nn.Linear(channels, width, bias=False)
-        self._init_dt()
+        self._init_dt(dt_min, dt_max)
         if config.init == "published":
             self._init_published()
 
@@ -152,10 +157,11 @@ class Mamba(Mixer):
     def _A(self) -> Tensor:
         return -torch.exp(self.A_log.float())  # [E, N]
 
-    def _init_dt(self) -> None:
-        """softplus(bias) log-uniform in [DT_MIN, DT_MAX]: memory of tens to hundreds of tokens."""
+    def _init_dt(self, least: float, most: float) -> None:
+        """softplus(bias) log-uniform in [least, most]; 1 / (dt n) is how many tokens state variable
+        n remembers (arXiv:2206.12037): by `mamba` tens to hundreds, by `long` thousands."""
         nn.init.uniform_(self.dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
-        low, high = math.log(DT_MIN), math.log(DT_MAX)
+        low, high = math.log(least), math.log(most)
         dt = torch.empty_like(self.dt_proj.bias).uniform_(low, high).exp()
         with torch.no_grad():
             self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # inverse of softplus

@@ -28,6 +28,11 @@ class StreamSampler:
         self._counts = -(-lengths // windows.length)  # windows of each
         self._orders: dict[int, tuple[int, np.ndarray, np.ndarray]] = {}
 
+    @property
+    def longest(self) -> int:
+        """Windows of the longest episode."""
+        return int(self._counts.max())
+
     def batch(self, index: int, size: int, rows: slice = slice(None)) -> Batch:
         """Batch number `index` of `size` rows, or those `rows` of them."""
         return self._windows.windows(self._places(index, size)[0][rows])
@@ -66,3 +71,6 @@ class StreamSampler:
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"_orders": {}}
+
+
+Sampler = WindowSampler | StreamSampler

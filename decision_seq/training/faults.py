@@ -20,12 +20,12 @@ import numpy as np
 import torch
 
 from decision_seq.agents import SequenceAgent, load_agent, save_agent
+from decision_seq.data.streams import Sampler
 from decision_seq.data.windows import Batch
 from decision_seq.errors import UserError
 from decision_seq.files import atomic_folder
 from decision_seq.run_config import RunConfig
 from decision_seq.training.optim import autocast
-from decision_seq.training.samplers import Sampler
 
 SHOWN = 5  # windows named in the sentence; the file has all
 

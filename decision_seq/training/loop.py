@@ -17,8 +17,8 @@ from decision_seq.agents import SequenceAgent
 from decision_seq.agents.fit import check_fit, check_left_out, check_origin
 from decision_seq.agents.return_prior import ensure_prior
 from decision_seq.data.store import EpisodeStore, open_store
+from decision_seq.data.streams import Sampler
 from decision_seq.data.tools.info import read_summary, remarks, write_summary
-from decision_seq.data.windows import WindowSampler
 from decision_seq.envs.registry import make
 from decision_seq.errors import UserError
 from decision_seq.files import exclusive, remove_leftovers
@@ -26,7 +26,6 @@ from decision_seq.hardware import peak_memory_mib
 from decision_seq.progress import progress_bar
 from decision_seq.run_config import RunConfig, write_run_config
 from decision_seq.run_folder import has_checkpoint
-from decision_seq.training import stream
 from decision_seq.training.checkpoint import check_run_folder, load_state, save_checkpoint
 from decision_seq.training.distributed import World, joined
 from decision_seq.training.faults import FiniteGuard, stop_for_fault
@@ -35,7 +34,7 @@ from decision_seq.training.loggers import check_loggers
 from decision_seq.training.optim import learning_rate, make_optimizer
 from decision_seq.training.random import RandomStream
 from decision_seq.training.recorded import RecordedSteps, can_record
-from decision_seq.training.samplers import Sampler, make_samplers
+from decision_seq.training.samplers import make_samplers
 from decision_seq.training.step import Learner, gradient_step
 from decision_seq.training.validation import validation_loss
 from decision_seq.values.guide import guide_for
@@ -106,7 +105,7 @@ class Run:
     out: Path
     learner: Learner
     training: Sampler
-    validation: dict[str, WindowSampler]
+    validation: dict[str, Sampler]
     log: MetricsLog | NoLog
     on_interval: OnInterval | None
 
@@ -205,8 +204,6 @@ def _opened(
         world.separate(learner.random, config.seed, learner.step)
         world.rank_zero_only(describe)
         agent = learner.agent
-        if config.train.stream and agent.carried is None:  # else that of a checkpoint
-            agent.carried = stream.new_state(agent, config.train.batch_size)
         agent.guide = guide_for(agent, store, out, config.values, config.seed)
         log = MetricsLog(out, config, learner.step) if world.is_rank_zero else NoLog()
         held.enter_context(log)

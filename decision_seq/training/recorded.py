@@ -11,11 +11,11 @@ import sys
 import torch
 from torch import Tensor
 
+from decision_seq.data.streams import Sampler
 from decision_seq.data.windows import Batch
 from decision_seq.hardware import to_device
 from decision_seq.ops.graphs import Graph, Record, aside, cuda_graph
 from decision_seq.run_config import RunConfig
-from decision_seq.training.samplers import Sampler
 from decision_seq.training.step import (
     Learner,
     batch_loss,

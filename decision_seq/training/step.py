@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from decision_seq.agents import SequenceAgent
-from decision_seq.data.streams import StreamSampler
+from decision_seq.backbones.contract import State
+from decision_seq.data.streams import Sampler, StreamSampler
 from decision_seq.data.windows import Batch
 from decision_seq.run_config import RunConfig, TrainConfig
 from decision_seq.training import stream
@@ -18,7 +19,6 @@ from decision_seq.training.distributed import World
 from decision_seq.training.faults import FiniteGuard
 from decision_seq.training.optim import autocast, average_decay, learning_rate
 from decision_seq.training.random import RandomStream
-from decision_seq.training.samplers import Sampler
 
 
 @dataclass
@@ -34,6 +34,7 @@ class Learner:
     step: int = 0
     world: World = field(default_factory=World)
     random: RandomStream = field(default_factory=RandomStream)  # of dropout
+    carried: State | None = None  # on streams: the backbone's after the window before
 
     def __post_init__(self) -> None:
         self.loss: Callable[[Batch], torch.Tensor] = self.world.loss_of(self.agent)
@@ -52,7 +53,7 @@ class Learner:
             "skipped": self.guard.skipped,
             "torch_rng": cpu,
             "cuda_rng": cuda,
-            "carried": self.agent.carried,
+            "carried": self.carried,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -67,7 +68,7 @@ class Learner:
         self.random.restore([state["torch_rng"], *state["cuda_rng"]])
         if (carried := state.get("carried")) is not None:
             device = self.agent.device
-            self.agent.carried = [{k: t.to(device) for k, t in part.items()} for part in carried]
+            self.carried = [{k: t.to(device) for k, t in part.items()} for part in carried]
 
 
 def gradient_step(learner: Learner, sampler: Sampler, config: RunConfig) -> Tensor:
@@ -84,7 +85,8 @@ def gradient_step(learner: Learner, sampler: Sampler, config: RunConfig) -> Tens
 def next_batch(learner: Learner, sampler: Sampler, settings: TrainConfig) -> Batch:
     """That of the next step; the agent is brought to where it is learned from."""
     if isinstance(sampler, StreamSampler):
-        stream.begin(learner.agent, sampler, learner.step, settings.batch_size)
+        begins = sampler.begins(learner.step, settings.batch_size)
+        learner.carried = stream.begin(learner.agent, learner.carried, begins)
     if not learner.agent.training:  # as rollouts and validation leave it
         learner.agent.train()
     return sampler.batch(learner.step, settings.batch_size, learner.world.rows)
@@ -98,7 +100,10 @@ def step_numbers(step: int, settings: TrainConfig) -> tuple[int, float, float]:
 def batch_loss(learner: Learner, batch: Batch, settings: TrainConfig) -> Tensor:
     """[], with a gradient; it draws from torch's generators as they are."""
     with autocast(learner.agent.device, settings.precision):
-        return learner.loss(batch)
+        loss, learner.carried = stream.loss_after(
+            learner.agent, learner.carried, batch, learner.loss
+        )
+        return loss
 
 
 def update(
@@ -129,8 +134,8 @@ def update(
     skip = learner.guard.judge(step, loss, norm)
     learner.optimizer.found_inf = skip  # type: ignore[attr-defined]  # read by fused AdamW
     learner.optimizer.step()
-    if learner.agent.carried is not None:
-        stream.forget(learner.agent, skip)
+    if learner.carried is not None:
+        learner.carried = stream.forget(learner.carried, skip)
     if settings.ema is not None:
         pairs = zip(learner.averaged.parameters(), learner.weights, strict=True)
         with torch.no_grad():
