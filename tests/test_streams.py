@@ -64,6 +64,18 @@ def test_every_row_takes_every_episode_in_turn(tmp_path: Path) -> None:
     assert any(other.places(i, rows) != sampler.places(i, rows) for i in range(windows))
 
 
+def test_rows_that_are_spread_do_not_end_together(tmp_path: Path) -> None:
+    """And are those of rows that are not, some windows ahead."""
+    store = open_store([str(write_npz(tmp_path / "a.npz", random_episodes([12] * 5)))])
+    windows = WindowSampler(store, np.arange(5), 4, ReturnSpec(), 0)
+    together, spread = (StreamSampler(windows, store.lengths, spread) for spread in (False, True))
+    for i in range(20):
+        assert together.begins(i, 6).tolist() == [i % 3 == 0] * 6
+        assert spread.begins(i, 6).tolist() == [(i + row // 2) % 3 == 0 for row in range(6)]
+        ahead = [together.places(i + row // 2, 6)[row] for row in range(6)]
+        assert spread.places(i, 6) == ahead
+
+
 def cut(batch: Batch, start: int) -> Batch:
     """K steps of it."""
     part = slice(start, start + K)

@@ -20,10 +20,12 @@ class StreamSampler:
         windows: cuts windows of K steps out of the episodes, at any step; its seed and device are
             those of the stream.
         lengths: [M] steps of these episodes.
+        spread: rows enter their first episode at different windows. Else those of episodes as long
+            as each other have all beginnings in one batch, and all ends in another.
     """
 
-    def __init__(self, windows: WindowSampler, lengths: np.ndarray) -> None:
-        self._windows = windows
+    def __init__(self, windows: WindowSampler, lengths: np.ndarray, spread: bool = False) -> None:
+        self._windows, self._spread = windows, spread
         self._first = np.cumsum(lengths) - lengths  # number of each episode's first step
         self._counts = -(-lengths // windows.length)  # windows of each
         self._orders: dict[int, tuple[int, np.ndarray, np.ndarray]] = {}
@@ -47,9 +49,11 @@ class StreamSampler:
 
     def _places(self, index: int, size: int) -> tuple[np.ndarray, np.ndarray]:
         """Numbers of the steps where the windows start, and whether an episode does."""
-        epoch, at = divmod(index, int(self._counts.sum()))
+        total = int(self._counts.sum())
         starts, begins = np.empty(size, np.int64), np.empty(size, bool)
         for row in range(size):
+            ahead = row * self.longest // size if self._spread else 0
+            epoch, at = divmod(index + ahead, total)
             order, ends = self._order(row, epoch)
             place = int(np.searchsorted(ends, at, side="right"))
             episode = order[place]

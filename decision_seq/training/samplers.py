@@ -40,7 +40,11 @@ def make_samplers(
     store = as_conditioned(store, returns)
     training, held_out = hold_out(kept, config.data.validation_fraction, config.seed)
 
-    def sampler(episodes: np.ndarray, weights: Sequence[float] = config.data.weights) -> Sampler:
+    def sampler(
+        episodes: np.ndarray,
+        weights: Sequence[float] = config.data.weights,
+        spread: bool = False,
+    ) -> Sampler:
         windows = WindowSampler(
             store,
             episodes,
@@ -53,6 +57,6 @@ def make_samplers(
             stack=config.agent.frame_stack,
             hindsight=hindsight,
         )
-        return StreamSampler(windows, store.lengths[episodes]) if stream else windows
+        return StreamSampler(windows, store.lengths[episodes], spread) if stream else windows
 
-    return sampler(training), validation_samplers(held_out, store, sampler)
+    return sampler(training, spread=True), validation_samplers(held_out, store, sampler)
