@@ -141,6 +141,11 @@ def dump_yaml(value: Any) -> str:
     return yaml.safe_dump(to_plain(value), sort_keys=False)
 
 
+def in_words(value: Any) -> str:
+    """A setting as tables and sentences show it."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 def _yaml(text: str, source: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)

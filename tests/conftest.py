@@ -126,6 +126,16 @@ def toy_store(toy_file: Path) -> EpisodeStore:
     return open_store([str(toy_file)])
 
 
+@pytest.fixture
+def runner_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--runner here`: commands of comparisons and sweeps run in this process."""
+    from runner_here import Here
+
+    from decision_seq.eval.compare.runners import RUNNERS
+
+    monkeypatch.setitem(RUNNERS, "here", Here)
+
+
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """Chromium without a window, driven by Debian's own chromedriver."""

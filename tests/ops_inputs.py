@@ -8,6 +8,7 @@ from torch import Tensor
 
 from decision_seq.ops.dispatch import BACKENDS
 
+AVAILABLE = [name for name, backend in BACKENDS.items() if not backend.unusable()]
 needs_c = pytest.mark.skipif(
     bool(BACKENDS["c"].unusable()), reason=f"no C kernel: {BACKENDS['c'].unusable()}"
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,13 +34,30 @@ K, S, A = 5, 4, 3
 KINDS = sorted(BackboneConfig.registry)
 every_backbone = pytest.mark.parametrize("kind", KINDS)
 AGENTS = (ReturnConditionedConfig, BehaviourCloningConfig, MaxReturnConfig)
-PAIRS = [  # an agent that predicts its return needs a backbone that mixes tokens
-    pytest.param(kind, config, id=f"{kind}-{config.kind}")
-    for kind in KINDS
-    for config in AGENTS
-    if (kind, config) != ("pointwise", MaxReturnConfig)
-]
-every_pair = pytest.mark.parametrize(("kind", "config"), PAIRS)
+FULLY = ("attention", "mamba")
+
+
+def every(*more: str) -> pytest.MarkDecorator:
+    """Parametrizes a test by `kind` and `config`, and by `tokens` and `discrete` if they are named:
+    every backbone with the first of each, and all combinations of two backbones; with -m slow the
+    rest of the product."""
+    cells = []
+    for kind, config in itertools.product(KINDS, AGENTS):
+        if (kind, config) == ("pointwise", MaxReturnConfig):
+            continue  # an agent that predicts its return needs a backbone that mixes tokens
+        choices = {"tokens": config.layouts, "discrete": (False, True)}
+        for chosen in itertools.product(*(choices[name] for name in more)):
+            first = config is AGENTS[0] and all(
+                value == choices[name][0] for name, value in zip(more, chosen, strict=True)
+            )
+            words = (len(value) if isinstance(value, tuple) else value for value in chosen)
+            name = "-".join(map(str, (kind, config.kind, *words)))
+            marks = () if first or kind in FULLY else pytest.mark.slow
+            cells.append(pytest.param(kind, config, *chosen, id=name, marks=marks))
+    return pytest.mark.parametrize(("kind", "config", *more), cells)
+
+
+every_pair = every()
 
 
 def make(

@@ -110,7 +110,7 @@ def complete(path: Path, out: Path, kills: list[float], *options: str) -> str:
 
 
 def until(happened: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + 300
     while not happened():
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -196,7 +196,7 @@ def test_ctrl_c_saves_the_running_job(toy_file: Path, tmp_path: Path) -> None:
     process = start(path, out, *long)
     until(lambda: len(read_jsonl(run / "metrics.jsonl")) > 2)
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=200)
     assert process.returncode == 130 and "the same command goes on" in output, output
     assert read_index(run)["last"]["step"] >= read_jsonl(run / "metrics.jsonl")[-1]["step"]
     assert events(out, "stopped") == ["dt_toy_seed0"]

@@ -13,8 +13,9 @@ from small_agents import MEASURED, evaluated
 
 from decision_seq.agents import load_agent
 from decision_seq.errors import UserError
+from decision_seq.eval.compare.evaluations import finished
 from decision_seq.eval.rollout.protocol import evaluate_best, evaluation_config
-from decision_seq.eval.rows import Row, read_rows
+from decision_seq.eval.rows import Row, read_rows, target_label
 from decision_seq.run_config import run_config
 from decision_seq.run_folder import agent_at, saved_steps
 from decision_seq.training.loop import train
@@ -122,3 +123,23 @@ def test_rows_of_older_versions_are_read(run: Path, tmp_path: Path) -> None:
     (tmp_path / "episodes.jsonl").write_text(json.dumps(old | {"x": 1}).replace('"env"', '"e"'))
     with pytest.raises(UserError, match=r"row 1 lacks `env`; evaluate the run again"):
         read_rows(tmp_path)
+
+
+def test_episodes_cut_off_on_purpose_are_rows_of_their_own(run: Path) -> None:
+    whole, cut = evaluated(run, seed=20), evaluated(run, seed=20, max_steps=4)
+    assert {row["length"] for row in cut} == {4} and min(row["length"] for row in whole) > 4
+    kept = [row for row in read_rows(run) if row["env_seed"] >= 20 and row["context"] == "window"]
+    labels = [target_label(row) for row in kept]
+    assert labels == ["none"] * 3 + ["none, at most 4 steps"] * 3
+    assert comparable(kept) == comparable([*whole, *cut])
+    assert comparable(evaluated(run, seed=20, max_steps=4)) == comparable(cut)
+    assert sum(row["max_steps"] == 4 for row in read_rows(run)) == 3  # which replaced its own
+
+
+def test_rows_cut_off_on_purpose_do_not_finish_a_run_that_is_not(run: Path) -> None:
+    whole = evaluation_config(run, seed=40)
+    evaluated(run, seed=40, max_steps=4)
+    assert not finished(run, whole)
+    assert finished(run, evaluation_config(run, seed=40, max_steps=4))
+    evaluated(run, seed=40)
+    assert finished(run, whole)

@@ -270,7 +270,10 @@ def test_c_predicts_what_the_agent_does(context: Context, tmp_path: Path) -> Non
 @needs_c
 @needs_make
 @pytest.mark.parametrize(("kind", "context"), OTHERS)
-def test_c_carries_out_any_other_mixer(kind: str, context: Context, tmp_path: Path) -> None:
+def test_c_carries_out_any_other_mixer(
+    kind: str, context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CFLAGS", "-O1")  # compiling is what takes long
     agent = agent_for("vectors", kind)
     assert unpackable(agent)
     written("c", agent, context, tmp_path)
@@ -278,7 +281,10 @@ def test_c_carries_out_any_other_mixer(kind: str, context: Context, tmp_path: Pa
 
 @needs_c
 @needs_make
-def test_c_carries_out_other_agents_and_frames(tmp_path: Path) -> None:
+def test_c_carries_out_other_agents_and_frames(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CFLAGS", "-O1")
     sampling = agent_for("discrete", "mamba", MaxReturnConfig, temperature=0.5)
     frames = agent_for("frames", "pointwise")
     for agent, name in ((sampling, "a"), (frames, "b")):
@@ -289,8 +295,11 @@ def test_c_carries_out_other_agents_and_frames(tmp_path: Path) -> None:
 
 @needs_c
 @needs_make
-def test_c_lanes_leave_no_trace_in_one_another(tmp_path: Path) -> None:
+def test_c_lanes_leave_no_trace_in_one_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two lanes at once, one of which begins anew, do as each alone."""
+    monkeypatch.setenv("CFLAGS", "-O1")
     written("c", agent_for("vectors", "lstm"), "stream", tmp_path)
     (tmp_path / "lanes.c").write_text(LANES)
     make = ["make", "-C", str(tmp_path), "CC=cc", "CFLAGS=-O1", "PROGRAM=lanes.c"]

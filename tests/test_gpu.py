@@ -13,7 +13,18 @@ import pytest
 import torch
 from conftest import frame_episodes, random_episodes, write_npz
 from ops_inputs import conv_inputs, scan_inputs, single, with_grads
-from small_agents import KINDS, A, K, S, drawn_steps, every_backbone, every_pair, make, random_batch
+from small_agents import (
+    KINDS,
+    A,
+    K,
+    S,
+    drawn_steps,
+    every,
+    every_backbone,
+    every_pair,
+    make,
+    random_batch,
+)
 from torch import Tensor
 
 from decision_seq import ops
@@ -38,7 +49,8 @@ from decision_seq.training.samplers import make_samplers
 from decision_seq.training.stacked import Stepper
 from decision_seq.training.step import Learner, gradient_step
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no GPU")
+if not torch.cuda.is_available():
+    pytest.skip("PyTorch finds no GPU", allow_module_level=True)
 GPU = torch.device("cuda", 0)
 AVAILABLE = [name for name in ("triton", "mamba_ssm", "torch") if not BACKENDS[name].unusable()]
 SHAPES = [(1, 1, 1, 1), (2, 17, 5, 3), (1, 33, 40, 16), (64, 60, 256, 16), (2, 3000, 64, 16)]
@@ -115,9 +127,8 @@ def test_losses_and_gradients_are_those_of_the_cpu(kind: str, config: type[Agent
             torch.testing.assert_close(b.grad.cpu(), a.grad, rtol=1e-3, atol=1e-5, msg=name)
 
 
-@every_pair
+@every("discrete")
 @pytest.mark.parametrize("context", ["window", "stream"])
-@pytest.mark.parametrize("discrete", [False, True])
 def test_actions_are_those_of_the_cpu_and_recorded(
     kind: str, config: type[AgentConfig], context: Context, discrete: bool
 ) -> None:

@@ -5,11 +5,20 @@ import itertools
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pytest
 import torch
-from ops_inputs import assert_close, conv_inputs, needs_c, scan_inputs, single, with_grads
+from ops_inputs import (
+    AVAILABLE,
+    assert_close,
+    conv_inputs,
+    needs_c,
+    scan_inputs,
+    single,
+    with_grads,
+)
 from torch import Tensor
 
 from decision_seq import ops
@@ -35,6 +44,13 @@ SHAPES = [
     (70, 2, 17, 5),
 ]
 TAPS = (4, 1, 3, 2, 7)
+CHUNKS = ([1] * 9, [3, 3, 3], [2, 1, 5, 1], [9])
+
+
+def in_turn(first: Sequence[Any], second: Sequence[Any]) -> list[tuple[Any, Any]]:
+    """Each of `first` with two of `second`, all of which occur."""
+    size = len(second)
+    return [(a, second[(i + j) % size]) for i, a in enumerate(first) for j in (0, size // 2)]
 
 
 @pytest.fixture(autouse=True)
@@ -46,10 +62,8 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(params=list(BACKENDS))
+@pytest.fixture(params=AVAILABLE)
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if reason := BACKENDS[request.param].unusable():
-        pytest.skip(f"{request.param}: {reason}")
     monkeypatch.setenv("DECISION_SEQ_SCAN", request.param)
     return request.param
 
@@ -71,8 +85,7 @@ def test_scan_agrees_with_the_float64_reference(backend: str, shape: tuple, gate
         assert_close(grad, expected_grad, 1e-5, f"gradient of {name}")
 
 
-@pytest.mark.parametrize("taps", TAPS)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(("shape", "taps"), in_turn(SHAPES, TAPS), ids=str)
 def test_conv_agrees_with_conv1d(backend: str, shape: tuple, taps: int) -> None:
     def conv1d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         past = torch.nn.functional.pad(x.mT, (taps - 1, 0))
@@ -122,8 +135,7 @@ def test_gradcheck(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         assert torch.autograd.gradcheck(ops.causal_conv_silu, inputs)
 
 
-@pytest.mark.parametrize("chunks", [[1] * 9, [3, 3, 3], [2, 1, 5, 1], [9]], ids=str)
-@pytest.mark.parametrize("states", [1, 5, 16, 20])
+@pytest.mark.parametrize(("chunks", "states"), in_turn(CHUNKS, (1, 5, 16, 20)), ids=str)
 def test_scan_step_equals_forward(backend: str, states: int, chunks: list[int]) -> None:
     u, dt, A, B, C, D, z = single(scan_inputs((2, 9, 17, states)))
     state = torch.zeros(2, 17, states)
@@ -140,8 +152,7 @@ def test_scan_step_equals_forward(backend: str, states: int, chunks: list[int]) 
     assert_close(torch.cat(outputs, 1), expected.double(), 1e-6)
 
 
-@pytest.mark.parametrize("chunks", [[1] * 9, [3, 3, 3], [2, 1, 5, 1], [9]], ids=str)
-@pytest.mark.parametrize("taps", TAPS)
+@pytest.mark.parametrize(("chunks", "taps"), in_turn(CHUNKS, TAPS), ids=str)
 def test_conv_step_equals_forward(backend: str, taps: int, chunks: list[int]) -> None:
     x, weight, bias = single(conv_inputs((2, 9, 17, 0), taps))
     history = torch.zeros(2, taps - 1, 17)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_agents import AGENTS, PAIRS, A, K, S, drawn_steps, every_pair, make, roll
+from small_agents import AGENTS, A, K, S, drawn_steps, every, every_pair, make, roll
 
 from decision_seq.agents import AgentConfig, SequenceAgent
 from decision_seq.agents.behaviour_cloning import BehaviourCloningConfig
@@ -20,16 +20,8 @@ from decision_seq.policy.policy import ENGINES, EngineName, gumbel_noise
 from decision_seq.settings import Context
 
 TARGETS = [6.0, 7.0, 8.0]
-every_layout = pytest.mark.parametrize(
-    ("kind", "config", "tokens"),
-    [
-        pytest.param(*pair.values, tokens, id=f"{pair.id}-{len(tokens)}")
-        for pair in PAIRS
-        for tokens in pair.values[1].layouts  # type: ignore[union-attr]
-    ],
-)
+every_layout = every("tokens")
 both_contexts = pytest.mark.parametrize("context", sorted(CONTEXTS))
-continuous_or_discrete = pytest.mark.parametrize("discrete", [False, True])
 
 
 def engines(agent: SequenceAgent) -> list[EngineName]:
@@ -41,9 +33,8 @@ def close(actual: Any, expected: Any) -> None:
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
 
 
-@every_layout
+@every("tokens", "discrete")
 @both_contexts
-@continuous_or_discrete
 def test_acting_predicts_what_training_does(
     kind: str, config: type[AgentConfig], tokens: tuple[str, ...], context: Context, discrete: bool
 ) -> None:
@@ -91,9 +82,8 @@ def test_contexts_agree_within_the_window(
         close(stream, window)
 
 
-@every_pair
+@every("discrete")
 @both_contexts
-@continuous_or_discrete
 def test_engines_agree_over_episodes_that_begin_and_end(
     kind: str, config: type[AgentConfig], context: Context, discrete: bool
 ) -> None:
@@ -114,8 +104,7 @@ def test_engines_agree_over_episodes_that_begin_and_end(
             close(action, actions[0])
 
 
-@every_layout
-@continuous_or_discrete
+@every("tokens", "discrete")
 def test_a_lane_acts_as_it_does_among_many(
     kind: str, config: type[AgentConfig], tokens: tuple[str, ...], discrete: bool
 ) -> None:

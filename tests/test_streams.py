@@ -154,8 +154,8 @@ def stream_config(toy_file: Path, kind: str, **train_fields: Any) -> RunConfig:
         "env": "point-run", "data": {"sources": [str(toy_file)]},
         "agent": {"kind": "return_conditioned", "context_length": 6, "returns": {"scale": 20},
                   "backbone": {"kind": kind, "width": 16, "layers": 1, "dropout": 0.1}},
-        "train": {"steps": 14, "batch_size": 4, "learning_rate": 3e-3, "warmup_steps": 2,
-                  "stream": True, "checkpoint_interval": 7} | train_fields,
+        "train": {"steps": 8, "batch_size": 4, "learning_rate": 3e-3, "warmup_steps": 2,
+                  "stream": True, "checkpoint_interval": 4} | train_fields,
     }  # fmt: skip
     return run_config(fields, {}, "test")
 
@@ -163,7 +163,7 @@ def stream_config(toy_file: Path, kind: str, **train_fields: Any) -> RunConfig:
 @every_backbone
 def test_a_stream_resumes_bit_for_bit(kind: str, toy_file: Path, tmp_path: Path) -> None:
     assert train(stream_config(toy_file, kind), tmp_path / "whole", CPU)
-    assert train(stream_config(toy_file, kind, steps=7), tmp_path / "parts", CPU)
+    assert train(stream_config(toy_file, kind, steps=4), tmp_path / "parts", CPU)
     assert train(stream_config(toy_file, kind), tmp_path / "parts", CPU, resume=True)
     mine, theirs = (
         load_agent(agent_path(tmp_path / name)).state_dict() for name in ("parts", "whole")

@@ -3,13 +3,10 @@ reads it."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,60 +16,15 @@ import yaml
 pytest.importorskip("optuna", reason="needs the extra sweep")
 
 import decision_seq as ds
-from decision_seq.cli import main
 from decision_seq.errors import UserError
-from decision_seq.eval.compare.jobs import Job, Result
 from decision_seq.eval.compare.ledger import read_ledger
-from decision_seq.eval.compare.runners import RUNNERS, Allocation
 from decision_seq.eval.compare.sweep import load_sweep
 from decision_seq.eval.rows import read_rows
-from decision_seq.files import exclusive, read_jsonl
+from decision_seq.files import read_jsonl
 
+pytestmark = pytest.mark.usefixtures("runner_here")
 HERE: dict[str, Any] = {"runner": "here", "say": lambda _: None}
 TOY = Path(__file__).parents[1] / "configs" / "point-run-decision-mamba.yaml"
-
-
-class Here:
-    """Runs a job's commands in this process, which has imported what they need."""
-
-    allocation = Allocation(jobs=1, threads=1)
-
-    def __init__(self, *_: object) -> None:
-        self.ended: list[Result] = []
-
-    def start(self, job: Job) -> None:
-        said, code = io.StringIO(), 0
-        with (
-            exclusive(job.lock, wait=True),
-            contextlib.redirect_stderr(said),
-        ):
-            for command in job.commands:
-                code = code or typed(command)
-        reason = said.getvalue().splitlines()[-1] if code else None
-        self.ended.append(Result(job.name, reason))
-
-    def results(self) -> list[Result]:
-        ended, self.ended = self.ended, []
-        return ended
-
-    def stop(self) -> None:
-        """Nothing runs on."""
-
-
-def typed(arguments: Sequence[str]) -> int:
-    """A command in this process; its exit code."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["decision-seq", *arguments])
-        try:
-            main()
-        except SystemExit as end:
-            return int(end.code or 0)
-    return 0
-
-
-@pytest.fixture(autouse=True)
-def runner_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(RUNNERS, "here", Here)
 
 
 def search(toy_file: Path, folder: Path, **changes: Any) -> Path:
@@ -90,7 +42,7 @@ def search(toy_file: Path, folder: Path, **changes: Any) -> Path:
         "overrides": {
             "agent": agent,
             "data": {"sources": [str(toy_file)]},
-            "train": {"steps": 30, "checkpoint_interval": 10, "log_interval": 10},
+            "train": {"steps": 10, "checkpoint_interval": 5, "log_interval": 5},
             "eval": {"episodes": 2, "targets": [5, 10]},
         },
     } | changes
@@ -104,7 +56,7 @@ def test_a_killed_sweep_goes_on_and_tries_the_same(toy_file: Path, tmp_path: Pat
     path, out = search(toy_file, tmp_path, objective="rollouts"), tmp_path / "killed"
     command = ["sweep", str(path), "--out", str(out), "--jobs", "1"]
     process = subprocess.Popen([sys.executable, "-m", "decision_seq", *command])
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + 300
     while not read_ledger(out) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.kill()  # while the first trial of the first batch is at work

@@ -118,13 +118,14 @@ def test_each_source_of_a_mixture_has_a_validation_loss(tmp_path: Path) -> None:
     assert row["validation_loss/good"] != row["validation_loss/bad"]
 
 
-@pytest.mark.parametrize("kind", sorted(BackboneConfig.registry))
-@pytest.mark.parametrize("ema", [None, 0.9])
+@pytest.mark.parametrize(
+    ("kind", "ema"), [*((kind, None) for kind in sorted(BackboneConfig.registry)), ("mamba", 0.9)]
+)
 def test_resuming_continues_bit_for_bit(
     kind: str, ema: float | None, toy_file: Path, tmp_path: Path
 ) -> None:
-    whole = config_for(toy_file, kind, steps=22, ema=ema)
-    half = config_for(toy_file, kind, steps=11, ema=ema)  # stops inside a logging interval
+    whole = config_for(toy_file, kind, steps=12, ema=ema)
+    half = config_for(toy_file, kind, steps=6, ema=ema)  # stops inside a logging interval
     assert train(whole, tmp_path / "whole", CPU)
     assert train(half, tmp_path / "parts", CPU)
     assert train(whole, tmp_path / "parts", CPU, resume=True)
@@ -132,7 +133,7 @@ def test_resuming_continues_bit_for_bit(
     assert mine.keys() == theirs.keys()
     for name in mine:
         assert torch.equal(mine[name], theirs[name]), name
-    rows = [r for r in without_rates(tmp_path / "parts") if r["step"] != 11]
+    rows = [r for r in without_rates(tmp_path / "parts") if r["step"] != 6]
     assert rows == without_rates(tmp_path / "whole")
 
 
@@ -150,7 +151,7 @@ def test_training_learns(toy_file: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["mamba", "attention"])
 def test_in_threads_each_trains_as_alone(kind: str, toy_file: Path, tmp_path: Path) -> None:
     """Layers draw their dropout from generators that a process has one of."""
-    configs = [config_for(toy_file, kind, steps=40), config_for(toy_file, kind, steps=30)]
+    configs = [config_for(toy_file, kind, steps=20), config_for(toy_file, kind, steps=15)]
     for i, config in enumerate(configs):
         train(config, tmp_path / f"alone{i}", CPU)
     torch.manual_seed(7)
@@ -363,7 +364,7 @@ def test_atomic_writes_leave_the_old_on_failure(tmp_path: Path) -> None:
 def test_a_signal_saves_and_stops(number: signal.Signals, toy_file: Path, tmp_path: Path) -> None:
     from decision_seq.run_config import write_run_config
 
-    config = config_for(toy_file, steps=100_000, checkpoint_interval=50_000)
+    config = config_for(toy_file, "pointwise", steps=10**6, checkpoint_interval=10**6)
     write_run_config(config, tmp_path / "run.yaml")
     run = tmp_path / "run"
     command = [sys.executable, "-m", "decision_seq", "train", str(tmp_path / "run.yaml")]
@@ -372,13 +373,13 @@ def test_a_signal_saves_and_stops(number: signal.Signals, toy_file: Path, tmp_pa
         [*command, "--out", str(run)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         env=environment, text=True,
     )  # fmt: skip
-    for _ in range(600):
+    for _ in range(3000):
         if len(read_jsonl(run / "metrics.jsonl")) > 2:
             break
         time.sleep(0.1)
     process.send_signal(number)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=200)
     assert process.returncode == 130
     assert "--resume" in output
     step = load_state(run)["step"]
-    assert 0 < step < 100_000 and read_index(run)["last"]["step"] == step
+    assert 0 < step < 10**6 and read_index(run)["last"]["step"] == step

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import frame_episodes, random_episodes, toy_episodes, write_npz
-from small_agents import A, S, every_pair, make, predict, random_batch
+from small_agents import A, S, every, make, predict, random_batch
 
 from decision_seq.agents import AgentConfig, load_agent
 from decision_seq.agents.presets import PRESETS
@@ -145,8 +145,7 @@ def guide_of(config: AgentConfig, discrete: bool = False) -> Guide:
     return Guide(fitted, config, magnitude=0.5, best_return=2.0)
 
 
-@every_pair
-@pytest.mark.parametrize("discrete", [False, True])
+@every("discrete")
 def test_every_agent_is_guided_by_the_formula(
     kind: str, config: type[AgentConfig], discrete: bool
 ) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from decision_seq.api.runs import Place, Settings, assignments
 from decision_seq.api.shown import Shown
+from decision_seq.config import in_words
 from decision_seq.eval.report import figures as drawn
 from decision_seq.eval.report.parts import Table
 
@@ -50,7 +51,7 @@ class Sweep(Shown):
 
         keys = list(self.trials[0].parameters)
         rows = [
-            [t.run.name, *(_word(t.parameters[key]) for key in keys),
+            [t.run.name, *(in_words(t.parameters[key]) for key in keys),
              "failed" if t.value is None else f"{t.value:.5g}"]
             for t in ranked(self.trials, self.objective)
         ]  # fmt: skip
@@ -104,7 +105,3 @@ def sweep(
     objective = search.config.objective
     best = next((t for t in ranked(trials, objective) if t.value is not None), None)
     return Sweep(trials, best, objective, files, failed)
-
-
-def _word(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

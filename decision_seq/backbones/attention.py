@@ -64,7 +64,7 @@ class Attention(Mixer):
         ask_bias, tell_bias = self.qkv.bias.split([width, 2 * width])
         q = F.linear(x[:, output_slice], ask, ask_bias)  # [B, l, D]
         kv = F.linear(x, tell, tell_bias)  # [B, L, 2 D]
-        positions = range(*output_slice.indices(x.shape[1]))
+        positions = range(x.shape[1])[output_slice]
         dropout = self.dropout if self.training else 0.0
         return self.out(attention(q, kv, self.heads, self.window, positions, dropout))
 

@@ -59,7 +59,8 @@ def check(source: Sources, env: str | None = None, drop_bad: Path | None = None)
         sum(finding.severity == severity for finding in examined.findings)
         for severity in SEVERITIES
     )
-    print(f"{label}: {errors + warnings} findings, {errors} of them errors")
+    found = "1 finding" if errors + warnings == 1 else f"{errors + warnings} findings"
+    print(f"{label}: {found}, {errors} of them {'an error' if errors == 1 else 'errors'}")
     if drop_bad is not None:
         dropped = drop(examined, drop_bad)
         if dropped:

@@ -26,16 +26,11 @@ def demo(
         checkpoint: the last, or the one with the lowest validation loss.
         packages: folder of the archives of both npm packages, for machines without npm or network.
     """
-    from decision_seq.agents import load_agent
-    from decision_seq.eval.rollout.protocol import evaluation_config
-    from decision_seq.export.bundle import origin_of
+    from decision_seq.export.bundle import trained
     from decision_seq.export.demo import make_demo
-    from decision_seq.run_folder import agent_at, read_index
     from decision_seq.shipped import run_at
 
     run = run_at(run)
-    step = read_index(run)[checkpoint]["step"]
-    config = evaluation_config(run)
-    agent, origin = load_agent(agent_at(run, step)), origin_of(run, step)
+    agent, config, origin = trained(run, checkpoint)
     size = make_demo(agent, config, out, origin, run, packages)
     print(f"{out}: made, {size:.1f} MB; python -m http.server --directory {out} shows it")

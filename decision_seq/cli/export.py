@@ -33,16 +33,11 @@ def export(
         checkpoint: the last, or the one with the lowest validation loss.
         env: another environment, version or arguments, whose actions are clipped to its bounds.
     """
-    from decision_seq.agents import load_agent
-    from decision_seq.eval.rollout.protocol import evaluation_config
-    from decision_seq.export.bundle import export_policy, origin_of
-    from decision_seq.run_folder import agent_at, read_index
+    from decision_seq.export.bundle import export_policy, trained
     from decision_seq.shipped import run_at
 
     run = run_at(run)
-    step = read_index(run)[checkpoint]["step"]
-    config = evaluation_config(run, env)
-    agent, origin = load_agent(agent_at(run, step)), origin_of(run, step)
+    agent, config, origin = trained(run, checkpoint, env)
     made = export_policy(agent, config, to, out, context, target_return, origin, run)
     if made.difference is not None:
         print(f"{out}: 200 steps replayed; largest difference {made.difference:.2g}")

@@ -11,6 +11,7 @@ from decision_seq.errors import UserError
 from decision_seq.files import exclusive, read_jsonl, write_text
 
 Row = dict[str, Any]
+PATIENCE = 10  # times the longest episode of the data: where one is cut off that nothing else ends
 FIELDS = frozenset(
     {
         "env",
@@ -87,7 +88,8 @@ class Episode:
 
 def add_rows(run: Path, episodes: list[Episode], /, **protocol: Any) -> list[Row]:
     """Add one row an episode to `episodes.jsonl`, at its end. `protocol` says how the rows came
-    about; a row of the same environment, checkpoint, step, context, target and seed is replaced."""
+    about; a row of the same environment, checkpoint, step, context, target, seed and place where
+    episodes are cut off is replaced."""
     new = [{"run": run.name} | asdict(e) | protocol for e in episodes]
     with exclusive(run / ".rows.lock", wait=True):
         replaced = {_key(row) for row in new}
@@ -98,16 +100,25 @@ def add_rows(run: Path, episodes: list[Episode], /, **protocol: Any) -> list[Row
 
 
 def target_label(row: Row) -> str:
-    """The target of a row in words: a return, `none`, or the quantile at which the return prior
-    proposes one to each episode. Rows that agree in it are reported together."""
-    return target_name(row["target"], row["target_quantile"])
+    """What was asked of a row's episode, in words: a return, `none`, or the quantile at which the
+    return prior proposes one; and after how many steps it was to be cut off, if somebody said so.
+    Rows that agree in it are reported together."""
+    return target_name(row["target"], row["target_quantile"], cut_off(row))
 
 
-def target_name(target: float | None, quantile: float | None = None) -> str:
-    """In words: a target return, none, or the quantile at which targets are proposed."""
+def target_name(target: float | None, quantile: float | None = None, cut: int | None = None) -> str:
+    """In words: a target return, none, or the quantile at which targets are proposed; and after how
+    many steps episodes are cut off."""
+    name = "none" if target is None else f"{target:.10g}"
     if quantile is not None:
-        return f"auto (quantile {quantile:g})"
-    return "none" if target is None else f"{target:.10g}"
+        name = f"auto (quantile {quantile:g})"
+    return name if cut is None else f"{name}, at most {cut} steps"
+
+
+def cut_off(row: Row) -> int | None:
+    """After how many steps the episode was to be cut off, if that was asked for."""
+    longest, most = row.get("trained_steps"), row.get("max_steps")
+    return None if longest is not None and most == PATIENCE * longest else most
 
 
 def read_rows(run: Path) -> list[Row]:

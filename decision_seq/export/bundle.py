@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from decision_seq import __version__
-from decision_seq.agents import SequenceAgent
+from decision_seq.agents import SequenceAgent, load_agent
 from decision_seq.agents.fit import check_fit
 from decision_seq.agents.return_prior import load_prior
 from decision_seq.config import to_plain
@@ -26,13 +26,14 @@ from decision_seq.envs.atari import FRAME_STACK
 from decision_seq.envs.fastest import open_lanes
 from decision_seq.envs.quiet import quiet_mujoco
 from decision_seq.errors import UserError
+from decision_seq.eval.rollout.protocol import evaluation_config
 from decision_seq.export.c_sources import write_c
 from decision_seq.export.onnx_model import OPSET, to_onnx
 from decision_seq.export.record import TOLERANCE, Record, largest_difference, play
 from decision_seq.export.step import PolicyStep
 from decision_seq.files import atomic_folder
 from decision_seq.run_config import RunConfig
-from decision_seq.run_folder import agent_hash
+from decision_seq.run_folder import agent_at, agent_hash, read_index
 from decision_seq.settings import Context
 from decision_seq.spaces import Table
 from decision_seq.variables import variables
@@ -123,11 +124,16 @@ def export_policy(
     return Exported(out, difference, notes)
 
 
-def origin_of(run: Path, step: int) -> dict[str, Any]:
-    """Which data and which checkpoint, for policy.json."""
+def trained(
+    run: Path, checkpoint: Literal["last", "validation"], env: str | None = None
+) -> tuple[SequenceAgent, RunConfig, dict[str, Any]]:
+    """The agent of a run folder, its config with the environment that it acts in, and for
+    policy.json which data and which checkpoint it is of."""
+    step = read_index(run)[checkpoint]["step"]
     data = read_summary(run / "dataset.json")
-    named = {"data": {"name": data["name"], "hash": data["hash"]}}
-    return named | {"step": step, "agent_hash": agent_hash(run, step)}
+    origin = {"data": {"name": data["name"], "hash": data["hash"]}, "step": step}
+    config = evaluation_config(run, env)
+    return load_agent(agent_at(run, step)), config, origin | {"agent_hash": agent_hash(run, step)}
 
 
 def _target(

@@ -124,7 +124,7 @@ def features(kind: str, value: Tensor) -> Tensor:
 
 def block_diagonal(blocks: Sequence[Tensor]) -> Tensor:
     """As torch.block_diag, of matrices, by operations that ONNX has."""
-    ends = list(accumulate(block.shape[1] for block in blocks))
+    ends = list(accumulate([block.shape[1] for block in blocks]))  # torch 2.7 compiles lists alone
     padded = [
         F.pad(block, (end - block.shape[1], ends[-1] - end))
         for block, end in zip(blocks, ends, strict=True)

@@ -88,9 +88,11 @@ def estimate(
         )
     transitions = Transitions.of(store, agent.action_scale.cpu())
     acts = actions_on_data(agent, store, target)
-    values, error = fitted_q(store, transitions, acts, config, seed)
-    own = discounted_returns(store, config.discount)[store.offsets[:-1]]
-    return Estimate(target, values, float(own.mean()), config.discount, error)
+    returns = discounted_returns(store, config.discount)
+    scale = float(np.abs(returns).mean()) or 1.0
+    values, error = fitted_q(store, transitions, acts, config, seed, scale)
+    own = float(returns[store.offsets[:-1]].mean())
+    return Estimate(target, values, own, config.discount, error)
 
 
 @torch.no_grad()
@@ -128,10 +130,16 @@ def _asked(store: EpisodeStore, returns: ReturnSpec, target: float) -> EpisodeSt
 
 
 def fitted_q(
-    store: EpisodeStore, transitions: Transitions, acts: Tensor, config: ValuesConfig, seed: int
+    store: EpisodeStore,
+    transitions: Transitions,
+    acts: Tensor,
+    config: ValuesConfig,
+    seed: int,
+    scale: float,
 ) -> tuple[tuple[float, ...], float]:
     """The estimates of an ensemble for a policy that does `acts` at every step of the data: [N, A]
-    or, if discrete, logits [N, A]; and the temporal difference error that is left."""
+    or, if discrete, logits [N, A]; and the temporal difference error that is left. What is learned
+    are values in units of `scale`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         width = store.observations.shape[1]
@@ -140,7 +148,6 @@ def fitted_q(
     optimizer = torch.optim.Adam(q.parameters(), lr=config.learning_rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: 1 - n / config.steps)
     rng = np.random.default_rng(seed)
-    scale = float(np.abs(discounted_returns(store, config.discount)).mean()) or 1.0
     # how often each of the ensemble drew each episode: with replacement, as many as there are
     counts = rng.multinomial(
         store.episodes, np.full(store.episodes, 1 / store.episodes), config.ensemble

@@ -13,7 +13,7 @@ from typing import Literal
 
 from decision_seq.envs.identity import simulated
 from decision_seq.envs.registry import env_id
-from decision_seq.eval.rows import Row, read_rows, target_label, target_name
+from decision_seq.eval.rows import Row, cut_off, read_rows, target_name
 from decision_seq.run_config import RunConfig
 from decision_seq.run_folder import has_checkpoint, read_index
 from decision_seq.settings import Context
@@ -50,7 +50,8 @@ def _evaluated(
     rows: list[Row], config: RunConfig, evaluation: Evaluation, steps: Mapping[str, int | None]
 ) -> bool:
     kind, context = evaluation.checkpoint, evaluation.context or config.eval.context
-    rows = [r for r in rows if r["context"] == context]
+    cut = config.eval.max_steps
+    rows = [r for r in rows if r["context"] == context and cut in (r["max_steps"], cut_off(r))]
     if kind == "best":  # rows from before the last checkpoint was a candidate are another choice's
         judged = ("selection", config.train.steps)
         last = [i for i, r in enumerate(rows) if (r["checkpoint"], r["step"]) == judged]
@@ -64,5 +65,5 @@ def _evaluated(
         wanted = [target_name(target) for target in config.eval.targets]
     protocol = config.eval.judging() if kind == "selection" else config.eval
     seeds = range(protocol.seed, protocol.seed + protocol.episodes)
-    done = {(target_label(r), r["env_seed"]) for r in rows}
+    done = {(target_name(r["target"], r["target_quantile"]), r["env_seed"]) for r in rows}
     return all((target, seed) in done for target in wanted for seed in seeds)

@@ -19,7 +19,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from decision_seq.config import build, dump_yaml, load_yaml, merge, parse_overrides, to_plain
+from decision_seq.config import (
+    build,
+    dump_yaml,
+    in_words,
+    load_yaml,
+    merge,
+    parse_overrides,
+    to_plain,
+)
 from decision_seq.errors import UserError
 from decision_seq.eval.compare.evaluations import Evaluation
 from decision_seq.eval.compare.jobs import Job
@@ -303,7 +311,4 @@ def _check_same(sweep: Sweep) -> None:
 
 def _words(parameters: Mapping[str, Any]) -> str:
     """train.learning_rate 0.00031, agent.preset bc"""
-    return ", ".join(
-        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
-        for key, value in parameters.items()
-    )
+    return ", ".join(f"{key} {in_words(value)}" for key, value in parameters.items())

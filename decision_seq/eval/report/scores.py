@@ -11,7 +11,7 @@ import numpy as np
 
 from decision_seq.eval.report import statistics as stats
 from decision_seq.eval.report.runs import Run, checkpoints
-from decision_seq.eval.rows import Row, target_label
+from decision_seq.eval.rows import Row, cut_off, target_label, target_name
 
 BySeed = dict[int, dict[int, float]]  # training seed -> environment seed -> score
 
@@ -45,6 +45,7 @@ class Task:
     dataset: str
     env: str
     target: str  # the highest that most agents were asked for; "none" if none takes a target
+    unasked: str  # as rows beside it are labelled whose agent takes none
     context: str  # that in which most agents were evaluated; the papers', window, if as many
     checkpoint: str  # that the scores are of, in words
     unit: str
@@ -137,6 +138,7 @@ def value(row: Row, unit: str) -> float:
 def choose_tasks(runs: Sequence[Run], scores: Sequence[Score]) -> list[Task]:
     """What agents are compared on, one task for each dataset and environment."""
     tasks = []
+    cuts = {target_label(row): cut_off(row) for run in runs for row in run.rows}
     for dataset, env in sorted({(s.dataset, s.env) for s in scores}):
         own = [s for s in scores if (s.dataset, s.env) == (dataset, env)]
         contexts = Counter(context for context, _ in {(s.context, s.agent) for s in own})
@@ -144,20 +146,23 @@ def choose_tasks(runs: Sequence[Run], scores: Sequence[Score]) -> list[Task]:
         own = [s for s in own if s.context == context]
         named = Counter(s.target for s in own if s.mean_target is not None)
         heights = {s.target: s.mean_target or 0.0 for s in own}
-        target = max(named, key=lambda t: (named[t], heights[t]), default="none")
+        named = named or Counter(s.target for s in own)
+        target = max(named, key=lambda t: (named[t], heights[t]))
+        unasked = target_name(None, cut=cuts[target])
         rows = [
             (run, row)
             for run in runs
             for row in run.rows
             if (run.dataset["name"], row["env"], row["context"]) == (dataset, env, context)
-            and target_label(row) in (target, "none")
+            and target_label(row) in (target, unasked)
         ]
         unit = unit_of([row for _, row in rows])
         by_agent: dict[str, BySeed] = {}
         for run, row in rows:
             by_seed = by_agent.setdefault(run.agent, {})
             by_seed.setdefault(row["train_seed"], {})[row["env_seed"]] = value(row, unit)
-        tasks.append(Task(dataset, env, target, context, checkpoints(rows), unit, by_agent))
+        made = checkpoints(rows)
+        tasks.append(Task(dataset, env, target, unasked, context, made, unit, by_agent))
     return tasks
 
 
@@ -236,7 +241,8 @@ def summary(
     for task in tasks:
         leader = _ranked({a: float(np.mean(task.of(a))) for a in task.scores})[0]
         target = task.target if any(
-            s.agent == leader and s.target == task.target for s in scores) else "none"  # fmt: skip
+            s.agent == leader and s.target == task.target for s in scores
+        ) else task.unasked  # fmt: skip
         (line,) = [s for s in scores if (s.dataset, s.env, s.target, s.context, s.agent)
                    == (task.dataset, task.env, target, task.context, leader)]  # fmt: skip
         goal = "" if line.mean_target is None else f" when asked for {line.mean_target:.0f}"

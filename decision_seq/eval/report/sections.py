@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
+from decision_seq.config import in_words
 from decision_seq.eval.report import figures
 from decision_seq.eval.report.data import Data
 from decision_seq.eval.report.parts import Figure, Section, Table
@@ -155,7 +156,7 @@ def tried(data: Data) -> Section | None:
         return None
     keys = list(dict.fromkeys(key for trial in data.trials for key in trial.parameters))
     rows = [
-        [t.agent, *(_setting(t.parameters.get(key)) for key in keys), f"{t.judged:.5g}",
+        [t.agent, *(in_words(t.parameters.get(key)) for key in keys), f"{t.judged:.5g}",
          str(t.episodes)]
         for t in data.trials
     ]  # fmt: skip
@@ -252,10 +253,6 @@ def lookback(data: Data) -> Section | None:
 def difference(line: PairedScores) -> str:
     """The paired difference with its interval."""
     return f"{line.difference.value:+z.1f}{bracket(line.difference.interval)}"
-
-
-def _setting(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _cost_row(c: Cost, where: Sequence[str]) -> list[str]:

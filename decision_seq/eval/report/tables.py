@@ -279,7 +279,7 @@ def of_task(run: Run, row: Row, task: Task, same_target: bool = True) -> bool:
     """Whether the row of a run is of the task; at its target, or at any."""
     return (
         (run.dataset["name"], row["env"], row["context"]) == (task.dataset, task.env, task.context)
-        and (not same_target or target_label(row) in (task.target, "none"))
+        and (not same_target or target_label(row) in (task.target, task.unasked))
         and (task.unit == "return" or row["normalized_score"] is not None)
     )
 

@@ -19,11 +19,10 @@ from decision_seq.envs.lanes import Lanes
 from decision_seq.envs.quiet import quiet_mujoco
 from decision_seq.envs.reference_scores import scaled, scoring
 from decision_seq.errors import UserError
-from decision_seq.eval.rows import Episode
+from decision_seq.eval.rows import PATIENCE, Episode
 from decision_seq.policy import Policy
 from decision_seq.settings import Context, Simulator
 
-PATIENCE = 10  # times the longest episode of the data, where nothing else ends one
 KEPT = 0.75  # finished lanes are dropped once no more than this share of those seen go on
 
 

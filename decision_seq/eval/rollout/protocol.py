@@ -22,7 +22,7 @@ from decision_seq.envs.registry import env_id, versions
 from decision_seq.envs.variants import difference
 from decision_seq.errors import UserError
 from decision_seq.eval.rollout.episodes import rollout
-from decision_seq.eval.rows import CHECKPOINT_RULES, Row, add_rows, target_label
+from decision_seq.eval.rows import CHECKPOINT_RULES, Row, add_rows, target_label, target_name
 from decision_seq.files import read_jsonl
 from decision_seq.hardware import hardware, peak_memory_mib
 from decision_seq.run_config import RunConfig, load_run_config
@@ -184,8 +184,9 @@ def _candidates(run: Path, checkpoint: str, rolled_out: int | None) -> int:
 def mean_scores(rows: list[Row]) -> dict[str, float]:
     """Means over episodes by name, for TensorBoard: `return/3600`, `score/3600`."""
     means = {}
-    for target, group in groupby(rows, key=target_label):
+    for _, group in groupby(rows, key=target_label):
         part = list(group)
+        target = target_name(part[0]["target"], part[0]["target_quantile"])
         means[f"return/{target}"] = float(np.mean([row["episode_return"] for row in part]))
         if part[0]["success"] is not None:
             means[f"success/{target}"] = float(np.mean([row["success"] for row in part]))
