@@ -168,7 +168,8 @@ def journey(name: str, one: Journey, folder: Path, used: str) -> list[str]:
         if step and code == 0:
             cells.append(_findings(said) if step == "check" else "yes")
         elif code:
-            return [*cells, " ".join(said.split())[-240:].replace("|", "/")]
+            said = said[said.rfind("decision-seq: ") :] if "decision-seq: " in said else said[-240:]
+            return [*cells, " ".join(said.split()).replace("|", "/")]
     return cells
 
 

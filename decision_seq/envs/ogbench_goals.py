@@ -26,11 +26,15 @@ def is_ogbench(entry_point: object) -> bool:
 
 class OwnNumbers(gym.Wrapper[Any, Any, Any, Any]):
     """NumPy's global generator is the environment's own while it is reset and stepped, seeded with
-    it, and as it was for everybody else. Its action space, from which mazes draw the steps that
-    begin an episode, is seeded as well."""
+    it, and as it was for everybody else. Its action space, from which it draws the steps that begin
+    an episode, is seeded as well."""
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
         super().__init__(env)
+        inner, kind = env.unwrapped, type(env.unwrapped)
+        if isinstance(getattr(kind, "action_space", None), property):
+            # robots make theirs anew whenever it is asked for, which forgets a seed
+            inner.__class__ = type(kind.__name__, (kind,), {"action_space": inner.action_space})
         self._numbers = np.random.RandomState(0).get_state()
 
     @property

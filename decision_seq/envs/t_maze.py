@@ -25,8 +25,8 @@ class TMaze(gym.Env[np.ndarray, np.int64]):
     shortest one, T steps: gymnasium's time limit truncates it.
 
     The goal's side is 1 for an even seed of `reset` and -1 for an odd one, and drawn where no seed
-    is given. So any policy that does not remember the hint has a success rate of exactly 0.5 at
-    most over an even number of successive seeds, as rollouts use them.
+    is given. So who always turns the same way succeeds in exactly half of an even number of
+    successive seeds, as rollouts use them, and who does not remember the hint in half on average.
     """
 
     observation_space = spaces.Box(-1.0, 1.0, (4,), np.float32)
