@@ -86,7 +86,7 @@ section tests 110 "$python" -m pytest -q -p no:cacheprovider tests/test_gpu.py
 benchmarks steps 45 steps
 benchmarks seeds 60 seeds
 benchmarks kernels 45 scan conv
-benchmarks rollouts 45 rollouts lanes
+benchmarks rollouts 60 rollouts lanes turns
 
 # Real training: as many steps as fit, evaluated on the spot.
 training=hopper-medium-expert

@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import itertools
 import resource
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
 from benchmarks import models
-from benchmarks.measure import Call, Options, Row, Table, benchmark, installed, interleaved, timer
+from benchmarks.measure import (
+    Call,
+    Listing,
+    Options,
+    Row,
+    Table,
+    benchmark,
+    installed,
+    interleaved,
+    timer,
+)
 from decision_seq.agents import SequenceAgent
 from decision_seq.backbones.contract import EVERY
 from decision_seq.envs.fastest import open_lanes
 from decision_seq.envs.lanes import Lanes
+from decision_seq.envs.mujoco import MujocoLanes
 from decision_seq.envs.registry import MUJOCO_IDS
+from decision_seq.eval.rollout import episodes
+from decision_seq.eval.rollout.episodes import rollout
 from decision_seq.policy import Policy
 from decision_seq.policy.policy import EngineName
 from decision_seq.settings import Context
@@ -53,7 +71,8 @@ class Rollout:
 
     def step(self) -> None:
         """As eval/rollout/episodes.py does it."""
-        actions = self.policy.act(self.observations, self.rewards)
+        self.policy.send(self.observations, self.rewards)
+        actions = self.policy.receive()
         self.observations, self.rewards, _, truncated = self.lanes.step(actions, self.active)
         if truncated.any():
             self.restart()
@@ -103,6 +122,47 @@ def rollouts(options: Options) -> Iterator[Table]:
         "published block in PyTorch: transformers' MambaMixer, without which it is our own mixer "
         f"and the path `{scan}`. Ours takes the best path.",
     )
+
+
+@benchmark("turns", "where a rollout's time goes, with one group of lanes and two that take turns")
+def turns(options: Options) -> Iterator[Listing]:
+    agent = models.agent("mamba", OBSERVATIONS, ACTIONS).to(options.device).eval()
+    counts, steps = ((4,), 30) if options.quick else ((64, 256, 1024), 200)
+    rows = []
+    for count, groups in itertools.product(counts, (1, 2)):
+        spent: dict[str, float] = {}
+        with contextlib.ExitStack() as patches:
+            patches.enter_context(patch.object(episodes, "_groups", lambda *_, n=groups: n))
+            for owner, name in ((Policy, "send"), (Policy, "receive"), (MujocoLanes, "step")):
+                timed = clocked(getattr(owner, name), spent)
+                patches.enter_context(patch.object(owner, name, timed))
+            start = time.perf_counter()
+            rollout(agent, ENV, [6000.0], count, 0, "stream", max_steps=steps)
+            total = time.perf_counter() - start
+        each = [f"{1e3 * spent[name] / steps:.3g}" for name in ("send", "receive", "step")]
+        rows.append([str(count), str(groups), *each, f"{1e3 * total / steps:.3g}"])
+    yield Listing(
+        f"Where a rollout's time goes, {ENV}, Mamba in a stream, milliseconds a step of all lanes",
+        ["lanes", "groups", "sending to the policy", "waiting for it", "MuJoCo", "in all"],
+        rows,
+        note="With two groups a GPU acts for one while processor cores simulate the other. In all "
+        "includes starting the episodes, and on a GPU recording a step.",
+    )
+
+
+def clocked(method: Callable[..., Any], spent: dict[str, float]) -> Callable[..., Any]:
+    """The same, which adds the seconds it takes to those under its name."""
+
+    @functools.wraps(method)
+    def run(*arguments: Any) -> Any:
+        start = time.perf_counter()
+        try:
+            return method(*arguments)
+        finally:
+            passed = time.perf_counter() - start
+            spent[method.__name__] = spent.get(method.__name__, 0.0) + passed
+
+    return run
 
 
 def as_published(agent: SequenceAgent) -> None:

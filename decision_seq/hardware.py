@@ -9,7 +9,7 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -95,6 +95,24 @@ def all_to_device(arrays: Sequence[np.ndarray], device: torch.device) -> list[to
         .view(array.shape)
         for array, start in zip(arrays, starts, strict=False)
     ]
+
+
+def on_its_way(tensor: torch.Tensor) -> Callable[[], np.ndarray]:
+    """What gives `tensor` as an array; a GPU sends it meanwhile, and is only then waited for."""
+    import torch
+
+    if tensor.device.type != "cuda":
+        return tensor.numpy
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    host.copy_(tensor, non_blocking=True)
+    sent = torch.cuda.Event()
+    sent.record(torch.cuda.current_stream(tensor.device))
+
+    def wait() -> np.ndarray:
+        sent.synchronize()
+        return host.numpy()
+
+    return wait
 
 
 def keep_freed_memory() -> None:

@@ -59,7 +59,7 @@ def test_acting_predicts_what_training_does(
             if t:
                 policy.action = actions[:, t - 1]
             policy._count(rewards[t - 1])
-            predicted = policy.engine.step(policy._inputs(observations[:, t]))
+            predicted = policy.engine.start(policy._inputs(observations[:, t]))()
             policy.timestep += 1
             if returns:
                 asked[0, t] = returns[-1].item()

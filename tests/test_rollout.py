@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -10,13 +12,16 @@ import torch
 from decision_seq.agents import AgentSpec, SequenceAgent
 from decision_seq.agents.behaviour_cloning import BehaviourCloningConfig
 from decision_seq.agents.return_conditioned import ReturnConditionedConfig
+from decision_seq.agents.return_prior import ReturnPrior
 from decision_seq.backbones.mamba import MambaConfig
+from decision_seq.data.store import EpisodeStore
 from decision_seq.data.transforms import ReturnSpec
 from decision_seq.envs.fastest import open_lanes
 from decision_seq.envs.lanes import Lanes
 from decision_seq.envs.reference_scores import normalized_score
 from decision_seq.envs.registry import MUJOCO_IDS, env_id, make
 from decision_seq.errors import UserError
+from decision_seq.eval.rollout import episodes
 from decision_seq.eval.rollout.episodes import KEPT, rollout
 from decision_seq.policy import Policy
 from decision_seq.settings import Context
@@ -128,18 +133,41 @@ def test_an_environment_that_changes_its_action_changes_no_other() -> None:
 
 def test_an_agent_looks_no_more_at_lanes_that_have_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     agent, looked, actions = agent_for(11, 3), [], []
-    act = Policy.act_rows
+    send = Policy.send
 
-    def watched(self: Policy, seen: np.ndarray, rewards: np.ndarray) -> np.ndarray:
+    def watched(self: Policy, seen: np.ndarray, rewards: np.ndarray) -> None:
         looked.append(len(seen))
-        return act(self, seen, rewards)
+        send(self, seen, rewards)
 
-    monkeypatch.setattr(Policy, "act_rows", watched)
+    monkeypatch.setattr(Policy, "send", watched)
     rows = rollout(agent, "hopper", [1000.0], 8, 10, "stream", actions=actions)
     going = [sum(row.length > step for row in rows) for step in range(len(looked))]
     assert looked[0] == 8 and looked[-1] < 8
     assert all(few <= seen < max(few / KEPT, 2) for few, seen in zip(going, looked, strict=True))
     assert {len(taken) for taken in actions} == {8}
+
+
+@pytest.mark.parametrize("env", ["hopper", "point-run"])
+def test_lanes_in_two_groups_are_those_in_one(
+    env: str, toy_store: EpisodeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit by the native engine; on a GPU a group acts while the other is simulated."""
+    agent = agent_for(*((11, 3) if env == "hopper" else (2, 1)))
+    prior = None if env == "hopper" else ReturnPrior.fit(toy_store, np.arange(8), 0)
+
+    def rows(groups: int) -> tuple[list[dict[str, object]], np.ndarray]:
+        monkeypatch.setattr(episodes, "_groups", lambda agent, count, simulator: groups)
+        taken: list[np.ndarray] = []
+        found = rollout(
+            agent, env, [1000.0, 5.0], 4, 10, "stream", prior=prior, actions=taken, max_steps=60
+        )
+        kept = [{**asdict(row), "milliseconds_per_step": None} for row in found]
+        return kept, np.stack(taken)
+
+    (alone, actions), (groups, acted) = rows(1), rows(2)
+    assert alone == groups and (env != "hopper" or len({row["length"] for row in alone}) > 1)
+    for lane, row in enumerate(alone):
+        assert np.array_equal(actions[: row["length"], lane], acted[: row["length"], lane])
 
 
 def test_repeating_a_rollout_gives_the_same_rows() -> None:

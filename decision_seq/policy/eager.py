@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from decision_seq.agents import SequenceAgent
+from decision_seq.hardware import on_its_way
 from decision_seq.policy.contexts import CONTEXTS, PolicyState, StepBatch
 from decision_seq.settings import Context
 
@@ -28,8 +30,9 @@ class Inputs:
 class Engine(Protocol):
     """How a policy computes. It remembers what its lanes have seen."""
 
-    def step(self, inputs: Inputs) -> np.ndarray:
-        """Predictions [lanes, A] float32: actions in units of `action_scale`, or logits."""
+    def start(self, inputs: Inputs) -> Callable[[], np.ndarray]:
+        """Begin a step, which a GPU computes meanwhile. What is returned waits for its predictions
+        [lanes, A] float32: actions in units of `action_scale`, or logits."""
 
     def reset(self, lanes: np.ndarray) -> None:
         """`lanes` [lanes] bool begin an episode."""
@@ -51,11 +54,11 @@ class EagerEngine:
         return ""
 
     @torch.inference_mode()
-    def step(self, inputs: Inputs) -> np.ndarray:
+    def start(self, inputs: Inputs) -> Callable[[], np.ndarray]:
         """See `Engine`."""
         seen = self._sent(inputs)
         predicted, self.state = self._run(seen, inputs.timestep.tolist())
-        return predicted.float().cpu().numpy()
+        return on_its_way(predicted.float())
 
     def _sent(self, inputs: Inputs) -> list[Tensor]:
         """What `forward_step` has seen, on the agent's device and in its dtype."""

@@ -106,10 +106,15 @@ class Policy:
         """
         return self._unpacked(self._act(observation, reward, greedy=False))
 
-    def act_rows(self, observations: np.ndarray, rewards: np.ndarray) -> np.ndarray:
-        """`act` for observations [lanes, ...] as lanes give them; of actions with several parts the
-        rows of numbers [lanes, W] that lanes take."""
-        return self._act(observations, rewards, greedy=False)
+    def send(self, observations: np.ndarray, rewards: np.ndarray) -> None:
+        """Begin `act` for observations [lanes, ...] as lanes give them; a GPU computes until
+        `receive`, whose caller may do something else before."""
+        self._begin(observations, rewards)
+
+    def receive(self) -> np.ndarray:
+        """What `act` gives for what was sent; of actions with several parts the rows of numbers
+        [lanes, W] that lanes take."""
+        return self._end(greedy=False)
 
     def predict(
         self,
@@ -153,15 +158,25 @@ class Policy:
         self.engine.keep(chosen)
 
     def _act(self, observation: Any, reward: Any, greedy: bool) -> Any:
+        single = self._begin(observation, reward)
+        action = self._end(greedy)
+        return action[0] if single else action
+
+    def _begin(self, observation: Any, reward: Any) -> bool:
+        """Whether the observation is that of a single lane."""
         seen, single = self.seen(observation, self.lanes)
         if self.counts_rewards:
             self._count(reward)
-        self.predicted = self.engine.step(self._inputs(seen))
+        self._started = self.engine.start(self._inputs(seen))
+        return single
+
+    def _end(self, greedy: bool) -> Any:
+        self.predicted = self._started()
         action = self._decode_action(self.predicted, greedy)
         # remembered is a copy, since its user may change it; discrete actions are counted from 0
         self.action = action - self.spec.action_start if self.spec.discrete else action.copy()
         self.timestep = self.timestep + 1
-        return action[0] if single else action
+        return action
 
     def _inputs(self, observation: np.ndarray) -> Inputs:
         return Inputs(observation, self.action, self.return_to_go, self.timestep)
@@ -249,8 +264,8 @@ class Policy:
                 draw.standard_normal(2, np.float32),
                 np.full(2, step),
             )
-            expected = eager.step(inputs)
-            if not np.allclose(native.step(inputs), expected, rtol=1e-3, atol=1e-3, equal_nan=True):
+            expected, found = eager.start(inputs)(), native.start(inputs)()
+            if not np.allclose(found, expected, rtol=1e-3, atol=1e-3, equal_nan=True):
                 return False
         return True
 

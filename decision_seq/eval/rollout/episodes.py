@@ -100,8 +100,9 @@ def rollout(
     try:
         check_fit(agent.spec, lanes.envs[0])
         records = _run(
-            agent, lanes, choose, lane_seeds, context, on_step, prior, actions, max_steps
-        )
+            agent, lanes, choose, lane_seeds, context, on_step, prior, actions, max_steps,
+            _groups(agent, len(lane_seeds), simulator),
+        )  # fmt: skip
         _check_finite(records, lanes.id, lane_seeds)
         success = lanes.success
     finally:
@@ -147,6 +148,11 @@ def _scores(references: Mapping[str, tuple[float, float]], episode_return: float
     }
 
 
+def _groups(agent: SequenceAgent, count: int, simulator: Simulator) -> int:
+    """Of lanes that take turns: where a GPU acts and processor cores simulate."""
+    return 2 if agent.device.type == "cuda" and simulator == "auto" and count > 1 else 1
+
+
 def _target_rule(
     agent: SequenceAgent, targets: Sequence[float] | Literal["auto"], prior: ReturnPrior | None
 ) -> Literal["given", "auto"] | None:
@@ -182,15 +188,21 @@ def _run(
     prior: ReturnPrior | None,
     actions: list[np.ndarray] | None,
     max_steps: int | None,
+    groups: int,
 ) -> _Records:
-    """One episode in every lane."""
+    """One episode in every lane. With two groups of lanes a GPU acts for one while the other is
+    simulated."""
     count = len(seeds)
     observations = lanes.reset(seeds)
     target = choose(torch.from_numpy(observations))
     targets = None if target is None else target.numpy()
-    policy = Policy(agent, context, targets, count, seeds, lanes.action_space)
     rewards, active = np.zeros(count), np.ones(count, bool)
-    going = np.arange(count)  # the lanes that the policy still looks at
+    acting = []
+    for own in np.array_split(np.arange(count), groups):
+        asked, starts = None if targets is None else targets[own], [seeds[i] for i in own]
+        policy = Policy(agent, context, asked, len(own), starts, lanes.action_space)
+        acting.append(_Acting(policy, own))
+        policy.send(observations[own], rewards[own])
     records = _Records(
         targets=np.zeros(count) if targets is None else targets,
         returns=np.zeros(count),
@@ -198,28 +210,55 @@ def _run(
         milliseconds=np.zeros(count),
         novelty=[],
     )
-    taken = policy.action.copy()  # [lanes, ...]
+    taken = np.concatenate([group.policy.action for group in acting])  # [lanes, ...]
     while active.any():
         if prior is not None:
             novelty = np.zeros(count)
             novelty[active] = prior.novelty(torch.from_numpy(observations[active])).numpy()
             records.novelty.append(novelty)
-        start = time.perf_counter()
-        if active[going].mean() <= KEPT:
-            policy.keep(active[going])
-            going = going[active[going]]
-        taken[going] = policy.act_rows(observations[going], rewards[going])
-        observations, rewards, terminated, truncated = lanes.step(taken, active)
-        records.milliseconds[active] += 1e3 * (time.perf_counter() - start)
-        records.returns[active] += rewards[active]
-        records.lengths[active] += 1
+        start, went = time.perf_counter(), active.copy()
+        for group in acting:
+            mine = group.among(active)
+            if not mine.any():
+                continue
+            taken[group.going] = group.policy.receive()
+            seen, earned, terminated, truncated = lanes.step(taken, mine)
+            observations[mine], rewards[mine] = seen[mine], earned[mine]
+            records.lengths[mine] += 1
+            if max_steps is not None:
+                truncated |= records.lengths >= max_steps
+            active &= ~(mine & (terminated | truncated))
+            group.go_on(active, observations, rewards)
+        records.milliseconds[went] += 1e3 * (time.perf_counter() - start)
+        records.returns[went] += rewards[went]
         if actions is not None:
             actions.append(taken.copy())
-        if max_steps is not None:
-            truncated |= records.lengths >= max_steps
-        active &= ~(terminated | truncated)
         on_step(count - int(active.sum()), count)
     return records
+
+
+@dataclass
+class _Acting:
+    """A policy and the lanes that it still looks at."""
+
+    policy: Policy
+    going: np.ndarray  # their numbers, [policy.lanes]
+
+    def among(self, active: np.ndarray) -> np.ndarray:
+        """Those of `active` [lanes] bool that are its own."""
+        own = np.zeros_like(active)
+        own[self.going] = active[self.going]
+        return own
+
+    def go_on(self, active: np.ndarray, observations: np.ndarray, rewards: np.ndarray) -> None:
+        """Begin the next step of those that are still `active` [lanes] bool."""
+        left = active[self.going]
+        if not left.any():
+            return
+        if left.mean() <= KEPT:
+            self.policy.keep(left)
+            self.going = self.going[left]
+        self.policy.send(observations[self.going], rewards[self.going])
 
 
 def _check_finite(records: _Records, env: str, seeds: list[int]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -46,13 +47,13 @@ class NativeEngine:
         """Why it cannot act for `agent` here, or ""."""
         return unpackable(agent) or LIBRARY.unusable()
 
-    def step(self, inputs: Inputs) -> np.ndarray:
-        """See `Engine`."""
+    def start(self, inputs: Inputs) -> Callable[[], np.ndarray]:
+        """See `Engine`; it is done when this returns."""
         observation = np.ascontiguousarray(inputs.observation, np.float32)
         predicted = np.empty((self.lanes, self.outputs), np.float32)
         arrays = (observation, inputs.action, inputs.return_to_go, predicted)
         self.library.policy_step(self.policy, *(array.ctypes.data for array in arrays), threads())
-        return predicted
+        return lambda: predicted
 
     def reset(self, lanes: np.ndarray) -> None:
         """See `Engine`."""
