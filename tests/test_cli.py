@@ -66,6 +66,8 @@ def test_collect_train_evaluate_report(cli, tmp_path: Path) -> None:  # type: ig
     code, out, err = cli("collect", "point-run", "mixed", "--steps", "400", "--seed", "3")
     assert code == 0, err
     assert "20 episodes, 400 steps" in out
+    listed = cli("data", "list")[1].split()
+    assert listed[:5] == ["decision-seq/point-run/mixed-v0", "20", "episodes", "400", "steps"]
     code, out, _ = cli("data", "info", "decision-seq/point-run/mixed-v0")
     assert code == 0 and "episodes               20" in out
     code, out, _ = cli("data", "check", "decision-seq/point-run/mixed-v0")

@@ -168,7 +168,7 @@ def import_(*source: Source, name: str, env: str | None = None) -> Dataset:
 
 
 def list_() -> list[str]:
-    """A line for each imported dataset: `data list`."""
+    """A line for each imported dataset and each in Minari's local storage: `data list`."""
     from decision_seq.data.tools.library import listing
 
     return listing()

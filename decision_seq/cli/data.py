@@ -88,7 +88,7 @@ def import_(source: Sources, name: Annotated[str, arg(name="as")], env: str | No
 
 
 def list_() -> None:
-    """List the imported datasets."""
+    """List the datasets here: imported ones, and those in Minari's local storage."""
     from decision_seq.api import datasets
 
     for line in datasets.list_():

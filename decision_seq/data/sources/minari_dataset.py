@@ -42,20 +42,20 @@ def id_of(source: str) -> str | None:
     return name if is_id(name) else None
 
 
-def local_ids() -> list[str]:
-    """Ids of the datasets in Minari's local storage."""
+def local() -> dict[str, dict[str, Any]]:
+    """The datasets in Minari's local storage, by id what Minari says of each."""
     import minari
 
     try:
         folder("")
-        return sorted(minari.list_local_datasets())
+        return dict(sorted(minari.list_local_datasets().items()))
     except (OSError, ValueError, UserError):
-        return []
+        return {}
 
 
 def local_summary() -> str:
     """`local: a-v0, b-v0`, for messages."""
-    return "local: " + (", ".join(local_ids()[:8]) or "none")
+    return "local: " + (", ".join([*local()][:8]) or "none")
 
 
 def folder(dataset_id: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,14 @@ import numpy as np
 from decision_seq.data.episodes import Episodes, check_finite, concatenate
 from decision_seq.data.frames import chunks
 from decision_seq.data.origin import recorded
-from decision_seq.data.sources import absolute, format_of, named, resolve, stored
+from decision_seq.data.sources import (
+    absolute,
+    format_of,
+    minari_dataset,
+    named,
+    resolve,
+    stored,
+)
 from decision_seq.data.sources.episode_list import gather
 from decision_seq.data.store import EpisodeStore, checksum, open_folder, write_store
 from decision_seq.errors import UserError
@@ -63,15 +71,21 @@ def from_episodes(
 
 
 def listing() -> list[str]:
-    """A line for each imported dataset."""
+    """A line for each imported dataset, and for each in Minari's local storage: collected ones."""
     lines = []
     for name in stored.names():
         store = open_folder(stored.library() / name, name)
         env = ", ".join(recorded(store.info)) or "-"
-        lines.append(
-            f"{name:32} {store.episodes:>8} episodes {store.steps:>10} steps  {env:28} {store.hash}"
-        )
-    return lines or [f"no datasets in {stored.library()}; see `decision-seq data import --help`"]
+        lines.append(_line(name, store.episodes, store.steps, env, store.hash))
+    for name, about in minari_dataset.local().items():
+        env = json.loads(about.get("env_spec") or "{}").get("id", "-")
+        lines.append(_line(name, about["total_episodes"], about["total_steps"], env, "Minari"))
+    none = "`decision-seq collect` and `data import` make some"
+    return lines or [f"no datasets in {stored.library()}, nor in Minari's storage; {none}"]
+
+
+def _line(name: str, episodes: int, steps: int, env: str, kept: str) -> str:
+    return f"{name:32} {episodes:>8} episodes {steps:>10} steps  {env:28} {kept}"
 
 
 def verify(store: EpisodeStore) -> None:
