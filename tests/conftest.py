@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -22,10 +23,19 @@ SIDES = (36, 40)  # H, W of frames: the smallest that the convolutions take
 ACTIONS = 4  # with frames
 
 
+@pytest.fixture(scope="session")
+def homes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Folders without end. `mktemp` itself reads the names of all that it has made: of thousands of
+    tests each took milliseconds."""
+    base = tmp_path_factory.mktemp("homes")
+    return (base / str(number) for number in itertools.count())
+
+
 @pytest.fixture(autouse=True)
-def isolated(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def isolated(homes: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or writes the user's datasets. Kernels are shared: they are compiled once."""
-    base = tmp_path_factory.mktemp("home")
+    base = next(homes)
+    base.mkdir()
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(base / "minari"))
     monkeypatch.setenv("DECISION_SEQ_DATA", str(base / "library"))
     for place in ("data.store", "values.fit"):

@@ -156,7 +156,12 @@ def test_statistics_come_from_the_data(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "path"), [("attention", "torch"), ("mamba", "c"), ("mamba", "torch")]
+    ("kind", "path"),
+    [
+        ("attention", "torch"),
+        ("mamba", "c"),
+        pytest.param("mamba", "torch", marks=pytest.mark.slow),  # test_ops compiles its scan
+    ],
 )
 def test_a_training_loss_compiles_as_one_graph(
     kind: str, path: str, monkeypatch: pytest.MonkeyPatch

@@ -207,7 +207,11 @@ def test_the_folder_is_small_and_whole(folder: Path) -> None:
 
 
 # v4 pays for the step of the fall
-ROLLS = [("Walker2d-v4", 40), ("Walker2d-v5", 40), ("HalfCheetah-v5", 16)]
+ROLLS = [
+    ("Walker2d-v4", 40),
+    pytest.param("Walker2d-v5", 40, marks=pytest.mark.slow),
+    ("HalfCheetah-v5", 16),
+]
 
 
 @pytest.mark.parametrize(("env_id", "steps"), ROLLS)

@@ -11,7 +11,7 @@ import contextlib
 import numpy as np
 import pytest
 import torch
-from small_agents import A, K, S, drawn_steps, every, every_pair, make, random_batch
+from small_agents import A, K, S, drawn_steps, every_pair, make, random_batch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -55,8 +55,8 @@ def observed(generator: torch.Generator, discrete: bool = False) -> list[Tensor]
     return [torch.randn(3, S, generator=generator), action, torch.rand(3, generator=generator)]
 
 
-@every("discrete")
-@both_contexts
+@every_pair
+@pytest.mark.parametrize(("context", "discrete"), [("window", False), ("stream", True)])
 def test_acting_waits_for_no_number(
     kind: str, config: type[AgentConfig], context: Context, discrete: bool, no_autocast: None
 ) -> None:

@@ -360,7 +360,10 @@ def test_atomic_writes_leave_the_old_on_failure(tmp_path: Path) -> None:
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number",  # test_distributed sends the other to two processes
+    [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)],
+)
 def test_a_signal_saves_and_stops(number: signal.Signals, toy_file: Path, tmp_path: Path) -> None:
     from decision_seq.run_config import write_run_config
 
