@@ -218,8 +218,8 @@ def _run(
             records.novelty.append(novelty)
         start, went = time.perf_counter(), active.copy()
         for group in acting:
-            mine = group.among(active)
-            if not mine.any():
+            mine = went if len(acting) == 1 else group.among(active)
+            if not np.count_nonzero(mine):
                 continue
             taken[group.going] = group.policy.receive()
             seen, earned, terminated, truncated = lanes.step(taken, mine)
@@ -253,9 +253,10 @@ class _Acting:
     def go_on(self, active: np.ndarray, observations: np.ndarray, rewards: np.ndarray) -> None:
         """Begin the next step of those that are still `active` [lanes] bool."""
         left = active[self.going]
-        if not left.any():
+        count = np.count_nonzero(left)  # a third of the time of left.mean()
+        if not count:
             return
-        if left.mean() <= KEPT:
+        if count <= KEPT * len(left):
             self.policy.keep(left)
             self.going = self.going[left]
         self.policy.send(observations[self.going], rewards[self.going])
