@@ -108,6 +108,12 @@ def test_a_trial_that_fails_is_told_and_the_loss_can_judge(toy_file: Path, tmp_p
     assert done.table().rows[-1][-1] == "failed"
 
 
+def test_too_few_episodes_to_judge_by_are_said(toy_file: Path, tmp_path: Path) -> None:
+    few = {"trials": 1, "train.steps": 4, "data.validation_fraction": 1e-3}
+    with pytest.raises(UserError, match=r"trial-000: .* holds out none"):
+        ds.sweep(search(toy_file, tmp_path), tmp_path / "out", few, **HERE)
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

@@ -122,7 +122,12 @@ class Sweep:
         """What the objective says of a run that has ended."""
         if self.config.objective == "validation_loss":
             loss = read_index(job.run)["last"]["validation_loss"]
-            assert loss is not None  # `load_sweep` has seen to it
+            if loss is None:
+                raise UserError(
+                    f"{job.run}: data.validation_fraction {job.config.data.validation_fraction:g} "
+                    "holds out none of its few episodes, so no loss can judge; raise it, "
+                    "or let rollouts judge, and choose another --out"
+                )
             return float(loss)
         rows = [row for row in read_rows(job.run) if row["checkpoint"] == "selection"]
         scored = all(row["normalized_score"] is not None for row in rows)
