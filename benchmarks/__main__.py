@@ -28,6 +28,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks import models
 from benchmarks.measure import BENCHMARKS, Listing, Options, Table, floor, hardware
 from decision_seq.hardware import keep_freed_memory
 
@@ -45,9 +46,12 @@ def main() -> None:
         return
     end = time.perf_counter() + 60 * arguments.minutes
     torch.set_num_threads(arguments.threads)
+    if arguments.rehearse:  # models are as small as they go, too
+        models.WIDTH, models.LAYERS, models.EPISODES = 16, 1, 10
     keep_freed_memory()  # as training does
     options = Options(
         quick=arguments.quick or arguments.rehearse,
+        rehearsed=arguments.rehearse,
         device="cuda" if arguments.gpu else "cpu",
         threads=arguments.threads,
         data=arguments.data,

@@ -61,6 +61,8 @@ section() { # NAME SECONDS COMMAND...: writes how it ended, and goes on
     [ -z "$rehearse" ] || limit=$((5 * limit)) # a busy machine is no failure
     echo "== $name" | tee -a "$out/log.txt"
     timeout "$limit" "$@" 2>&1 | tee -a "$out/log.txt" || how=$?
+    # without a GPU pytest finds nothing to do
+    [ -z "$rehearse" ] || [ "$how" != 5 ] || how=0
     case $how in
         0) echo "$name: ended well in $((SECONDS - began)) s" ;;
         124) echo "$name: its $limit s were over" ;;

@@ -20,7 +20,7 @@ def benchmarks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Run]
     monkeypatch.syspath_prepend(ROOT)
     from benchmarks import __main__, measure
 
-    monkeypatch.setattr(measure, "_floor", lambda device, threads: measure.Floor(1e9, 1e9, 1e9))
+    monkeypatch.setattr(measure, "_floor", lambda *of: measure.Floor(1e9, 1e9, 1e9))
 
     def run(*arguments: str) -> tuple[str, int]:
         monkeypatch.setattr(sys, "argv", ["benchmarks", "--out", str(tmp_path), *arguments])
