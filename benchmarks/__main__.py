@@ -28,7 +28,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import models
+from benchmarks import models, scan
 from benchmarks.measure import BENCHMARKS, Listing, Options, Table, floor, hardware
 from decision_seq.hardware import keep_freed_memory
 
@@ -48,6 +48,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     if arguments.rehearse:  # models are as small as they go, too
         models.WIDTH, models.LAYERS, models.EPISODES = 16, 1, 10
+        scan.BATCH, scan.WIDTH = 2, 16
     keep_freed_memory()  # as training does
     options = Options(
         quick=arguments.quick or arguments.rehearse,
