@@ -78,7 +78,7 @@ def train(backbone: str, precision: str, store: EpisodeStore, options: Options) 
 
 @benchmark("curves", "training curves on hopper medium by each scan and in bfloat16, no times")
 def curves(options: Options) -> Iterator[Listing]:
-    if options.data == Options.data and options.data not in minari_dataset.local_ids():
+    if options.data == Options.data and options.data not in minari_dataset.local():
         print("curves is skipped: `decision-seq collect hopper medium` makes its data.")
         return
     store = open_store((options.data,))
