@@ -224,16 +224,17 @@ def _run(
             taken[group.going] = group.policy.receive()
             seen, earned, terminated, truncated = lanes.step(taken, mine)
             observations[mine], rewards[mine] = seen[mine], earned[mine]
-            records.lengths[mine] += 1
+            np.add(records.lengths, 1, out=records.lengths, where=mine)
             if max_steps is not None:
                 truncated |= records.lengths >= max_steps
             active &= ~(mine & (terminated | truncated))
             group.go_on(active, observations, rewards)
-        records.milliseconds[went] += 1e3 * (time.perf_counter() - start)
-        records.returns[went] += rewards[went]
+        spent = 1e3 * (time.perf_counter() - start)
+        np.add(records.milliseconds, spent, out=records.milliseconds, where=went)
+        np.add(records.returns, rewards, out=records.returns, where=went)
         if actions is not None:
             actions.append(taken.copy())
-        on_step(count - int(active.sum()), count)
+        on_step(count - int(np.count_nonzero(active)), count)
     return records
 
 
