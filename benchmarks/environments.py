@@ -223,8 +223,8 @@ def _said(text: str, *keys: str) -> str:
 
 
 def _findings(text: str) -> str:
-    found = re.search(r"(\d+) findings", text)
-    return "yes" if found is None or found[1] == "0" else f"{found[1]} findings"
+    found = re.search(r"(\d+) findings?", text)
+    return "yes" if found is None or found[1] == "0" else found[0]
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ from decision_seq.eval.rollout.protocol import evaluate_agent, evaluation_config
 from decision_seq.eval.rows import Row
 from decision_seq.policy import Policy
 from decision_seq.policy.policy import EngineName
-from decision_seq.run_config import load_run_config
+from decision_seq.run_config import RunConfig, load_run_config, run_config
 from decision_seq.run_folder import agent_at, read_index
 from decision_seq.settings import Context
 from decision_seq.training.loop import train
@@ -58,6 +58,20 @@ def every(*more: str) -> pytest.MarkDecorator:
 
 
 every_pair = every()
+
+
+def tiny_run(env: str, source: str, **data: Any) -> RunConfig:
+    """One gradient step of the smallest Decision Mamba."""
+    plain = {
+        "env": env,
+        "data": {"sources": [source], **data},
+        "agent": {
+            "preset": "decision-mamba", "context_length": 2, "returns": {"scale": 10},
+            "backbone": {"width": 8, "layers": 1},
+        },
+        "train": {"steps": 1, "batch_size": 2, "checkpoint_interval": 1},
+    }  # fmt: skip
+    return run_config(plain, {}, "test")
 
 
 def make(

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from small_agents import tiny_run
 
 from decision_seq.agents import load_agent
 from decision_seq.data.store import open_store
 from decision_seq.envs.registry import make
 from decision_seq.errors import UserError
 from decision_seq.eval.rollout import rollout
-from decision_seq.run_config import run_config
 from decision_seq.run_folder import agent_path
 from decision_seq.training.loop import train
 
@@ -58,19 +57,6 @@ def recorded(dataset_id: str) -> np.ndarray:
     return np.stack(seen)
 
 
-def config(source: str, env: str) -> Any:
-    plain = {
-        "env": env,
-        "data": {"sources": [source]},
-        "agent": {
-            "preset": "decision-mamba", "context_length": 2, "returns": {"scale": 10},
-            "backbone": {"width": 8, "layers": 1},
-        },
-        "train": {"steps": 1, "batch_size": 2, "checkpoint_interval": 1},
-    }  # fmt: skip
-    return run_config(plain, {}, "test")
-
-
 def test_the_lane_shows_what_ale_shows() -> None:
     gym.register_envs(ale_py)
     theirs = gym.make("ALE/Breakout-v5", repeat_action_probability=0.0)
@@ -90,8 +76,10 @@ def test_from_minari_to_a_rollout(tmp_path: Path) -> None:
     assert np.abs(store.observations.astype(int) - seen).mean() < 3
     assert store.info["images"] == "jpeg" and store.info["env_id"] == "Atari/Breakout-sticky-v0"
     with pytest.raises(UserError, match=r"`breakout-sticky\?colour=true`"):
-        train(config("atari/breakout/random-v0", "breakout"), tmp_path / "no", torch.device("cpu"))
-    coloured = config("atari/breakout/random-v0", "breakout-sticky?colour=true")
+        train(
+            tiny_run("breakout", "atari/breakout/random-v0"), tmp_path / "no", torch.device("cpu")
+        )
+    coloured = tiny_run("breakout-sticky?colour=true", "atari/breakout/random-v0")
     train(coloured, tmp_path / "run", torch.device("cpu"))
     agent = load_agent(agent_path(tmp_path / "run"))
     (row,) = rollout(agent, str(coloured.env), [3.0], 1, 0, "window", max_steps=3)

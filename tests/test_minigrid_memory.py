@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small_agents import tiny_run
 
 from decision_seq.agents import load_agent
 from decision_seq.behaviours.tiers import behaviour_for
@@ -14,7 +15,6 @@ from decision_seq.data.store import open_store
 from decision_seq.data.tools.collect import collect
 from decision_seq.envs.registry import make
 from decision_seq.eval.rollout import rollout
-from decision_seq.run_config import run_config
 from decision_seq.run_folder import agent_path
 from decision_seq.training.loop import train
 
@@ -51,20 +51,8 @@ def test_from_its_data_to_an_agent(tmp_path: Path) -> None:
     collect(NAME, behaviour, 60, "toy/recall-v0", 0, provenance)
     store = open_store(["toy/recall-v0"])
     assert store.episode_returns.min() > 0.9
-    config = run_config(
-        {
-            "env": NAME,
-            "data": {"sources": ["toy/recall-v0"], "leave_out": ["mission"]},
-            "agent": {
-                "preset": "decision-mamba", "context_length": 20,
-                "backbone": {"width": 8, "layers": 1},
-            },
-            "train": {"steps": 2, "batch_size": 4, "checkpoint_interval": 2},
-        },
-        {}, "test",
-    )  # fmt: skip
+    config = tiny_run(NAME, "toy/recall-v0", leave_out=["mission"])
     train(config, tmp_path / "run", torch.device("cpu"))
-    rows = rollout(
-        load_agent(agent_path(tmp_path / "run")), NAME, [1.0], 2, 0, "stream", max_steps=9
-    )
+    agent = load_agent(agent_path(tmp_path / "run"))
+    rows = rollout(agent, NAME, [1.0], 2, 0, "stream", max_steps=9)
     assert [row.length for row in rows] == [9, 9]

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small_agents import tiny_run
 
 from decision_seq.agents import load_agent
 from decision_seq.behaviours.tiers import uniform
@@ -16,7 +17,6 @@ from decision_seq.data.tools.collect import collect
 from decision_seq.envs.registry import make
 from decision_seq.errors import UserError
 from decision_seq.eval.rollout import rollout
-from decision_seq.run_config import run_config
 from decision_seq.run_folder import agent_path
 from decision_seq.training.loop import train
 
@@ -54,16 +54,7 @@ def test_from_random_players_to_a_rollout(tmp_path: Path) -> None:
     assert [f for f in check(read([source]), make(NAME)) if f.severity != "note"] == []
     store = open_store([source])
     assert store.observations.shape[1:] == (56, 56, 3) and store.observations.dtype == np.uint8
-    plain = {
-        "env": NAME,
-        "data": {"sources": [source]},
-        "agent": {
-            "preset": "decision-mamba", "context_length": 2, "returns": {"scale": 1},
-            "backbone": {"width": 8, "layers": 1},
-        },
-        "train": {"steps": 1, "batch_size": 2, "checkpoint_interval": 1},
-    }  # fmt: skip
-    train(run_config(plain, {}, "test"), tmp_path / "run", torch.device("cpu"))
+    train(tiny_run(NAME, source), tmp_path / "run", torch.device("cpu"))
     agent = load_agent(agent_path(tmp_path / "run"))
     (row,) = rollout(agent, NAME, [0.9], 1, 0, "window")
     assert row.length == 9

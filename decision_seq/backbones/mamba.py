@@ -76,7 +76,7 @@ class Mamba(Mixer):
         )
         self.x_proj = nn.Linear(channels, self.dt_rank + 2 * self.d_state, bias=False)
         self.dt_proj = nn.Linear(self.dt_rank, channels)
-        dt_min, dt_max, scale = STARTS["long" if config.init == "long" else "mamba"]
+        dt_min, dt_max, scale = STARTS.get(config.init, STARTS["mamba"])
         decays = scale * torch.arange(1.0, self.d_state + 1)
         self.A_log = nn.Parameter(decays.log().repeat(channels, 1))
         self.D = nn.Parameter(torch.ones(channels))

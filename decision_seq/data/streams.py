@@ -28,12 +28,9 @@ class StreamSampler:
         self._windows, self._spread = windows, spread
         self._first = np.cumsum(lengths) - lengths  # number of each episode's first step
         self._counts = -(-lengths // windows.length)  # windows of each
+        # windows of all episodes, and of the longest
+        self._total, self.longest = int(self._counts.sum()), int(self._counts.max())
         self._orders: dict[int, tuple[int, np.ndarray, np.ndarray]] = {}
-
-    @property
-    def longest(self) -> int:
-        """Windows of the longest episode."""
-        return int(self._counts.max())
 
     def batch(self, index: int, size: int, rows: slice = slice(None)) -> Batch:
         """Batch number `index` of `size` rows, or those `rows` of them."""
@@ -49,11 +46,10 @@ class StreamSampler:
 
     def _places(self, index: int, size: int) -> tuple[np.ndarray, np.ndarray]:
         """Numbers of the steps where the windows start, and whether an episode does."""
-        total = int(self._counts.sum())
         starts, begins = np.empty(size, np.int64), np.empty(size, bool)
         for row in range(size):
             ahead = row * self.longest // size if self._spread else 0
-            epoch, at = divmod(index + ahead, total)
+            epoch, at = divmod(index + ahead, self._total)
             order, ends = self._order(row, epoch)
             place = int(np.searchsorted(ends, at, side="right"))
             episode = order[place]
