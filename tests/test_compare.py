@@ -354,8 +354,12 @@ def test_set_reaches_the_matrix_and_its_jobs(toy_file: Path, tmp_path: Path) -> 
     assert job.config.seed == 7 and job.config.train.steps == 5
 
 
+SHORT = "decision-seq/PointRun-v0?max_episode_steps=5"
+
+
 def test_every_evaluation_has_its_command_and_its_rows(toy_file: Path, tmp_path: Path) -> None:
-    wanted = [{}, {"context": "stream"}, {"context": "window", "checkpoint": "best"}]
+    best = {"context": "window", "checkpoint": "best"}
+    wanted = [{}, {"context": "stream"}, best, {"env": SHORT}]
     path = matrix(toy_file, tmp_path, evaluations=wanted, datasets={"toy": [str(toy_file)]})
     sets = ["train.steps=4", "train.checkpoint_interval=2", "train.keep_interval=2"]
     (job,) = load_matrix(path, tmp_path, sets)
@@ -365,6 +369,7 @@ def test_every_evaluation_has_its_command_and_its_rows(toy_file: Path, tmp_path:
         "",
         "--context stream",
         "--context window --checkpoint best",
+        f"--env {SHORT}",
     ]
     train(job.config, run, torch.device("cpu"))
     for number, command in enumerate(commands, 1):

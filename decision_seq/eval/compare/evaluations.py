@@ -25,12 +25,14 @@ class Evaluation:
 
     context: Context | None = None  # by default the run's
     checkpoint: Literal["last", "validation", "best", "selection"] = "last"
+    env: str | None = None  # by default the run's
 
     def command(self, run: Path) -> tuple[str, ...]:
         """Arguments of decision-seq."""
         context = ("--context", self.context) if self.context else ()
         checkpoint = ("--checkpoint", self.checkpoint) if self.checkpoint != "last" else ()
-        return ("evaluate", str(run), *context, *checkpoint)
+        env = ("--env", self.env) if self.env else ()
+        return ("evaluate", str(run), *context, *checkpoint, *env)
 
 
 def finished(
@@ -39,8 +41,7 @@ def finished(
     """Whether the run folder holds every row that the `evaluations` of `config` give."""
     if config.env is None:  # what has no simulator is trained
         return has_checkpoint(run) and read_index(run)["last"]["step"] >= config.train.steps
-    name = simulated(env_id(config.env), config.eval.simulator)
-    rows = [r for r in read_rows(run) if r["env"] == name]
+    rows = read_rows(run)
     validation = read_index(run)["validation"]["step"] if has_checkpoint(run) else None
     steps = {key: config.train.steps for key in ("last", "selection")} | {"validation": validation}
     return all(_evaluated(rows, config, evaluation, steps) for evaluation in evaluations)
@@ -50,8 +51,14 @@ def _evaluated(
     rows: list[Row], config: RunConfig, evaluation: Evaluation, steps: Mapping[str, int | None]
 ) -> bool:
     kind, context = evaluation.checkpoint, evaluation.context or config.eval.context
+    assert config.env is not None
+    env = simulated(env_id(evaluation.env or config.env), config.eval.simulator)
     cut = config.eval.max_steps
-    rows = [r for r in rows if r["context"] == context and cut in (r["max_steps"], cut_off(r))]
+    rows = [
+        r
+        for r in rows
+        if (r["env"], r["context"]) == (env, context) and cut in (r["max_steps"], cut_off(r))
+    ]
     if kind == "best":  # rows from before the last checkpoint was a candidate are another choice's
         judged = ("selection", config.train.steps)
         last = [i for i, r in enumerate(rows) if (r["checkpoint"], r["step"]) == judged]
