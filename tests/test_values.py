@@ -91,6 +91,10 @@ def test_a_chain_has_the_values_that_it_has(tmp_path: Path) -> None:
     found = read_diagnostics(tmp_path)
     assert found["td_error"] < 0.05 and abs(found["v_mean"] - v.mean()) < 0.1
     assert found["correlation"] > 0.9 and abs(found["overestimation"]) < 0.1
+    there = store.observations[table.rows].argmax(-1)
+    advantage = q[there, store.actions[table.rows]] - v[there]
+    rms = np.sqrt(np.square(advantage).mean())
+    np.testing.assert_allclose(found["advantage_rms"], rms, atol=0.02)
 
 
 def test_a_step_that_was_cut_off_is_no_transition(tmp_path: Path) -> None:
@@ -142,7 +146,7 @@ def test_fitting_continues_bit_for_bit_and_is_done_once(
 def guide_of(config: AgentConfig, discrete: bool = False) -> Guide:
     torch.manual_seed(1)
     fitted = Critic(S, A, discrete, ValuesConfig(width=16)).requires_grad_(False)
-    return Guide(fitted, config, magnitude=0.5, best_return=2.0)
+    return Guide(fitted, config, magnitude=0.5, advantage_rms=0.25, best_return=2.0)
 
 
 @every("discrete")
@@ -204,7 +208,7 @@ def test_advantages_weigh_the_error() -> None:
     values = agent.preprocess(batch.observations, batch.actions, batch.returns_to_go)
     states, actions = values["observation"], values["action"]
     advantage = guide.critic.q(states, actions).amin(0) - guide.critic.value(states)
-    weight = (3.0 * advantage / 0.5).exp().clamp(max=LARGEST)
+    weight = (3.0 * advantage / 0.25).exp().clamp(max=LARGEST)
     torch.testing.assert_close(agent.per_step_loss(batch), plain * weight)
     assert weight.max() > 10 * weight.min()
 

@@ -54,7 +54,7 @@ class AgentConfig:
     frame_stack: int | None = None  # last images seen at a step; by default 4 of gray, 1 of others
     # what values that are fitted before training add to the loss
     guidance: GuidanceConfig | None = None
-    advantage_weight: float = 0.0  # beta in exp(beta (Q - V) / mean |Q|), which weighs the error
+    advantage_weight: float = 0.0  # beta in exp(beta (Q - V) / its rms), which weighs the error
     backbone: BackboneConfig = field(default_factory=MambaConfig)
 
     def __post_init__(self) -> None:

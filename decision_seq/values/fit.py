@@ -47,14 +47,16 @@ def ensure_values(
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     folder = cache_dir() / "values" / key
     folder.mkdir(parents=True, exist_ok=True)
+    transitions = Transitions.of(store, action_scale)
     with exclusive(folder / ".lock", wait=True):
         if not (folder / FILE).exists():
-            _fit(folder, store, config, seed, action_scale)
+            _fit(folder, store, transitions, config, seed)
     critic = _new(store, config, seed)
     critic.load_state_dict(_read(folder / FILE))
-    for name in (FILE, DIAGNOSTICS):
-        with atomic_file(run / name) as temporary:
-            temporary.write_bytes((folder / name).read_bytes())
+    with atomic_file(run / FILE) as temporary:
+        temporary.write_bytes((folder / FILE).read_bytes())
+    diagnostics = diagnose(critic, transitions, store, config.discount)
+    write_text(run / DIAGNOSTICS, json.dumps(diagnostics, indent=1) + "\n")
     return critic.requires_grad_(False).eval()
 
 
@@ -70,9 +72,8 @@ def _new(store: EpisodeStore, config: ValuesConfig, seed: int) -> Critic:
 
 
 def _fit(
-    folder: Path, store: EpisodeStore, config: ValuesConfig, seed: int, action_scale: Tensor
+    folder: Path, store: EpisodeStore, transitions: Transitions, config: ValuesConfig, seed: int
 ) -> None:
-    transitions = Transitions.of(store, action_scale)
     learner, done = Learner(_new(store, config, seed), config), 0
     if (folder / PROGRESS).exists():
         state = torch.load(folder / PROGRESS, weights_only=True)
@@ -89,10 +90,8 @@ def _fit(
                 bar.update(task, completed=done, note=f"TD error {watched['td_error']:.3f}")
             if done % SAVE_EVERY == 0 and done < config.steps:
                 _keep(folder / PROGRESS, {"step": done, **learner.state()})
-    diagnostics = diagnose(learner.critic, transitions, store, config.discount)
-    if not np.isfinite(diagnostics["q_mean"]):
+    if not all(weight.isfinite().all() for weight in learner.critic.parameters()):
         raise UserError(f"{store.name}: its values are not finite; lower values.learning_rate")
-    write_text(folder / DIAGNOSTICS, json.dumps(diagnostics, indent=1) + "\n")
     with atomic_file(folder / FILE) as temporary:
         temporary.write_bytes(save(learner.critic.state_dict()))
     (folder / PROGRESS).unlink(missing_ok=True)
@@ -107,13 +106,14 @@ def diagnose(
     of Q less that of the returns, which for better than the data's policy may be above 0."""
     generator = np.random.default_rng(0)
     s, a, r, terminated, following = transitions.draw(generator, SAMPLE)
-    q = critic.q(s, a)
+    q, value = critic.q(s, a), critic.value(s)
     target = r + discount * (1 - terminated) * critic.value(following)
     found: dict[str, Any] = {
         "td_error": float((target - q).abs().mean()),
         "q_mean": float(q.amin(0).mean()),
         "q_magnitude": float(q.amin(0).abs().mean()),
-        "v_mean": float(critic.value(s).mean()),
+        "v_mean": float(value.mean()),
+        "advantage_rms": float((q.amin(0) - value).square().mean().sqrt()),
     }
     whole = np.repeat(store.terminated[store.offsets[1:] - 1], store.lengths)  # [steps]
     rows = np.flatnonzero(whole)

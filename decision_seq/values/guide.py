@@ -26,19 +26,22 @@ class Guide:
     With `guidance`, QCS's term (arXiv:2402.02017), - lambda(R) min_i Q_i(s, predicted action), with
     lambda(R) = max(q_min, 100 q_scale (return_star - R / R_max)) / mean |Q| and R is the return of
     the step's episode: the worse it is, the less its actions are a model. With `advantage_weight`
-    beta, the error itself is weighed by exp(beta (Q(s, a) - V(s)) / mean |Q|), at most 100, of the
-    data's own action (arXiv:1910.00177, with the advantage of arXiv:2110.06169).
+    beta, the error itself is weighed by exp(beta (Q(s, a) - V(s)) / c), at most 100, of the data's
+    own action, as implicit Q-learning does (arXiv:2110.06169), with MARWIL's unit c, the root mean
+    square of the advantage (Wang et al., 2018): beta means the same whatever a reward is worth.
 
     Args:
         critic: frozen.
         config: the agent's.
         magnitude: mean over the data of |min_i Q_i(s, a)|.
+        advantage_rms: c.
         best_return: R_max, of the data's best episode, in units of the agent's return scale.
     """
 
     critic: Critic
     config: AgentConfig
     magnitude: float
+    advantage_rms: float
     best_return: float
 
     def __call__(
@@ -50,7 +53,7 @@ class Guide:
         if self.config.advantage_weight:
             with torch.no_grad():
                 advantage = self.critic.q(states, actions).amin(0) - self.critic.value(states)
-                exponent = self.config.advantage_weight * advantage / self.magnitude
+                exponent = self.config.advantage_weight * advantage / self.advantage_rms
                 weight = exponent.exp().clamp(max=LARGEST)
             errors = errors * weight
         if self.config.guidance is None:
@@ -81,5 +84,6 @@ def guide_for(
         return None
     critic = ensure_values(run, store, values, seed, agent.action_scale.cpu())
     best = as_conditioned(store, config.returns).episode_returns.max() / config.returns.scale
-    magnitude = read_diagnostics(run)["q_magnitude"]
-    return Guide(critic.to(agent.device), config, max(magnitude, 1e-6), float(best))
+    found = read_diagnostics(run)
+    magnitude, rms = (max(found[name], 1e-6) for name in ("q_magnitude", "advantage_rms"))
+    return Guide(critic.to(agent.device), config, magnitude, rms, float(best))
