@@ -195,9 +195,15 @@ def test_a_bad_batch_is_that_of_one_seed(tmp_path: Path) -> None:
     assert list((tmp_path / f"seed{unlucky}" / "nonfinite").iterdir())
 
 
-def test_each_seed_is_guided_by_its_own_values(toy_file: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("images", [False, True])
+def test_each_seed_is_guided_by_its_own_values(
+    toy_file: Path, tmp_path: Path, images: bool
+) -> None:
     values = {"values": {"steps": 20, "batch_size": 16, "width": 8}}
     agent = {"guidance": {"q_scale": 0.5}, "advantage_weight": 1.0}
+    if images:
+        toy_file = write_npz(tmp_path / "frames.npz", frame_episodes([9, 12, 11]))
+        values = {"values": {"steps": 2, "batch_size": 4, "width": 8}, "env": None}
     config = config_for(toy_file, agent=agent, train={"steps": 3}, **values)
     assert train_seeds(config, SEEDS, tmp_path, CPU)
     for seed in SEEDS:

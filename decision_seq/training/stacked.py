@@ -202,14 +202,16 @@ class Stack:
         """What each seed's values add to its errors; in the place of an agent's `guide`."""
 
         def asked(guide: Guide) -> Callable[..., Tensor]:
-            def ask(e: Tensor, p: Tensor, s: Tensor, a: Tensor, returns: Tensor) -> Tensor:
-                own = replace(batch, episode_returns=returns)
+            def ask(
+                e: Tensor, p: Tensor, s: Tensor, a: Tensor, raw: Tensor, returns: Tensor
+            ) -> Tensor:
+                own = replace(batch, observations=raw, episode_returns=returns)
                 return guide(e, p, {"observation": s, "action": a}, own)
 
             return ask
 
         guides = [asked(guide) for guide in self.guides]
-        seen = values["observation"], values["action"], batch.episode_returns
+        seen = values["observation"], values["action"], batch.observations, batch.episode_returns
         return seed_by_seed(guides, errors, predicted, *seen)
 
     def _gradient(self, loss: Tensor) -> Tensor:

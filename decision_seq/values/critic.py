@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from decision_seq.errors import UserError
+from decision_seq.model.encoders.base import FrameEncoder
+from decision_seq.model.encoders.record import RecordEncoder
 
 
 @dataclass(frozen=True)
@@ -113,17 +115,33 @@ class ActionValues(nn.Module):
 
 
 class Critic(nn.Module):
-    """Q and V; arguments as `ActionValues`."""
+    """Q and V of what `features` makes of observations.
+
+    Args:
+        observation_dim: S, or the encoder's features.
+        action_dim, discrete, config: as of `ActionValues`.
+        encoder: of images, its own; None of vectors. It learns from Q alone.
+    """
 
     def __init__(
-        self, observation_dim: int, action_dim: int, discrete: bool, config: ValuesConfig
+        self,
+        observation_dim: int,
+        action_dim: int,
+        discrete: bool,
+        config: ValuesConfig,
+        encoder: FrameEncoder | RecordEncoder | None = None,
     ) -> None:
         super().__init__()
+        self.encoder = encoder
         self.q = ActionValues(observation_dim, action_dim, discrete, config)
         self.v = EnsembleMLP(1, observation_dim, 1, config.width, config.layer_norm)
 
+    def features(self, observations: Tensor) -> Tensor:
+        """What Q and V are of: [.., S], vectors as they are; of images what the encoder sees."""
+        return observations if self.encoder is None else self.encoder(observations)
+
     def value(self, observations: Tensor) -> Tensor:
-        """V(s) [..]."""
+        """V(s) [..] of features."""
         return self.v(observations).squeeze(-1)[0]
 
 
@@ -132,7 +150,7 @@ class Learner:
 
     def __init__(self, critic: Critic, config: ValuesConfig) -> None:
         self.critic, self.config = critic, config
-        self.slow = copy.deepcopy(critic.q).requires_grad_(False)
+        self.slow = copy.deepcopy(critic).requires_grad_(False)
         self.optimizer = torch.optim.Adam(critic.parameters(), lr=config.learning_rate, fused=True)
 
     def state(self) -> dict[str, Any]:
@@ -155,9 +173,11 @@ class Learner:
         s, a, r, terminated, following = batch
         critic, settings = self.critic, self.config
         with torch.no_grad():
-            least = self.slow(s, a).amin(0)
-            target = r + settings.discount * (1 - terminated) * critic.value(following)
-        value, q = critic.value(s), critic.q(s, a)
+            least = self.slow.q(self.slow.features(s), a).amin(0)
+            later = critic.value(critic.features(following))
+            target = r + settings.discount * (1 - terminated) * later
+        seen = critic.features(s)
+        value, q = critic.value(seen.detach()), critic.q(seen, a)
         error = least - value
         weight = (settings.expectile - (error < 0).to(error)).abs()
         loss = (weight * error.square()).mean() + F.mse_loss(q, target.expand_as(q)) * len(q)
@@ -165,7 +185,7 @@ class Learner:
         loss.backward()
         self.optimizer.step()
         with torch.no_grad():
-            for slow, weight in zip(self.slow.parameters(), critic.q.parameters(), strict=True):
+            for slow, weight in zip(self.slow.parameters(), critic.parameters(), strict=True):
                 slow.lerp_(weight, settings.target_rate)
         return {
             "td_error": (target - q).abs().mean().detach(),

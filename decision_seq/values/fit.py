@@ -14,21 +14,28 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from decision_seq.agents.spec import AgentConfig
 from decision_seq.config import to_plain
 from decision_seq.data.store import EpisodeStore
 from decision_seq.errors import UserError
 from decision_seq.files import atomic_file, cache_dir, exclusive, write_text
+from decision_seq.model.encoders.choice import observation_encoder
 from decision_seq.progress import progress_bar
 from decision_seq.values.critic import Critic, Learner, ValuesConfig
 from decision_seq.values.transitions import Transitions
 
 FILE, DIAGNOSTICS, PROGRESS = "values.safetensors", "values.json", "progress.pt"
 SAVE_EVERY = 5_000  # steps
-SAMPLE = 10_000  # transitions that the diagnostics look at
+SAMPLE, SAMPLE_OF_IMAGES = 10_000, 500  # transitions that the diagnostics look at
 
 
 def ensure_values(
-    run: Path, store: EpisodeStore, config: ValuesConfig, seed: int, action_scale: Tensor
+    run: Path,
+    store: EpisodeStore,
+    config: ValuesConfig,
+    seed: int,
+    action_scale: Tensor,
+    agent: AgentConfig | None = None,
 ) -> Critic:
     """The critic of `store`, frozen, and left in the run folder with its diagnostics. One that was
     fitted before, to the same data by the same settings and seed, is taken from the cache.
@@ -39,25 +46,30 @@ def ensure_values(
         config: how to fit.
         seed: of weights and of what is drawn.
         action_scale: [A], of the agent's actions; [] if they are discrete.
+        agent: says by which encoders images are seen; not needed of vectors.
 
     Raises:
-        UserError: the data have frames, or the fit diverges.
+        UserError: actions are of a kind that no values are fitted of, or the fit diverges.
     """
     identity = {"data": store.hash, "seed": seed, **to_plain(config)}
+    stack = None
+    if agent is not None and store.frames:
+        stack = agent.frame_stack
+        identity |= to_plain({"encoder": agent.encoder, "encoders": agent.encoders, "n": stack})
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     folder = cache_dir() / "values" / key
     folder.mkdir(parents=True, exist_ok=True)
-    transitions = Transitions.of(store, action_scale)
+    transitions = Transitions.of(store, action_scale, stack)
+    critic = _new(store, config, seed, agent)
     with exclusive(folder / ".lock", wait=True):
         if not (folder / FILE).exists():
-            _fit(folder, store, transitions, config, seed)
-    critic = _new(store, config, seed)
+            _fit(folder, transitions, Learner(critic, config), seed, store.name)
     critic.load_state_dict(_read(folder / FILE))
     with atomic_file(run / FILE) as temporary:
         temporary.write_bytes((folder / FILE).read_bytes())
     diagnostics = diagnose(critic, transitions, store, config.discount)
     write_text(run / DIAGNOSTICS, json.dumps(diagnostics, indent=1) + "\n")
-    return critic.requires_grad_(False).eval()
+    return critic.requires_grad_(False)
 
 
 def read_diagnostics(run: Path) -> dict[str, Any]:
@@ -65,16 +77,22 @@ def read_diagnostics(run: Path) -> dict[str, Any]:
     return json.loads((run / DIAGNOSTICS).read_text(encoding="utf-8"))
 
 
-def _new(store: EpisodeStore, config: ValuesConfig, seed: int) -> Critic:
+def _new(store: EpisodeStore, config: ValuesConfig, seed: int, agent: AgentConfig | None) -> Critic:
+    """Untrained; in eval mode, so that images are never shifted and a step draws nothing."""
+    shape, table = store.observations.shape[1:], store.observation_table
+    named = (agent.encoder, agent.encoders, agent.frame_stack) if agent else (None, {}, None)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Critic(store.observations.shape[1], store.action_dim, store.discrete, config)
+        encoder = observation_encoder(shape, table, *named)
+        width = encoder.features if encoder else shape[0]
+        critic = Critic(width, store.action_dim, store.discrete, config, encoder)
+    if encoder is not None:
+        encoder.fit(store.observations)
+    return critic.eval()
 
 
-def _fit(
-    folder: Path, store: EpisodeStore, transitions: Transitions, config: ValuesConfig, seed: int
-) -> None:
-    learner, done = Learner(_new(store, config, seed), config), 0
+def _fit(folder: Path, transitions: Transitions, learner: Learner, seed: int, name: str) -> None:
+    config, done = learner.config, 0
     if (folder / PROGRESS).exists():
         state = torch.load(folder / PROGRESS, weights_only=True)
         done = state.pop("step")
@@ -91,9 +109,10 @@ def _fit(
             if done % SAVE_EVERY == 0 and done < config.steps:
                 _keep(folder / PROGRESS, {"step": done, **learner.state()})
     if not all(weight.isfinite().all() for weight in learner.critic.parameters()):
-        raise UserError(f"{store.name}: its values are not finite; lower values.learning_rate")
+        raise UserError(f"{name}: its values are not finite; lower values.learning_rate")
     with atomic_file(folder / FILE) as temporary:
-        temporary.write_bytes(save(learner.critic.state_dict()))
+        weights = learner.critic.state_dict()
+        temporary.write_bytes(save({name: w.contiguous() for name, w in weights.items()}))
     (folder / PROGRESS).unlink(missing_ok=True)
 
 
@@ -105,7 +124,9 @@ def diagnose(
     steps of episodes that terminated: those of others went on unseen. `overestimation` is the mean
     of Q less that of the returns, which for better than the data's policy may be above 0."""
     generator = np.random.default_rng(0)
-    s, a, r, terminated, following = transitions.draw(generator, SAMPLE)
+    size = SAMPLE if critic.encoder is None else SAMPLE_OF_IMAGES
+    s, a, r, terminated, following = transitions.draw(generator, size)
+    s, following = critic.features(s), critic.features(following)
     q, value = critic.q(s, a), critic.value(s)
     target = r + discount * (1 - terminated) * critic.value(following)
     found: dict[str, Any] = {
@@ -118,9 +139,10 @@ def diagnose(
     whole = np.repeat(store.terminated[store.offsets[1:] - 1], store.lengths)  # [steps]
     rows = np.flatnonzero(whole)
     if len(rows):
-        some = generator.choice(rows, min(SAMPLE, len(rows)), replace=False)
+        some = generator.choice(rows, min(size, len(rows)), replace=False)
         returns = discounted_returns(store, discount)[some]
-        own = critic.q(transitions.observations[some], transitions.actions[some]).amin(0).numpy()
+        seen = critic.features(transitions.observe(torch.from_numpy(some)))
+        own = critic.q(seen, transitions.actions[some]).amin(0).numpy()
         found |= {
             "return_mean": float(returns.mean()),
             "overestimation": float(own.mean() - returns.mean()),

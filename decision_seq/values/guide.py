@@ -25,7 +25,8 @@ class Guide:
 
     With `guidance`, QCS's term (arXiv:2402.02017), - lambda(R) min_i Q_i(s, predicted action), with
     lambda(R) = max(q_min, 100 q_scale (return_star - R / R_max)) / mean |Q| and R is the return of
-    the step's episode: the worse it is, the less its actions are a model. With `advantage_weight`
+    the step's episode: the worse it is, the less its actions are a model. Where returns are
+    negative, R and R_max are what they are above the lowest. With `advantage_weight`
     beta, the error itself is weighed by exp(beta (Q(s, a) - V(s)) / c), at most 100, of the data's
     own action, as implicit Q-learning does (arXiv:2110.06169), with MARWIL's unit c, the root mean
     square of the advantage (Wang et al., 2018): beta means the same whatever a reward is worth.
@@ -35,13 +36,15 @@ class Guide:
         config: the agent's.
         magnitude: mean over the data of |min_i Q_i(s, a)|.
         advantage_rms: c.
-        best_return: R_max, of the data's best episode, in units of the agent's return scale.
+        lowest_return: of the data's episodes, in units of the agent's return scale; at most 0.
+        best_return: of the data's episodes, above the lowest: R_max.
     """
 
     critic: Critic
     config: AgentConfig
     magnitude: float
     advantage_rms: float
+    lowest_return: float
     best_return: float
 
     def __call__(
@@ -49,7 +52,10 @@ class Guide:
     ) -> Tensor:
         """[B, K] from errors [B, K], predictions [B, K, A] and what the agent's `preprocess` made
         of the observations and actions of `batch`."""
-        states, actions = values["observation"], values["action"]
+        actions = values["action"]
+        seen = values["observation"] if self.critic.encoder is None else batch.observations
+        with torch.no_grad():
+            states = self.critic.features(seen)
         if self.config.advantage_weight:
             with torch.no_grad():
                 advantage = self.critic.q(states, actions).amin(0) - self.critic.value(states)
@@ -61,7 +67,8 @@ class Guide:
         settings, q = self.config.guidance, self.critic.q
         predicted = predicted.float()
         each = q.expected(states, predicted) if q.discrete else q(states, predicted)  # [E, B, K]
-        shortfall = settings.return_star - batch.episode_returns / self.best_return  # [B]
+        reached = (batch.episode_returns - self.lowest_return) / self.best_return  # [B]
+        shortfall = settings.return_star - reached
         strength = (100 * settings.q_scale * shortfall).clamp(min=settings.q_min) / self.magnitude
         return errors - strength.unsqueeze(1) * each.amin(0)
 
@@ -82,8 +89,10 @@ def guide_for(
     config = agent.config
     if config.guidance is None and not config.advantage_weight:
         return None
-    critic = ensure_values(run, store, values, seed, agent.action_scale.cpu())
-    best = as_conditioned(store, config.returns).episode_returns.max() / config.returns.scale
+    critic = ensure_values(run, store, values, seed, agent.action_scale.cpu(), config)
+    returns = as_conditioned(store, config.returns).episode_returns / config.returns.scale
+    lowest = min(float(returns.min()), 0.0)
+    best = max(float(returns.max()) - lowest, 1e-6)
     found = read_diagnostics(run)
     magnitude, rms = (max(found[name], 1e-6) for name in ("q_magnitude", "advantage_rms"))
-    return Guide(critic.to(agent.device), config, magnitude, rms, float(best))
+    return Guide(critic.to(agent.device), config, magnitude, rms, lowest, best)

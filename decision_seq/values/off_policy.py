@@ -156,7 +156,7 @@ def fitted_q(
 
     def value(network: ActionValues, rows: Tensor) -> Tensor:
         """[E, B] of what the policy does at `rows` [B]."""
-        seen = transitions.observations[rows]
+        seen = transitions.observe(rows)
         return network.expected(seen, acts[rows]) if store.discrete else network(seen, acts[rows])
 
     for _ in range(config.steps):
@@ -166,7 +166,7 @@ def fitted_q(
         with torch.no_grad():
             on = config.discount * (1 - transitions.terminated[rows])
             target = transitions.rewards[rows] / scale + on * value(slow, following)
-        error = target - q(transitions.observations[rows], transitions.actions[rows])
+        error = target - q(transitions.observe(rows), transitions.actions[rows])
         optimizer.zero_grad(set_to_none=True)
         (weight[:, rows] * error.square()).mean(1).sum().backward()
         optimizer.step()

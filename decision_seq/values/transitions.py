@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +10,8 @@ import torch
 from torch import Tensor
 
 from decision_seq.data.store import EpisodeStore
-from decision_seq.data.transforms import ObservationNorm
+from decision_seq.data.transforms import ObservationNorm, ReturnSpec
+from decision_seq.data.windows import WindowSampler
 from decision_seq.errors import UserError
 
 
@@ -18,33 +20,36 @@ class Transitions:
     """N transitions. The last step of a truncated episode is none: its next observation is not
     known. That of a terminated one is, and its next observation does not matter."""
 
-    observations: Tensor  # [steps, S], standardised
+    # of rows [B]: [B, S] standardised; of images the stacks [B, n, H, W(, C)] that are seen there,
+    # of records with images their bytes [B, n, bytes]
+    observe: Callable[[Tensor], Tensor]
     actions: Tensor  # [steps, A] in units of the agent's action scale, or [steps] int64
     rewards: Tensor  # [steps]
     terminated: Tensor  # [steps], 1 or 0
     rows: np.ndarray  # [N], those with a next observation, or the end, behind them
 
     @classmethod
-    def of(cls, store: EpisodeStore, action_scale: Tensor) -> Transitions:
-        """Raises UserError for images and for actions that are no plain vector or choice, of which
-        no values are fitted yet."""
-        if store.observations.ndim != 2 or store.observations.dtype != np.float32:
-            raise UserError(
-                f"{store.name}: its observations hold images, of which no values are fitted; leave "
-                "out agent.guidance and agent.advantage_weight"
-            )
+    def of(
+        cls, store: EpisodeStore, action_scale: Tensor, frame_stack: int | None = None
+    ) -> Transitions:
+        """Raises UserError for actions that are no plain vector or choice, of which no values are
+        fitted yet.
+
+        Args:
+            store: the dataset.
+            action_scale: [A], of the agent's actions; [] if they are discrete.
+            frame_stack: images seen at a step, by default the store's.
+        """
         if store.action_table is not None:
             raise UserError(
                 f"{store.name}: its actions have several parts or no bounds, of which no values "
                 "are fitted; leave out agent.guidance and agent.advantage_weight"
             )
-        table = store.observation_table
-        norm = ObservationNorm.of(store.observations, table.scaled if table else None)
         last = store.offsets[1:] - 1
         cut = last[~store.terminated[last]]
         actions = torch.from_numpy(store.actions)
         return cls(
-            torch.from_numpy((store.observations - norm.mean) / norm.std),
+            _stacks(store, frame_stack) if store.frames else _vectors(store),
             actions if store.discrete else actions / action_scale,
             torch.from_numpy(store.rewards),
             torch.from_numpy(store.terminated.astype(np.float32)),
@@ -56,9 +61,21 @@ class Transitions:
         rows = torch.from_numpy(self.rows[generator.integers(len(self.rows), size=size)])
         following = (rows + 1).clamp(max=len(self.rewards) - 1)  # beyond the end: not looked at
         return (
-            self.observations[rows],
+            self.observe(rows),
             self.actions[rows],
             self.rewards[rows],
             self.terminated[rows],
-            self.observations[following],
+            self.observe(following),
         )
+
+
+def _vectors(store: EpisodeStore) -> Callable[[Tensor], Tensor]:
+    table = store.observation_table
+    norm = ObservationNorm.of(store.observations, table.scaled if table else None)
+    standardised = torch.from_numpy((store.observations - norm.mean) / norm.std)
+    return lambda rows: standardised[rows]
+
+
+def _stacks(store: EpisodeStore, frame_stack: int | None) -> Callable[[Tensor], Tensor]:
+    steps = WindowSampler(store, np.arange(store.episodes), 1, ReturnSpec(), 0, stack=frame_stack)
+    return lambda rows: steps.windows(rows).observations[:, 0]
