@@ -75,6 +75,24 @@ def test_the_first_table_says_who_is_better_and_at_what_cost(tmp_path: Path) -> 
     assert [s.agent for s in pooled] == ["mamba", "attention"]  # bc is not on both
 
 
+def test_returns_of_0_or_1_are_told_apart(tmp_path: Path) -> None:
+    """By three digits of the largest return, in every table, the summary and a figure's words."""
+    runs = runs_of(tmp_path, {"mamba": [0.850, 0.914], "bc": [0.848, 0.908]})
+    for run in runs:
+        run.dataset.update(return_mean=0.456, returns=[0.0, 0.97])
+        for i, r in enumerate(run.rows):
+            mean = r["normalized_score"] + 1 - 2 * i  # runs_of lays its episodes around it
+            r.update(normalized_score=None, episode_return=mean, env="MiniGrid-v0")
+            r["target"] = None if r["target"] is None else 0.95
+    data = Data(runs, {})
+    assert "return 0.882 when asked for 0.950; the data's mean return is 0.456." in data.summary[0]
+    for name in ("At a glance", "Scores"):
+        cells = " ".join(cell for line in section(data, name).table.rows for cell in line)
+        assert "0.882" in cells and "0.878" in cells and " 0.9 " not in cells
+    assert "bc 0.878; mamba 0.882" in section(data, "Scores").figures[0].alt
+    assert "0.004" in section(data, "At a glance").table.rows[1][4]
+
+
 def test_a_filmed_median_is_a_strip_of_six_frames(tmp_path: Path) -> None:
     runs = runs_of(tmp_path, {"mamba": [80.0, 81]})
     assert Data(runs, {}).films == []

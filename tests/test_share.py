@@ -54,7 +54,7 @@ def test_cards_say_what_rows_say(run: Path, tmp_path: Path) -> None:
     save_pretrained(run, tmp_path / "toy")
     card = (tmp_path / "toy" / "README.md").read_text()
     mean = np.mean([row["episode_return"] for row in read_rows(run)])
-    assert f"| window | 5 | 3 | {mean:.1f} |" in card
+    assert f"| window | 5 | 3 | {mean:.2f} |" in card  # three digits of what is below 10
     data = json.loads((run / "dataset.json").read_text())
     assert data["hash"] in card and "library_name: decision-seq" in card.split("---")[1]
     (tmp_path / "toy" / "episodes.jsonl").write_text("")

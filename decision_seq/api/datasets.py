@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from decision_seq.api.shown import Shown
+from decision_seq.digits import decimals
 
 if TYPE_CHECKING:
     from decision_seq.data.findings import Finding
@@ -53,9 +54,11 @@ class Dataset(Shown):
 
     def __str__(self) -> str:
         told = self._counted or self.summary
+        mean, spread = told["return_mean"], told["return_std"]
+        digits = decimals([mean, spread])
         return (
             f"{self.name}: {told['episodes']} episodes, {told['steps']} steps, "
-            f"return {told['return_mean']:.1f} ± {told['return_std']:.1f}"
+            f"return {mean:.{digits}f} ± {spread:.{digits}f}"
         )
 
     __repr__ = __str__

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from decision_seq.api.shown import Shown
+from decision_seq.digits import decimals
 from decision_seq.eval.report import figures as drawn
 from decision_seq.eval.report.parts import Table
 from decision_seq.eval.report.runs import Run, load_settings
@@ -309,7 +310,7 @@ def _line(label: str, part: list[Row]) -> list[str]:
         label,
         str(len(part)),
         _mean_std([row["episode_return"] for row in part]),
-        "-" if None in scores else _mean_std(scores),
+        "-" if None in scores else f"{np.mean(scores):.1f} ± {np.std(scores):.1f}",
         f"{100 * np.mean(told):.0f} %" if told else "-",
         f"{np.mean([row['length'] for row in part]):.0f}",
         f"{np.mean([row['milliseconds_per_step'] for row in part]):.2f}",
@@ -342,4 +343,5 @@ def _notes(rows: list[Row]) -> list[str]:
 
 
 def _mean_std(values: list[float]) -> str:
-    return f"{np.mean(values):.1f} ± {np.std(values):.1f}"
+    digits = decimals(values)
+    return f"{np.mean(values):.{digits}f} ± {np.std(values):.{digits}f}"

@@ -20,6 +20,7 @@ from decision_seq import __version__
 from decision_seq.agents import load_agent, save_agent
 from decision_seq.agents.return_prior import FILE as PRIOR
 from decision_seq.data.tools.info import read_summary
+from decision_seq.digits import decimals
 from decision_seq.errors import UserError
 from decision_seq.eval.rows import Row, read_rows, target_label
 from decision_seq.files import atomic_folder, write_text
@@ -111,7 +112,7 @@ def write_card(folder: Path, name: str, note: str = "") -> None:
     """README.md of a shared folder, from what lies in it, and a note on its data and scores."""
     about = json.loads((folder / SHARED_INDEX).read_text("utf-8"))
     data = read_summary(folder / "dataset.json")
-    scores = score_lines(read_rows(folder))
+    scores, digits = score_lines(read_rows(folder)), decimals(data["returns"])
     card = CARD.format(
         name=name,
         env=about["env"],
@@ -126,8 +127,8 @@ def write_card(folder: Path, name: str, note: str = "") -> None:
         hash=about["data"]["hash"],
         episodes=data["episodes"],
         steps=data["steps"],
-        data_mean=data["return_mean"],
-        data_max=data["return_max"],
+        data_mean=f"{data['return_mean']:.{digits}f}",
+        data_max=f"{data['return_max']:.{digits}f}",
         scores="\n".join(scores) or "It has not been evaluated.",
         note=f"\n{textwrap.fill(note, 100)}\n" if note else "",
         version=about["versions"]["decision_seq"],
@@ -139,6 +140,7 @@ def score_lines(rows: list[Row]) -> list[str]:
     """A table of mean returns over episodes with 95 % intervals, a line a context and target."""
     lines = ["| context | target | episodes | return | 95 % interval | normalized score |"]
     lines.append("|---|---|---|---|---|---|")
+    digits = decimals(row["episode_return"] for row in rows)
 
     def key(row: Mapping[str, Any]) -> tuple[str, str]:
         return row["context"], target_label(dict(row))
@@ -150,10 +152,8 @@ def score_lines(rows: list[Row]) -> list[str]:
         low, high = np.quantile(draws, [0.025, 0.975])
         scores = [row["normalized_score"] for row in part]
         score = "-" if None in scores else f"{np.mean(scores):.1f}"
-        lines.append(
-            f"| {context} | {target} | {len(part)} | {returns.mean():.1f} | {low:.1f} to "
-            f"{high:.1f} | {score} |"
-        )
+        mean, low, high = (f"{value:.{digits}f}" for value in (returns.mean(), low, high))
+        lines.append(f"| {context} | {target} | {len(part)} | {mean} | {low} to {high} | {score} |")
     return lines if rows else []
 
 
@@ -166,7 +166,7 @@ tags: [reinforcement-learning, offline-rl, decision-transformer, {backbone}]
 
 {agent} (backbone {backbone}, {parameters} parameters) for `{env}`, trained by decision-seq
 {version} on {data} (hash {hash}): {episodes} episodes, {steps} steps, mean return
-{data_mean:.1f}, best {data_max:.1f}. Of one training seed; of step {step}, {checkpoint}
+{data_mean}, best {data_max}. Of one training seed; of step {step}, {checkpoint}
 checkpoint, not chosen by scores.
 {note}
 ## Scores

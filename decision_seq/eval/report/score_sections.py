@@ -11,6 +11,7 @@ from decision_seq.eval.report import statistics as stats
 from decision_seq.eval.report.data import Data
 from decision_seq.eval.report.film import strip
 from decision_seq.eval.report.parts import Figure, Section, Table
+from decision_seq.eval.report.scores import bracket, lead
 
 
 def glance(data: Data) -> Section | None:
@@ -20,10 +21,9 @@ def glance(data: Data) -> Section | None:
     everything = f"all {len(data.pooled)} with normalized scores"
     rows = [
         [everything if s.task == "all" else s.task, s.agent, s.verdict,
-         f"{s.score.value:z.1f}{bracket(s.score.interval)}" + " (return)" * (s.unit == "return"),
-         "" if s.behind is None else f"{s.behind.value:z.1f}{bracket(s.behind.interval)}",
-         "" if s.improvement is None
-         else f"{s.improvement.value:.2f}{bracket(s.improvement.interval, 2)}",
+         number(s.score, s.digits) + " (return)" * (s.unit == "return"),
+         "" if s.behind is None else number(s.behind, s.digits),
+         "" if s.improvement is None else number(s.improvement, 2),
          shown(s.training_seconds), shown(s.parameters), shown(s.milliseconds_per_step, 2)]
         for s in data.standings
     ]  # fmt: skip
@@ -51,13 +51,13 @@ def scores(data: Data) -> Section | None:
         return None
     rows = []
     for s in data.scores:
-        spread = f" ± {s.spread:.1f}" if len(s.seeds) > 1 else ""
+        spread = f" ± {s.spread:.{s.digits}f}" if len(s.seeds) > 1 else ""
         unit = " (return)" if s.unit == "return" else ""
-        seeds = ", ".join(f"{mean:z.1f} (seed {seed})" for seed, mean in s.seeds)
+        seeds = ", ".join(f"{mean:z.{s.digits}f} (seed {seed})" for seed, mean in s.seeds)
         rows.append(
             [s.dataset, s.env, s.checkpoint, s.target, s.context, s.agent,
-             f"{s.mean:z.1f}{spread}{bracket(s.interval)}{unit}", seeds, f"{s.mean_return:z.0f}",
-             str(s.episodes)]
+             f"{s.mean:z.{s.digits}f}{spread}{bracket(s.interval, s.digits)}{unit}", seeds,
+             f"{s.mean_return:z.{s.return_digits}f}", str(s.episodes)]
         )  # fmt: skip
     note = (
         "Scores are normalized where references exist: 100 (return - random) / (expert - random), "
@@ -79,7 +79,9 @@ def scores(data: Data) -> Section | None:
             Figure(
                 partial(figures.seed_scores, task, data.style),
                 f"Score of every training seed on {task.name} ({task.checkpoint}), a row an agent: "
-                + "; ".join(f"{a} {np.mean(task.of(a)):z.1f}" for a in sorted(task.scores)),
+                + "; ".join(
+                    f"{a} {np.mean(task.of(a)):z.{task.digits}f}" for a in sorted(task.scores)
+                ),
             )
             for task in data.tasks
         ),
@@ -129,14 +131,11 @@ def comparison(data: Data) -> Section | None:
         return None  # the first table has it
     rows = []
     for c in data.comparisons:
-        lead = "no common scale"
-        if c.difference:
-            lead = f"{c.difference.value:z.1f}{bracket(c.difference.interval)}"
-        probability = f"{c.improvement.value:.2f}{bracket(c.improvement.interval, 2)}"
         sure = {True: "better", False: "tie", None: "too few seeds"}[c.sure]
         rows.append(
-            [c.task, c.checkpoint, c.better, c.worse, lead, probability, str(c.seeds), sure]
-        )
+            [c.task, c.checkpoint, c.better, c.worse, lead(c), number(c.improvement, 2),
+             str(c.seeds), sure]
+        )  # fmt: skip
     columns = ("task", "checkpoint", "agent", "against", "paired difference",
                "probability of improvement", "common seeds", "verdict")  # fmt: skip
     return Section(
@@ -152,7 +151,7 @@ def together(data: Data) -> Section | None:
         return None
     names = list(next(iter(data.aggregates.values())))
     rows = [
-        [agent, *(f"{found[name].value:z.1f}{bracket(found[name].interval)}" for name in names)]
+        [agent, *(number(found[name], data.pooled[0].digits) for name in names)]
         for agent, found in data.aggregates.items()
     ]
     of = data.pooled_checkpoint
@@ -172,11 +171,9 @@ def together(data: Data) -> Section | None:
     )
 
 
-def bracket(interval: stats.Interval | None, digits: int = 1) -> str:
-    """An interval after a number, or nothing."""
-    if interval is None:
-        return ""
-    return f" [{interval.low:z.{digits}f}, {interval.high:z.{digits}f}]"
+def number(found: stats.Estimate, digits: int) -> str:
+    """A statistic with its interval."""
+    return f"{found.value:z.{digits}f}{bracket(found.interval, digits)}"
 
 
 def shown(value: float | None, digits: int = 0) -> str:

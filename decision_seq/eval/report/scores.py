@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from decision_seq.digits import decimals
 from decision_seq.eval.report import statistics as stats
 from decision_seq.eval.report.runs import Run, checkpoints
 from decision_seq.eval.rows import Row, cut_off, target_label, target_name
@@ -35,6 +36,8 @@ class Score:
     episodes: int
     best: bool  # highest mean for its dataset, target and context
     unit: str  # "normalized" or "return"
+    digits: int  # decimals of the score
+    return_digits: int
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class Task:
     context: str  # that in which most agents were evaluated; the papers', window, if as many
     checkpoint: str  # that the scores are of, in words
     unit: str
+    digits: int  # decimals of the scores
     scores: dict[str, BySeed]  # by agent
 
     @property
@@ -72,6 +76,7 @@ class Comparison:
     difference: stats.Estimate | None  # on common seeds; None where units have no common scale
     improvement: stats.Estimate  # probability that a seed of the one scores higher
     seeds: int  # common training seeds, of the task that has fewest
+    digits: int  # decimals of the difference
 
     @property
     def sure(self) -> bool | None:
@@ -79,6 +84,19 @@ class Comparison:
         if self.difference is None or self.difference.interval is None:
             return None
         return self.difference.interval.low > 0
+
+
+def digits_of(runs: Sequence[Run], dataset: str) -> int:
+    """Decimals that tell returns on the dataset apart, its own and those of rollouts: where a task
+    pays 0 or 1 there are more of them than where it pays thousands."""
+    own = [run for run in runs if run.dataset["name"] == dataset]
+    rolled = [row["episode_return"] for run in own for row in (*run.rows, *run.others)]
+    return decimals([*(r for run in own for r in run.dataset["returns"]), *rolled], least=0)
+
+
+def score_digits(runs: Sequence[Run], dataset: str, unit: str) -> int:
+    """Decimals of a score on the dataset."""
+    return 1 if unit == "normalized" else max(1, digits_of(runs, dataset))
 
 
 def score_table(runs: Sequence[Run]) -> list[Score]:
@@ -117,6 +135,8 @@ def score_table(runs: Sequence[Run]) -> list[Score]:
                 episodes=len(rows),
                 best=False,
                 unit=unit,
+                digits=score_digits(runs, dataset, unit),
+                return_digits=digits_of(runs, dataset),
             )
         )
     lines.sort(key=lambda s: (s.dataset, s.env, s.context, -(s.mean_target or 0), s.agent))
@@ -162,7 +182,8 @@ def choose_tasks(runs: Sequence[Run], scores: Sequence[Score]) -> list[Task]:
             by_seed = by_agent.setdefault(run.agent, {})
             by_seed.setdefault(row["train_seed"], {})[row["env_seed"]] = value(row, unit)
         made = checkpoints(rows)
-        tasks.append(Task(dataset, env, target, unasked, context, made, unit, by_agent))
+        digits = score_digits(runs, dataset, unit)
+        tasks.append(Task(dataset, env, target, unasked, context, made, unit, digits, by_agent))
     return tasks
 
 
@@ -215,6 +236,7 @@ def compare(tasks: Sequence[Task], better: str, worse: str, name: str) -> Compar
             {t.name: t.of(better) for t in tasks}, {t.name: t.of(worse) for t in tasks}
         ),
         seeds=min((paired[task.name] for task in tasks), default=0),
+        digits=max(task.digits for task in tasks),
     )
 
 
@@ -245,17 +267,19 @@ def summary(
         ) else task.unasked  # fmt: skip
         (line,) = [s for s in scores if (s.dataset, s.env, s.target, s.context, s.agent)
                    == (task.dataset, task.env, target, task.context, leader)]  # fmt: skip
-        goal = "" if line.mean_target is None else f" when asked for {line.mean_target:.0f}"
+        places = line.return_digits
+        goal = "" if line.mean_target is None else f" when asked for {line.mean_target:.{places}f}"
         data = next(r.dataset for r in runs if r.dataset["name"] == task.dataset)
         place = task.dataset if _alone(task, tasks) else f"{task.dataset} in {task.env}"
-        interval = f", 95 % interval{_bracket(line.interval)}" if line.interval else ""
-        reached = f"return {line.mean:z.1f}{goal}{interval}"
+        interval = f", 95 % interval{bracket(line.interval, line.digits)}" if line.interval else ""
+        reached = f"return {line.mean:z.{line.digits}f}{goal}{interval}"
         if line.unit == "normalized":
             score = f"{line.mean:z.1f}{interval}"
-            reached = f"return {line.mean_return:z.0f}{goal} (normalized: {score})"
+            reached = f"return {line.mean_return:z.{places}f}{goal} (normalized: {score})"
         sentences.append(
             f"On {place}, the highest mean is {leader}'s: {reached}; the data's mean return is "
-            f"{data['return_mean']:.0f}. {verdict([c for c in lines if c.task == task.name])}"
+            f"{data['return_mean']:.{places}f}. "
+            + verdict([c for c in lines if c.task == task.name])
         )
     if overall := [c for c in lines if c.task == "all"]:
         sentences.insert(
@@ -286,8 +310,7 @@ def verdict(lines: Sequence[Comparison]) -> str:
         others = "all others" if len(lines) > 1 else rival.worse
         return (
             f"It is better than {others} on the same seeds, with 95 % confidence in each "
-            f"comparison: by {rival.difference.value:.1f}{_bracket(rival.difference.interval)} "
-            f"over {rival.worse}."
+            f"comparison: by {lead(rival)} over {rival.worse}."
         )
     names = ", ".join(c.worse for c in unsure)
     if unsure[0].sure is None:
@@ -298,10 +321,24 @@ def verdict(lines: Sequence[Comparison]) -> str:
     assert nearest.difference is not None
     return (
         f"{f'It is better than {beaten} with 95 % confidence in each comparison. ' * bool(beaten)}"
-        f"Its lead over {names} can be chance: {nearest.difference.value:.1f}"
-        f"{_bracket(nearest.difference.interval)} over {nearest.worse} on the same seeds, an "
-        "interval that holds zero."
+        f"Its lead over {names} can be chance: {lead(nearest)} over {nearest.worse} on the same "
+        "seeds, an interval that holds zero."
     )
+
+
+def lead(line: Comparison) -> str:
+    """The paired difference with its interval, in words."""
+    if line.difference is None:
+        return "no common scale"
+    found = line.difference
+    return f"{found.value:z.{line.digits}f}{bracket(found.interval, line.digits)}"
+
+
+def bracket(interval: stats.Interval | None, digits: int) -> str:
+    """An interval after a number, or nothing."""
+    if interval is None:
+        return ""
+    return f" [{interval.low:z.{digits}f}, {interval.high:z.{digits}f}]"
 
 
 def _ranked(means: dict[str, Any]) -> list[str]:
@@ -310,12 +347,6 @@ def _ranked(means: dict[str, Any]) -> list[str]:
 
 def _alone(task: Task, tasks: Sequence[Task]) -> bool:
     return sum(other.dataset == task.dataset for other in tasks) == 1
-
-
-def _bracket(interval: stats.Interval | None, digits: int = 1) -> str:
-    if interval is None:
-        return ""
-    return f" [{interval.low:z.{digits}f}, {interval.high:z.{digits}f}]"
 
 
 def _marked(line: Score, lines: list[Score]) -> Score:

@@ -15,10 +15,10 @@ from decision_seq.eval.report.data import Data
 from decision_seq.eval.report.parts import Figure, Section, Table
 from decision_seq.eval.report.runs import datasets, inspected, reported
 from decision_seq.eval.report.score_sections import (
-    bracket,
     comparison,
     film,
     glance,
+    number,
     scores,
     shown,
     success,
@@ -97,7 +97,7 @@ def checkpoints(data: Data) -> Section | None:
     rows = [
         [v.dataset, v.env, v.target, v.context, v.checkpoint, v.other_checkpoint, v.agent,
          v.candidates, str(v.seeds),
-         f"{v.base:z.1f}", f"{v.other:z.1f}", difference(v)]
+         *both(v), difference(v)]
         for v in data.choices
     ]  # fmt: skip
     columns = ("dataset", "environment", "target", "context", "last is", "chosen is", "agent",
@@ -133,7 +133,8 @@ def spending(data: Data) -> Section | None:
     )
     rows = [
         [s.dataset, s.checkpoints, s.agent, str(s.candidates), str(s.episodes),
-         f"{s.scores[0]:z.1f}", f"{s.scores[-1]:z.1f}", str(s.episodes * s.candidates)]
+         *(f"{score:z.{s.digits}f}" for score in (s.scores[0], s.scores[-1])),
+         str(s.episodes * s.candidates)]
         for s in data.selections
     ]  # fmt: skip
     columns = ("dataset", "checkpoints at steps", "agent", "candidates", "episodes to judge one",
@@ -174,8 +175,8 @@ def contexts(data: Data) -> Section | None:
     if not data.contexts:
         return None
     rows = [
-        [v.dataset, v.env, v.target, v.checkpoint, v.agent, str(v.seeds), f"{v.base:z.1f}",
-         f"{v.other:z.1f}", difference(v), f"{v.milliseconds[0]:.2f}", f"{v.milliseconds[1]:.2f}"]
+        [v.dataset, v.env, v.target, v.checkpoint, v.agent, str(v.seeds), *both(v),
+         difference(v), f"{v.milliseconds[0]:.2f}", f"{v.milliseconds[1]:.2f}"]
         for v in data.contexts
     ]  # fmt: skip
     columns = ("dataset", "environment", "target", "checkpoint", "agent", "seeds", "window",
@@ -252,7 +253,12 @@ def lookback(data: Data) -> Section | None:
 
 def difference(line: PairedScores) -> str:
     """The paired difference with its interval."""
-    return f"{line.difference.value:+z.1f}{bracket(line.difference.interval)}"
+    return f"{'+' * (line.difference.value > 0)}{number(line.difference, line.digits)}"
+
+
+def both(line: PairedScores) -> tuple[str, str]:
+    """The two scores."""
+    return f"{line.base:z.{line.digits}f}", f"{line.other:z.{line.digits}f}"
 
 
 def _cost_row(c: Cost, where: Sequence[str]) -> list[str]:

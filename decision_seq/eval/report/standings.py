@@ -21,6 +21,7 @@ class Standing:
     task: str  # name of the task, or "all"
     statistic: str  # what `score` is: the mean over seeds, or the interquartile mean over all tasks
     unit: str
+    digits: int  # decimals of score and difference
     agent: str
     score: stats.Estimate
     behind: stats.Estimate | None  # the leader's less this one's, on common seeds
@@ -71,7 +72,7 @@ def _block(
         ]  # fmt: skip
         lines.append(
             Standing(
-                name, statistic, tasks[0].unit, agent, found[agent],
+                name, statistic, tasks[0].unit, tasks[0].digits, agent, found[agent],
                 behind=line.difference if line else None,
                 improvement=line.improvement if line else None,
                 verdict=_verdict([line] if line else [*own.values()], leads=line is None),

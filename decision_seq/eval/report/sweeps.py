@@ -63,6 +63,7 @@ def selections(runs: Sequence[Run], tasks: Sequence[Task]) -> list[Selection]:
             Selection(
                 task.dataset, name, len(judged), words, episodes,
                 stats.selection_curve(rollouts, np.array(truths), episodes).tolist(), task.unit,
+                task.digits,
             )
             for episodes in sorted({1, fewest})
         ]  # fmt: skip

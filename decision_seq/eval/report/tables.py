@@ -10,7 +10,7 @@ import numpy as np
 
 from decision_seq.eval.report import statistics as stats
 from decision_seq.eval.report.runs import Run, checkpoints
-from decision_seq.eval.report.scores import Task, unit_of, value
+from decision_seq.eval.report.scores import Task, score_digits, unit_of, value
 from decision_seq.eval.rows import Row, target_label
 
 CostKey = tuple[str, str, str, int, str, int | None]  # the first fields of `Cost`
@@ -38,6 +38,7 @@ class PairedScores:
     other: float
     difference: stats.Estimate  # other - base, on common training and environment seeds
     unit: str
+    digits: int  # decimals of the scores
     milliseconds: tuple[float, float]  # a step, of both
 
 
@@ -96,6 +97,7 @@ class Selection:
     episodes: int  # that judge a candidate
     scores: list[float]  # after 1, 2, ... candidates; mean over seeds
     unit: str
+    digits: int  # decimals of the scores
 
 
 def last_or_best(runs: Sequence[Run]) -> list[PairedScores]:
@@ -164,6 +166,7 @@ def _paired_scores(
                 other=float(np.mean(list(others.values()))),
                 difference=stats.paired_difference(others, bases),
                 unit=unit,
+                digits=score_digits([run for run, _, _ in pairs], key[0], unit),
                 milliseconds=(
                     float(np.mean([mate["milliseconds_per_step"] for _, mate, _ in matched])),
                     float(np.mean([row["milliseconds_per_step"] for _, _, row in matched])),
@@ -255,7 +258,7 @@ def selections(runs: Sequence[Run], tasks: Sequence[Task]) -> list[Selection]:
                 curve = stats.selection_curve(rollouts, truths, episodes)
                 curves.setdefault(key, []).append(curve)
         lines += [
-            Selection(task.dataset, *key, np.mean(group, axis=0).tolist(), task.unit)
+            Selection(task.dataset, *key, np.mean(group, axis=0).tolist(), task.unit, task.digits)
             for key, group in sorted(curves.items())
         ]
     return lines
