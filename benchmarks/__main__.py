@@ -28,7 +28,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import models, scan
+from benchmarks import measure, models, scan
 from benchmarks.measure import BENCHMARKS, Listing, Options, Table, floor, hardware
 from decision_seq.hardware import keep_freed_memory
 
@@ -49,6 +49,7 @@ def main() -> None:
     if arguments.rehearse:  # models are as small as they go, too
         models.WIDTH, models.LAYERS, models.EPISODES = 16, 1, 10
         scan.BATCH, scan.WIDTH = 2, 16
+        measure.PEERS = False  # importing one takes longer than all else of a section
     keep_freed_memory()  # as training does
     options = Options(
         quick=arguments.quick or arguments.rehearse,

@@ -99,6 +99,12 @@ _, expected_state = reference.selective_scan_step(*inputs, torch.zeros(2, 33, 3)
 errors["stream"] = [error(torch.cat(outputs, 1), reference.selective_scan(*inputs)),
                     error(state, expected_state)]
 
+# training on streams: from a state on, with gradients
+before = torch.randn(2, 33, 3).double()
+def continued(step):
+    return lambda *x: step(*x, before.to(x[0]))[0]
+compare("continued", continued(ops.selective_scan_step), continued(reference.scan_from), inputs)
+
 for shape in [(0, 5, 17, 4), (2, 0, 17, 4)]:
     y, grads = with_grads(ops.selective_scan, single(scan_inputs(shape)))
     assert y.shape == shape[:3] and not any(g.any() for g in grads)
@@ -210,6 +216,11 @@ def test_mamba_ssm_without_its_compiled_scan_is_not_used(
     assert "does not import (No module named 'mamba_ssm')" in why_not()
     monkeypatch.setattr(mamba_ssm_scan, "_scan", lambda: print)
     assert "without selective_scan_cuda" in why_not()
-    (tmp_path / "selective_scan_cuda.py").touch()
+    compiled = tmp_path / "selective_scan_cuda.py"
+    compiled.write_text("raise ImportError('undefined symbol: of another PyTorch')")
     monkeypatch.syspath_prepend(tmp_path)
+    assert "does not import (undefined symbol: of another PyTorch)" in why_not()
+    compiled.write_text("")
+    importlib.invalidate_caches()
     assert why_not() == ""
+    sys.modules.pop("selective_scan_cuda")

@@ -111,12 +111,8 @@ def gymnasiums(lanes: WarpLanes, envs: list) -> None:  # type: ignore[type-arg]
 @pytest.mark.parametrize("name", ROBOTS)
 def test_steps_are_gymnasiums(name: str) -> None:
     """From the same states, with float32's rounding over the simulator's steps between; compiling
-    the kernels takes minutes the first time. Ant has elliptic cones here: MuJoCo Warp turns
-    pyramids of friction under capsules that stand steeper than 60 degrees, MuJoCo does not."""
+    the kernels takes minutes the first time."""
     envs = [make(name) for _ in range(5)]
-    if name == "Ant-v5":
-        for env in envs:
-            env.unwrapped.model.opt.cone = 1  # type: ignore[attr-defined]
     lanes, draw = WarpLanes(name, envs.pop(), 4), np.random.default_rng(0)
     active = np.array([True, True, True, False])
     starts = [env.reset(seed=7 + i)[0] for i, env in enumerate(envs)]

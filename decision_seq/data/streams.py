@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from decision_seq.data.windows import Batch, WindowSampler
+from decision_seq.hardware import to_device
 
 
 class StreamSampler:
@@ -38,7 +39,7 @@ class StreamSampler:
 
     def begins(self, index: int, size: int) -> Tensor:
         """[size] bool: the rows of batch number `index` that begin an episode."""
-        return torch.from_numpy(self._places(index, size)[1]).to(self._windows.device)
+        return to_device(torch.from_numpy(self._places(index, size)[1]), self._windows.device)
 
     def places(self, index: int, size: int) -> list[tuple[int, int]]:
         """(episode, step within it) where each window of batch number `index` starts."""

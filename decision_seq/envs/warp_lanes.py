@@ -77,6 +77,9 @@ class WarpLanes(Lanes):
                 nconmax=contacts,
                 njmax=4 * contacts + source.model.njnt,
             )
+        from decision_seq.envs.warp_contacts import as_mujoco
+
+        self._model.callback.contactfilter = as_mujoco
         names = ("ctrl", "qpos", "qvel", "qacc_warmstart", "xpos", "cfrc_ext")
         self._views = {name: warp.to_torch(getattr(self._data, name)) for name in names}
         self._torso = source.model.body(getattr(source, "_main_body", 1)).id

@@ -4,6 +4,7 @@ It wants time as the last dimension: [B, E, L] for u, dt and z, [B, N, L] for B 
 """
 
 import functools
+import importlib
 import importlib.util
 from collections.abc import Callable
 
@@ -19,20 +20,22 @@ def accepts(dtype: torch.dtype, device: str) -> bool:
 
 @functools.cache
 def unusable() -> str:
-    """Why the package cannot be used, or "" if it can. Its import fails without a GPU build; since
-    July 2026 it imports without its compiled scan, which a plain install leaves out."""
+    """Why the package cannot be used, or "" if it can. Releases up to 2.3.2 do not import without
+    their compiled scan. Since July 2026 its sources do, also where that was built for another
+    PyTorch, and a plain install leaves it out."""
     if not torch.cuda.is_available():
         return "there is no GPU that PyTorch can use"
     try:
         _scan()
+        if importlib.util.find_spec("selective_scan_cuda"):
+            importlib.import_module("selective_scan_cuda")
+            return ""
     except (ImportError, OSError, RuntimeError) as error:
         return f"mamba-ssm does not import ({' '.join(str(error).split())})"
-    if not importlib.util.find_spec("selective_scan_cuda"):
-        return (
-            "mamba-ssm was installed without selective_scan_cuda, its compiled scan; "
-            "set MAMBA_KEEP_CUDA_BUILD=TRUE when installing it"
-        )
-    return ""
+    return (
+        "mamba-ssm was installed without selective_scan_cuda, its compiled scan; "
+        "set MAMBA_KEEP_CUDA_BUILD=TRUE when installing it"
+    )
 
 
 def _scan() -> Callable[..., Tensor]:
