@@ -19,7 +19,9 @@ from decision_seq.cli import data
 from decision_seq.cli.main import COMMANDS, main
 from decision_seq.data.store import open_store
 from decision_seq.eval.compare.matrix import load_matrix
-from decision_seq.eval.rows import read_rows
+from decision_seq.eval.report.archive import load_runs
+from decision_seq.eval.report.protocol import commands as commands_of
+from decision_seq.eval.rows import OLDER, read_rows
 from decision_seq.run_config import load_run_config
 from decision_seq.shipped import config_names
 
@@ -107,6 +109,16 @@ def test_commands_take_what_the_pages_give_them() -> None:
             if name == "compare" and str(told["config"]) in config_names():
                 load_matrix(told["config"], Path("runs"), told["assignments"])
     assert seen > 150
+
+
+def test_rows_to_download_make_their_reports() -> None:
+    """Whatever version wrote them: docs/results.md says `decision-seq report` reads them."""
+    files = sorted((ROOT / "docs" / "results").glob("*.jsonl"))
+    for path in files:
+        assert f"results/{path.name}" in (ROOT / "docs" / "results.md").read_text()
+        runs = load_runs([path])
+        assert commands_of(runs) and all(OLDER.keys() <= row.keys() for r in runs for row in r.rows)
+    assert len(files) > 5
 
 
 def test_examples_of_associative_memories_print_what_they_show() -> None:

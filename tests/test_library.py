@@ -20,7 +20,9 @@ from decision_seq.data.store import open_store
 from decision_seq.data.tools import check
 from decision_seq.data.tools.check import examine
 from decision_seq.data.tools.export import EXPORTERS
+from decision_seq.data.tools.info import summarize
 from decision_seq.data.tools.library import listing, verify
+from decision_seq.envs.variants import difference
 from decision_seq.errors import UserError
 
 SEEDS = (3, 4, 5, 2**63 + 9)
@@ -41,6 +43,19 @@ def test_import_list_and_open_again(tmp_path: Path) -> None:
     mixed = open_store(["mine", by_npz(tmp_path, random_episodes([4]))])
     assert mixed.episodes_per_source == (4, 1) and mixed.steps == 27
     np.testing.assert_array_equal(mixed.actions[:23], first.actions)
+
+
+def test_an_environment_of_a_known_package_is_shown_as_commands_take_it(tmp_path: Path) -> None:
+    """Behind the module that registers it, which is not imported to look at data."""
+    before, recorded = set(sys.modules), "MiniGrid-MemoryS9-v0?max_episode_steps=-1&size=9"
+    meta = np.array(json.dumps({"env_id": recorded}))
+    store = import_dataset(
+        [str(write_npz(tmp_path / "m.npz", random_episodes([4]), meta=meta))], "m"
+    )
+    assert summarize(store)["env_id"] == f"minigrid:{recorded}"
+    assert f"minigrid:{recorded}" in listing()[0]
+    assert difference(recorded, f"minigrid:{recorded}") is None
+    assert not [name for name in set(sys.modules) - before if name.startswith("minigrid")]
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "../up", ".hidden", "log.csv", "x" * 101, "a b"])

@@ -13,6 +13,7 @@ from decision_seq.agents import load_agent
 from decision_seq.behaviours.tiers import behaviour_for
 from decision_seq.data.store import open_store
 from decision_seq.data.tools.collect import collect
+from decision_seq.data.tools.info import summarize
 from decision_seq.envs.registry import make
 from decision_seq.eval.rollout import rollout
 from decision_seq.run_folder import agent_path
@@ -54,5 +55,6 @@ def test_from_its_data_to_an_agent(tmp_path: Path) -> None:
     config = tiny_run(NAME, "toy/recall-v0", leave_out=["mission"])
     train(config, tmp_path / "run", torch.device("cpu"))
     agent = load_agent(agent_path(tmp_path / "run"))
-    rows = rollout(agent, NAME, [1.0], 2, 0, "stream", max_steps=9)
+    named = str(summarize(store)["env_id"])  # which commands take
+    rows = rollout(agent, named, [1.0], 2, 0, "stream", max_steps=9)
     assert [row.length for row in rows] == [9, 9]

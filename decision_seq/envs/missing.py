@@ -47,17 +47,21 @@ PACKAGES = (
 )  # fmt: skip
 
 
+def package_of(wanted: Identity) -> Package | None:
+    """The known package that has it, installed or not."""
+    return next((p for p in PACKAGES if re.match(p.ids, wanted.id.lower())), None)
+
+
 def advice(wanted: Identity, known: Iterable[str]) -> str:
     """What to do where `wanted` is not registered: the package that has it, else the nearest of the
     `known` names."""
-    for package in PACKAGES:
-        if re.match(package.ids, wanted.id.lower()):
-            write = f"`{package.module}:{wanted}`"
-            if wanted.module == package.module:
-                return f"{package.module} has no environment of that name in this version"
-            if importlib.util.find_spec(package.module):
-                return f"it is one of {package.module}'s: write {write}, which imports the module"
-            return f"install its package, `pip install {package.install}`, and write {write}"
+    if package := package_of(wanted):
+        write = f"`{package.module}:{wanted}`"
+        if wanted.module == package.module:
+            return f"{package.module} has no environment of that name in this version"
+        if importlib.util.find_spec(package.module):
+            return f"it is one of {package.module}'s: write {write}, which imports the module"
+        return f"install its package, `pip install {package.install}`, and write {write}"
     close = difflib.get_close_matches(wanted.id, known, n=1)
     nearest = f"the nearest is {close[0]}" if close else "see `decision-seq list envs`"
     return f"{nearest}; an environment of another package is written `package:{wanted.id}`"

@@ -124,6 +124,14 @@ def recorded_id(name: str) -> str:
     return str(found) if found.module is None else f"{found.module}:{found}"
 
 
+def typed(name: str) -> str:
+    """An environment that data record, as commands take it: behind the module of the known package
+    that registers it. Nothing is imported."""
+    found = Identity.parse(name)
+    package = missing.package_of(found)
+    return name if found.module or package is None else f"{package.module}:{name}"
+
+
 def identity_of(spec: EnvSpec) -> Identity:
     """The environment that `spec` describes, whether it exists here or not."""
     limit = -1 if spec.max_episode_steps is None else spec.max_episode_steps

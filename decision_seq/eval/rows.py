@@ -128,10 +128,10 @@ def read_rows(run: Path) -> list[Row]:
     for number, row in enumerate(rows, 1):
         if missing := FIELDS - row.keys():
             raise UserError(f"{path}: row {number} lacks `{min(missing)}`; evaluate the run again")
-    return [_completed(row) for row in rows]
+    return [completed(row) for row in rows]
 
 
-def _completed(row: Row) -> Row:
+def completed(row: Row) -> Row:
     """A row of any version as one of this."""
     if "checkpoint_rule" not in row:  # from when `best` was the lowest validation loss
         checkpoint = "validation" if row["checkpoint"] == "best" else row["checkpoint"]

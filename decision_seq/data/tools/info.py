@@ -13,6 +13,7 @@ from decision_seq.data.columns import constant
 from decision_seq.data.origin import recorded
 from decision_seq.data.store import EpisodeStore
 from decision_seq.envs.reference_scores import scaled, scoring
+from decision_seq.envs.registry import typed
 from decision_seq.errors import UserError
 from decision_seq.files import write_text
 
@@ -28,7 +29,7 @@ def summarize(store: EpisodeStore, env: str | None = None) -> dict[str, Any]:
     return {
         "name": store.name,
         "hash": store.hash,
-        "env_id": ", ".join(own) or None,
+        "env_id": ", ".join(map(typed, own)) or None,
         "episodes": store.episodes,
         "steps": store.steps,
         "observation_shape": list(store.observations.shape[1:]),

@@ -22,6 +22,7 @@ from decision_seq.data.sources import (
 )
 from decision_seq.data.sources.episode_list import gather
 from decision_seq.data.store import EpisodeStore, checksum, open_folder, write_store
+from decision_seq.envs.registry import typed
 from decision_seq.errors import UserError
 from decision_seq.files import exclusive, remove_leftovers
 
@@ -75,10 +76,10 @@ def listing() -> list[str]:
     lines = []
     for name in stored.names():
         store = open_folder(stored.library() / name, name)
-        env = ", ".join(recorded(store.info)) or "-"
+        env = ", ".join(map(typed, recorded(store.info))) or "-"
         lines.append(_line(name, store.episodes, store.steps, env, store.hash))
     for name, about in minari_dataset.local().items():
-        env = json.loads(about.get("env_spec") or "{}").get("id", "-")
+        env = typed(json.loads(about.get("env_spec") or "{}").get("id", "-"))
         lines.append(_line(name, about["total_episodes"], about["total_steps"], env, "Minari"))
     none = "`decision-seq collect` and `data import` make some"
     return lines or [f"no datasets in {stored.library()}, nor in Minari's storage; {none}"]

@@ -16,7 +16,7 @@ from typing import Any
 from decision_seq.config import build, to_plain
 from decision_seq.errors import UserError
 from decision_seq.eval.report.runs import Run, Settings, load_run, named_runs, split_rows
-from decision_seq.eval.rows import Row
+from decision_seq.eval.rows import Row, completed
 from decision_seq.files import read_jsonl
 
 OWN = ("env_seed", "target", "episode_return", "length", "normalized_score", "normalized_scores",
@@ -84,7 +84,7 @@ def _pack(run: Run) -> dict[str, Any]:
 def _unpack(path: Path, line: dict[str, Any]) -> Run:
     config = build(Settings, line["config"], str(path), "config")
     everything = [
-        line["common"] | {"run": line["run"]} | group["of"] | row
+        completed(line["common"] | {"run": line["run"]} | group["of"] | row)
         for group in line["evaluations"]
         for row in _rows(group["episodes"])
     ]
