@@ -277,6 +277,26 @@ def test_mujoco_is_drawn_without_a_screen(tmp_path: Path, monkeypatch: pytest.Mo
     assert moved.sum() > 1000
 
 
+@pytest.mark.parametrize("name", ["hopper", "halfcheetah"])
+def test_the_camera_goes_with_the_robot(name: str) -> None:
+    """Ten metres on as much of it is in the picture; gymnasium 1.4 would show a floor."""
+    try:
+        needed = video.check_video(name)
+    except UserError as error:
+        pytest.skip(str(error))
+    with video.drawing(needed):
+        env: Any = video.to_film(name)
+        env.reset(seed=0)
+        world, pictures = env.unwrapped, []
+        for metres in (0.0, 10.0):
+            place = world.init_qpos + metres * (np.arange(len(world.init_qpos)) == 0)
+            world.set_state(place, world.init_qvel)
+            pictures.append(env.render().astype(int))
+        env.close()
+    here, there = ((p[..., 0] - p[..., 2] > 40).mean() for p in pictures)  # what is brown
+    assert here > 0.005 and there == pytest.approx(here, rel=0.3)
+
+
 def test_atari_is_shown_in_colour() -> None:
     pytest.importorskip("ale_py")
     video.check_video("breakout")

@@ -79,8 +79,9 @@ def to_html(data: Data, parts: Sequence[Section], out: Path) -> str:
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
 
     def whole(text: str) -> str:
-        """Intervals are not broken within."""
-        return re.sub(r"\[[^]]*\]", lambda found: found[0].replace(" ", "\u00a0"), text)
+        """Intervals, and seeds with their scores, are not broken within."""
+        kept = r"\[[^]]*\]|\S+ \(seed \d+\)"
+        return re.sub(kept, lambda found: found[0].replace(" ", "\u00a0"), text)
 
     environment.filters |= {
         "code": code,

@@ -93,7 +93,7 @@ def check_video(env: str) -> dict[str, str]:
     try:
         with (
             drawing(needed),
-            contextlib.closing(make(env, render_mode="rgb_array")) as drawn,
+            contextlib.closing(to_film(env)) as drawn,
         ):
             drawn.reset(seed=0)
             picture: Any = drawn.render()
@@ -110,6 +110,19 @@ def check_video(env: str) -> dict[str, str]:
             "nothing to film; leave --video out"
         )
     return needed
+
+
+def to_film(name: str) -> gym.Env[Any, Any]:
+    """The environment, made to draw itself. Where the robot's model has a camera that goes with it,
+    that one films: gymnasium 1.4 stays where the episode began, and films an empty floor."""
+    env = make(name, render_mode="rgb_array")
+    renderer = getattr(env.unwrapped, "mujoco_renderer", None)
+    if getattr(renderer, "camera_id", None) == -1:
+        import mujoco
+
+        camera = mujoco.mjtObj.mjOBJ_CAMERA
+        renderer.camera_id = mujoco.mj_name2id(renderer.model, camera, "track")  # -1 if none
+    return env
 
 
 @contextlib.contextmanager
@@ -200,7 +213,7 @@ def write_videos(
         name = "_".join(re.sub(r"[^\w.]+", "-", word).strip("-") for word in words)
         own = np.stack([step[lane] for step in actions[: row["length"]]])
         clips[run / "videos" / name] = Clip(row, own, f"{pick} of {number}")
-    with contextlib.closing(make(rows[0]["env"], render_mode="rgb_array")) as env:
+    with contextlib.closing(to_film(rows[0]["env"])) as env:
         speed = float(env.metadata.get("render_fps") or FASTEST)  # steps a second
         every = math.ceil(speed / FASTEST)
         total = sum(math.ceil(len(clip.actions) / every) for clip in clips.values())
