@@ -116,7 +116,7 @@ def to_film(name: str) -> gym.Env[Any, Any]:
     """The environment, made to draw itself. Where the robot's model has a camera that goes with it,
     that one films: gymnasium 1.4 stays where the episode began, and films an empty floor."""
     env = make(name, render_mode="rgb_array")
-    renderer = getattr(env.unwrapped, "mujoco_renderer", None)
+    renderer: Any = getattr(env.unwrapped, "mujoco_renderer", None)
     if getattr(renderer, "camera_id", None) == -1:
         import mujoco
 
