@@ -17,7 +17,6 @@ def test_attention_agent_equals_transformers_decision_transformer() -> None:
     from transformers import DecisionTransformerConfig, DecisionTransformerModel
 
     steps, observation_dim, action_dim, width, heads = 6, 5, 3, WIDTH, 2
-    torch.manual_seed(0)
     config = ReturnConditionedConfig(
         context_length=steps,
         returns=ReturnSpec(scale=1.0),
@@ -35,6 +34,7 @@ def test_attention_agent_equals_transformers_decision_transformer() -> None:
             activation_function="gelu",
         )
     )
+    torch.manual_seed(1)  # only now: what the reference draws depends on its version
     with torch.no_grad():  # no weight at zero or one, or an exchange of two would not show
         for parameter in ours.parameters():
             parameter.normal_(mean=0.1, std=0.3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -222,6 +223,8 @@ def test_rg_lru_equals_the_block_of_recurrent_gemma() -> None:
         RecurrentGemmaRecurrentBlock,
     )
 
+    if "layer_idx" not in inspect.signature(RecurrentGemmaRecurrentBlock).parameters:
+        pytest.skip("the block of this transformers is called in another way")
     ours = shaken(RGLRU(RGLRUConfig(width=16, gate_blocks=4))).float()
     assert isinstance(ours, RGLRU)
     config = RecurrentGemmaConfig(

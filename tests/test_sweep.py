@@ -93,6 +93,18 @@ def test_a_killed_sweep_goes_on_and_tries_the_same(toy_file: Path, tmp_path: Pat
         ds.sweep(path, out, {"seed": 1}, **HERE)
 
 
+def test_ray_tries_the_same(toy_file: Path, tmp_path: Path) -> None:
+    """A batch as tasks of a Ray of this machine: the same is proposed, and comes to the same."""
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'decision-seq[ray]'")
+    path, two = search(toy_file, tmp_path), {"trials": 2}
+    here = ds.sweep(path, tmp_path / "here", two, **HERE)
+    there = ds.sweep(path, tmp_path / "ray", two, runner="ray", jobs=2, say=lambda _: None)
+    assert [t.parameters for t in there.trials] == [t.parameters for t in here.trials]
+    assert [t.value for t in there.trials] == pytest.approx([t.value for t in here.trials])
+    started = [e for e in read_ledger(tmp_path / "ray") if e["event"] == "started"]
+    assert [e["runner"] for e in started] == ["ray", "ray"] and not there.failed
+
+
 def test_a_trial_that_fails_is_told_and_the_loss_can_judge(toy_file: Path, tmp_path: Path) -> None:
     path = search(toy_file, tmp_path, space={"agent.backbone.width": [8, 9]}, trials=4, batch=4)
     done = ds.sweep(path, tmp_path / "out", {"train.steps": 10}, **HERE)
