@@ -63,14 +63,17 @@ def in_tf32(call: Call) -> Call:
 def seeds(options: Options) -> Iterator[Table]:
     windows = models.sampler(models.store(), options.device)
     counts = COUNTS[:2] if options.quick else COUNTS
+    ways: dict[str, bool] = {"": False} | ({", recorded": True} if options.device == "cuda" else {})
     for backbone in MAIN:
-        alone = "1 seed, alone"
-        calls = {alone: step(backbone, "float32", windows, options)}
-        units = {alone: 1.0}
-        for count in counts:
-            name = f"{count} at once"
-            calls[name] = stacked_step(backbone, count, windows, options)
-            units[name] = count
+        calls: dict[str, Call] = {}
+        units: dict[str, float] = {}
+        for how, recorded in ways.items():
+            alone = f"1 seed, alone{how}"
+            calls[alone] = step(backbone, "float32", windows, options, recorded=recorded)
+            for count in counts:
+                name = f"{count} at once{how}"
+                calls[name] = stacked_step(backbone, count, windows, options, recorded)
+                units[name] = count
         yield Table(
             f"Training step of {backbone}, float32, milliseconds a seed",
             interleaved(calls, options, units),
@@ -78,9 +81,13 @@ def seeds(options: Options) -> Iterator[Table]:
         )
 
 
-def stacked_step(backbone: str, count: int, windows: WindowSampler, options: Options) -> Call:
-    """The whole gradient step of `decision-seq train --seeds`, its batches included."""
-    device, settings, runs = torch.device(options.device), TrainConfig(steps=1), []
+def stacked_step(
+    backbone: str, count: int, windows: WindowSampler, options: Options, recorded: bool
+) -> Call:
+    """The whole gradient step of `decision-seq train --seeds`, its batches included; `recorded` as
+    in `training.step`."""
+    device, runs = torch.device(options.device), []
+    settings = TrainConfig(steps=1, compile="auto" if recorded else "off")
     for seed in range(count):
         agent = models.agent(backbone).to(device)
         config = RunConfig("Hopper-v5", DataConfig(("noise",)), agent.config, settings)

@@ -31,7 +31,7 @@ from decision_seq.backbones import BackboneConfig
 from decision_seq.data.windows import Batch, WindowSampler
 from decision_seq.ops.dispatch import BACKENDS, Backend, choose_name
 from decision_seq.run_config import DataConfig, RunConfig, TrainConfig
-from decision_seq.training.recorded import RecordedSteps
+from decision_seq.training.recorded import RecordedSteps, SingleSteps
 from decision_seq.training.step import gradient_step
 
 MAIN, PRECISIONS = ("attention", "mamba"), ("float32", "bfloat16")
@@ -55,7 +55,7 @@ def step(
     if compiled:
         learner.loss = torch.compile(agent.loss)
     if recorded:
-        return RecordedSteps(learner, windows, config)
+        return RecordedSteps(SingleSteps(learner, windows, config))
     return lambda: gradient_step(learner, windows, config)
 
 

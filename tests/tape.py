@@ -6,18 +6,21 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from decision_seq.ops.graphs import Function
+from decision_seq.training.random import RandomStream
 
 
 class Tape(TorchDispatchMode):
     """A `Record` that writes down PyTorch's operations with their tensors and numbers, and carries
     them out again in the same memory: no line of Python runs again. As with a graph, recording
-    changes nothing, and what looks at a number raises RuntimeError."""
+    changes nothing, what looks at a number raises RuntimeError, and each stream of random numbers
+    goes on from where it is: entering and leaving one is written down, too."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,12 +32,15 @@ class Tape(TorchDispatchMode):
         self.recordings += 1
         self.calls: list[tuple[Callable[[], Any], list[Tensor]]] = []
         self.written: list[tuple[Tensor, Tensor]] = []  # with what was there before
-        random = torch.get_rng_state()
+        self.streams: dict[RandomStream, list[Tensor]] = {}  # likewise
         try:
-            with self:
+            with pytest.MonkeyPatch.context() as patch, self:
+                for name in ("__enter__", "__exit__"):
+                    patch.setattr(RandomStream, name, self._noted(getattr(RandomStream, name)))
                 outputs = function(inputs)
         finally:
-            torch.set_rng_state(random)
+            for stream, state in self.streams.items():
+                stream.restore(state)
             with torch.no_grad():
                 for tensor, before in reversed(self.written):
                     tensor.copy_(before)
@@ -51,6 +57,16 @@ class Tape(TorchDispatchMode):
         result = func(*args, **kwargs)
         self.calls.append((partial(func, *args, **kwargs), _aliases(result)))
         return result
+
+    def _noted(self, method: Callable[..., None]) -> Callable[..., None]:
+        """The method of a stream, written down when it is called."""
+
+        def call(stream: RandomStream, *of: object) -> None:
+            self.streams.setdefault(stream, stream.state())
+            self.calls.append((partial(method, stream, *of), []))
+            method(stream, *of)
+
+        return call
 
     def _replay(self) -> None:
         self.replays += 1

@@ -12,17 +12,17 @@ import torch
 from conftest import toy_episodes, write_npz
 from small_agents import AGENTS, KINDS
 from tape import Tape
-from test_stacked import CPU, assert_close, config_for, runs_of
+from test_stacked import CPU, SEEDS, assert_close, check, config_for, runs_of
 
 from decision_seq.agents import SequenceAgent
 from decision_seq.data.store import EpisodeStore, open_store
 from decision_seq.files import read_jsonl
 from decision_seq.run_config import RunConfig
-from decision_seq.training import loop
+from decision_seq.training import loop, stacked
 from decision_seq.training.checkpoint import load_state
 from decision_seq.training.distributed import World
 from decision_seq.training.loop import Run, train
-from decision_seq.training.recorded import WARM_UPS, RecordedSteps, can_record
+from decision_seq.training.recorded import WARM_UPS, RecordedSteps, SingleSteps, can_record
 from decision_seq.training.step import gradient_step
 
 STEPS = WARM_UPS + 3
@@ -31,10 +31,13 @@ PAIRS = [
     *(("mamba", c.kind) for c in AGENTS[1:]),
 ]
 
+# products alone, a scan, one seed after the other, and what a mixer keeps of its weights
+APART = ("attention", "mamba", "lstm", "imixer")
+
 
 def taped(config: RunConfig, store: EpisodeStore) -> tuple[Run, RecordedSteps, Tape]:
     (run,), tape = runs_of(config, store, seeds=(3,)), Tape()
-    return run, RecordedSteps(run.learner, run.training, config, tape), tape
+    return run, RecordedSteps(SingleSteps(run.learner, run.training, config), tape), tape
 
 
 def both(config: RunConfig, store: EpisodeStore, steps: int = STEPS) -> tuple[Run, Tape]:
@@ -59,6 +62,46 @@ def test_recorded_steps_are_those_one_by_one(
     assert (tape.recordings, tape.replays) == (1, STEPS - WARM_UPS)
 
 
+@pytest.mark.parametrize(
+    ("backbone", "agent"),
+    [
+        pytest.param(*pair, marks=() if pair[0] in APART else pytest.mark.slow, id="-".join(pair))
+        for pair in PAIRS
+    ],
+)
+def test_recorded_steps_of_several_seeds_are_those_of_each(
+    backbone: str, agent: str, toy_store: EpisodeStore, toy_file: Path
+) -> None:
+    """Each draws its dropout from its own stream, and takes its own rate."""
+    fields = {"kind": agent, "backbone": {"kind": backbone}}
+    train = {"schedule": "cosine", "steps": 2 * STEPS}
+    tape = Tape()
+    check(config_for(toy_file, agent=fields, train=train), toy_store, STEPS, record=tape)
+    assert (tape.recordings, tape.replays) == (1, STEPS - WARM_UPS)
+
+
+def test_seeds_that_are_recorded_are_logged_saved_and_resumed(
+    toy_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two of them from different steps on, so that one ends earlier and the other is recorded
+    anew."""
+    config = config_for(toy_file, train={"steps": 2 * STEPS})
+    shorter = replace(config, train=replace(config.train, steps=STEPS))
+    train(replace(shorter, seed=1), tmp_path / "seed1", CPU)
+    for seed in SEEDS:
+        train(replace(config, seed=seed), tmp_path / f"alone{seed}", CPU)
+    tape = Tape()
+    monkeypatch.setattr(stacked, "Stepper", partial(stacked.Stepper, tape))
+    assert stacked.train_seeds(config, SEEDS, tmp_path, CPU, resume=True)
+    assert tape.recordings == 2 and tape.replays == 2 * STEPS - 2 * WARM_UPS
+    for seed in SEEDS:
+        runs = (tmp_path / f"seed{seed}", tmp_path / f"alone{seed}")
+        assert_close(*(load_state(run) for run in runs))
+        here, there = (read_jsonl(run / "metrics.jsonl") for run in runs)
+        losses = [[row["loss"] for row in rows if "loss" in row] for rows in (here, there)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
 def test_a_bad_batch_is_skipped_within_a_recording(tmp_path: Path) -> None:
     episodes = toy_episodes(5)
     episodes.rewards[episodes.lengths.cumsum() - 1] = 1e37  # a return whose square is infinite
@@ -66,6 +109,15 @@ def test_a_bad_batch_is_skipped_within_a_recording(tmp_path: Path) -> None:
     config = config_for(file, train={"skip_nonfinite": 3, "batch_size": 1})
     run, _ = both(config, open_store([str(file)]), steps=12)
     assert float(run.learner.guard.skipped) > 3 and run.learner.guard.tripped() >= WARM_UPS
+
+
+def test_a_bad_batch_is_skipped_by_its_seed_within_a_recording(tmp_path: Path) -> None:
+    episodes = toy_episodes(20)
+    episodes.rewards[int(episodes.lengths[0]) - 1] = 1e37  # as in test_stacked.py
+    file = write_npz(tmp_path / "spoilt.npz", episodes)
+    config = config_for(file, train={"skip_nonfinite": 9})
+    runs = check(config, open_store([str(file)]), steps=8, seeds=(0, 1, 2, 3), record=Tape())
+    assert len({float(run.learner.guard.skipped) for run in runs}) > 1
 
 
 def test_an_agent_that_looks_at_a_number_is_trained_all_the_same(

@@ -21,6 +21,7 @@ from decision_seq.errors import UserError
 from decision_seq.files import read_jsonl
 from decision_seq.model.encoders import ImageEncoderConfig
 from decision_seq.model.encoders.mixers import PatchMixerConfig
+from decision_seq.ops.graphs import Record
 from decision_seq.run_config import RunConfig, load_run_config, run_config, write_run_config
 from decision_seq.run_folder import read_index
 from decision_seq.training.checkpoint import load_state
@@ -96,11 +97,12 @@ def check(
     steps: int = 3,
     seeds: tuple[int, ...] = SEEDS,
     compared: Iterable[str] = (),
+    record: Record | None = None,
 ) -> list[Run]:
     """Gradient steps of all seeds at once, compared with those of one after the other: the whole
     training state, or those parts of it."""
     stacked, alone = runs_of(config, store, seeds), runs_of(config, store, seeds)
-    stepper = Stepper()
+    stepper = Stepper(record)
     for _ in range(steps):
         norms = torch.stack(stepper(stacked))
         expected = [gradient_step(run.learner, run.training, run.config) for run in alone]

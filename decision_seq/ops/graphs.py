@@ -8,7 +8,7 @@ copied there first, and what it gives is copied out.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -32,11 +32,18 @@ class Graph:
         return [tensor.clone() for tensor in self.outputs]
 
 
-def cuda_graph(function: Function, inputs: list[Tensor]) -> tuple[Callable[[], None], list[Tensor]]:
-    """A `Record` of what has run `aside` already. The function is not carried out."""
+def cuda_graph(
+    function: Function, inputs: list[Tensor], generators: Sequence[torch.Generator] = ()
+) -> tuple[Callable[[], None], list[Tensor]]:
+    """A `Record` of what has run `aside` already. The function is not carried out.
+
+    generators: beside the device's own, those whose states the function draws from.
+    """
     device = inputs[0].device
     with torch.cuda.device(device):
         current, graph = torch.cuda.current_stream(), torch.cuda.CUDAGraph()
+        for generator in generators:
+            graph.register_generator_state(generator)
         try:
             with torch.cuda.graph(graph, stream=_stream(device)):
                 outputs = function(inputs)

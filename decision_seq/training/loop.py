@@ -33,7 +33,7 @@ from decision_seq.training.log import MetricsLog, NoLog, stop_on_signal
 from decision_seq.training.loggers import check_loggers
 from decision_seq.training.optim import learning_rate, make_optimizer
 from decision_seq.training.random import RandomStream
-from decision_seq.training.recorded import RecordedSteps, can_record
+from decision_seq.training.recorded import RecordedSteps, SingleSteps, can_record
 from decision_seq.training.samplers import make_samplers
 from decision_seq.training.step import Learner, gradient_step
 from decision_seq.training.validation import validation_loss
@@ -66,7 +66,7 @@ def train(
     with joined(device) as (world, device), contextlib.ExitStack() as held:
         (run,) = open_runs([config], [out], device, resume, [on_interval], world, held)
         parts = run.learner, run.training, config
-        step = RecordedSteps(*parts) if can_record(run.learner, config) else None
+        step = RecordedSteps(SingleSteps(*parts)) if can_record(run.learner, config) else None
         train_all([run], lambda _: [step() if step else gradient_step(*parts)])
     return run.finished
 

@@ -7,6 +7,10 @@ take a minute to begin with, and other kernels; whatever waits for no number can
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -30,27 +34,51 @@ WARM_UPS = 3  # steps before one is recorded
 
 def can_record(learner: Learner, config: RunConfig) -> bool:
     """Whether `train.compile` asks for it, on a GPU. States that go from batch to batch and several
-    processes are not recorded, nor are several seeds at once, which share their launches."""
+    processes are not recorded."""
     cuda = learner.agent.device.type == "cuda"
     wanted = cuda and config.train.compile == "auto"
     return wanted and not config.train.stream and learner.world.size == 1
 
 
-class RecordedSteps:
-    """Gradient steps of one run, as `gradient_step` makes them."""
+class Steps(Protocol):
+    """Gradient steps of one run, or of several at once, of which a step can be a function of
+    tensors alone: no number of Python's differs between one and the next."""
 
-    def __init__(
-        self, learner: Learner, sampler: Sampler, config: RunConfig, record: Record = cuda_graph
-    ) -> None:
-        self.learner, self.sampler, self.config, self.record = learner, sampler, config, record
-        self.fields: list[str] = []  # of a batch
+    @property
+    def learners(self) -> Sequence[Learner]:
+        """Those that learn; all on one device."""
+
+    def inputs(self) -> list[Tensor]:
+        """What differs between steps: the next one's batches and numbers."""
+
+    def compute(self, inputs: list[Tensor]) -> list[Tensor]:
+        """The step. Returns one tensor, the norms of the gradients before clipping."""
+
+    def ended(self) -> None:
+        """Count it."""
+
+    def plain(self) -> Tensor:
+        """All that, kernel by kernel."""
+
+    def recording(self) -> AbstractContextManager[object]:
+        """Within, `compute` is recorded rather than carried out."""
+
+
+class RecordedSteps:
+    """`steps`, recorded after the first few, as `record` does it."""
+
+    def __init__(self, steps: Steps, record: Record | None = None) -> None:
+        self.steps, streams = steps, [learner.random for learner in steps.learners]
+        generators = [own for stream in streams for own in stream.generators]
+        self.streams, self.device = streams, steps.learners[0].agent.device
+        self.record: Record = record or partial(cuda_graph, generators=generators)
         self.shapes: list[torch.Size] = []
         self.graph: Graph | None = None
         self.done, self.possible = 0, True  # steps of these shapes; whether one can be recorded
 
     def __call__(self) -> Tensor:
-        """Make the next step. Returns the gradient's norm before clipping."""
-        before = self.learner.random.state()
+        """Make the next step. Returns the norms of the gradients before clipping."""
+        before = [stream.state() for stream in self.streams]
         if self.possible:
             try:
                 return self._step()
@@ -58,50 +86,69 @@ class RecordedSteps:
                 self.possible, why = False, str(error).splitlines()[0]
                 told = f"decision-seq: gradient steps are not recorded as a CUDA graph ({why})"
                 print(told, file=sys.stderr)
-                self.learner.random.restore(before)
-        return gradient_step(self.learner, self.sampler, self.config)
+                for stream, state in zip(self.streams, before, strict=True):
+                    stream.restore(state)
+        return self.steps.plain()
 
     def _step(self) -> Tensor:
-        learner, settings = self.learner, self.config.train
-        batch = vars(next_batch(learner, self.sampler, settings))
-        numbers = step_numbers(learner.step, settings)
-        sent = to_device(torch.tensor(numbers, dtype=torch.float64), learner.agent.device)
-        self.fields = list(batch)
-        inputs = [*batch.values(), sent]
+        inputs = self.steps.inputs()
         shapes = [tensor.shape for tensor in inputs]
         if shapes != self.shapes:
             self.shapes, self.graph, self.done = shapes, None, 0
-        with learner.random:
-            (norm,) = self._run(inputs)
+        (norms,) = self._run(inputs)
         self.done += 1
-        for group in learner.optimizer.param_groups:
-            group["lr"] = numbers[1]  # as a number, for checkpoints
-        learner.step += 1
-        return norm
+        self.steps.ended()
+        return norms
 
     def _run(self, inputs: list[Tensor]) -> list[Tensor]:
         if self.done < WARM_UPS:
-            with aside(self.learner.agent.device, may_wait=self.done < WARM_UPS - 1):
-                return self._tensors(inputs)
+            with aside(self.device, may_wait=self.done < WARM_UPS - 1):
+                return self.steps.compute(inputs)
         if self.graph is None:
-            self.graph = self._recorded(inputs)
+            with self.steps.recording():
+                self.graph = Graph(self.steps.compute, inputs, self.record)
         return self.graph(inputs)
 
-    def _recorded(self, inputs: list[Tensor]) -> Graph:
-        groups = self.learner.optimizer.param_groups
+
+class SingleSteps:
+    """Gradient steps of one run, as `gradient_step` makes them."""
+
+    def __init__(self, learner: Learner, sampler: Sampler, config: RunConfig) -> None:
+        self.learners, self.sampler, self.config = [learner], sampler, config
+        self.fields: list[str] = []  # of a batch
+
+    def inputs(self) -> list[Tensor]:
+        (learner,), settings = self.learners, self.config.train
+        batch = vars(next_batch(learner, self.sampler, settings))
+        numbers = torch.tensor(step_numbers(learner.step, settings), dtype=torch.float64)
+        self.fields = list(batch)
+        return [*batch.values(), to_device(numbers, learner.agent.device)]
+
+    def compute(self, inputs: list[Tensor]) -> list[Tensor]:
+        (learner,), (*batch, numbers) = self.learners, inputs
+        step, rate, kept = numbers.unbind()
+        with learner.random:
+            whole = Batch(**dict(zip(self.fields, batch, strict=True)))
+            loss = batch_loss(learner, whole, self.config.train)
+        return [update(learner, loss, self.config.train, step, rate.float(), kept.float())]
+
+    def ended(self) -> None:
+        (learner,) = self.learners
+        rate = step_numbers(learner.step, self.config.train)[1]
+        for group in learner.optimizer.param_groups:
+            group["lr"] = rate  # as a number, for checkpoints
+        learner.step += 1
+
+    def plain(self) -> Tensor:
+        return gradient_step(self.learners[0], self.sampler, self.config)
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        groups = self.learners[0].optimizer.param_groups
         for group in groups:
             group["capturable"] = True  # it asks for that within a graph
         try:
-            return Graph(self._tensors, inputs, self.record)
+            yield
         finally:
             for group in groups:
                 group["capturable"] = False
-
-    def _tensors(self, inputs: list[Tensor]) -> list[Tensor]:
-        """A step as a function of tensors alone: no number of Python's may differ between steps."""
-        *batch, numbers = inputs
-        step, rate, kept = numbers.unbind()
-        loss = batch_loss(
-            self.learner, Batch(**dict(zip(self.fields, batch, strict=True))), self.config.train
-        )
-        return [update(self.learner, loss, self.config.train, step, rate.float(), kept.float())]

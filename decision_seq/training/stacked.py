@@ -22,13 +22,15 @@ from decision_seq.agents.base import Guide
 from decision_seq.data.windows import Batch
 from decision_seq.errors import UserError
 from decision_seq.hardware import to_device
+from decision_seq.ops.graphs import Record
 from decision_seq.ops.seeds import each_drawing_from, seed_by_seed
 from decision_seq.run_config import RunConfig
 from decision_seq.training.distributed import Loss, joined
 from decision_seq.training.faults import FiniteGuard
 from decision_seq.training.loop import OnInterval, Run, open_runs, train_all
-from decision_seq.training.optim import autocast, average_decay, learning_rate
-from decision_seq.training.step import Learner
+from decision_seq.training.optim import autocast
+from decision_seq.training.recorded import RecordedSteps, can_record
+from decision_seq.training.step import Learner, step_numbers
 
 ALIGNED = 64  # numbers: where in a row a tensor may begin, as products want it
 
@@ -82,16 +84,20 @@ def folders(out: Path, seeds: Sequence[int]) -> list[Path]:
 
 
 class Stepper:
-    """Gradient steps of runs, stacked anew when one of them has ended."""
+    """Gradient steps of runs, stacked anew when one of them has ended; recorded where that can be
+    done, as `record` does it."""
 
-    def __init__(self) -> None:
+    def __init__(self, record: Record | None = None) -> None:
+        self.record = record
         self.runs: list[Run] = []
 
     def __call__(self, runs: list[Run]) -> list[Tensor]:
         """One step of each; the norms of their gradients."""
         if runs != self.runs:
-            self.runs, self.stack = list(runs), Stack([run.learner for run in runs])
-        return list(self.stack.step(runs))
+            self.runs, stack = list(runs), Stack(runs)
+            recorded = self.record or can_record(runs[0].learner, runs[0].config)
+            self.step = RecordedSteps(stack, self.record) if recorded else stack.plain
+        return list(self.step())
 
 
 class Stack:
@@ -101,8 +107,11 @@ class Stack:
     """
 
     @torch.no_grad()
-    def __init__(self, learners: Sequence[Learner]) -> None:
-        self.learners, first = learners, learners[0]
+    def __init__(self, runs: Sequence[Run]) -> None:
+        self.runs, self.settings = runs, runs[0].config.train
+        self.learners = learners = [run.learner for run in runs]
+        self.fields: list[str] = []  # of a batch
+        first = learners[0]
         self.loss = Loss(first.agent)  # whose tensors are replaced in every call
         self.guides = [x.agent.guide for x in learners if x.agent.guide]
         named = dict(first.agent.named_parameters())
@@ -145,42 +154,57 @@ class Stack:
         each = torch.tensor([decays[id(p)] for p in named.values()])
         self.decay = each.repeat_interleave(torch.tensor(self.sizes)).to(self.weights)  # [P]
 
-    def step(self, runs: Sequence[Run]) -> Tensor:
+    def plain(self) -> Tensor:
         """One gradient step of each run; the norms of their gradients before clipping [S]."""
-        settings = runs[0].config.train
-        numbers = [
-            (x.step, learning_rate(x.step, settings), average_decay(x.step, settings))
-            for x in self.learners
-        ]
-        step, rate, kept = to_device(
-            torch.tensor(numbers, dtype=torch.float64), self.weights.device
-        ).T
-        loss = self._losses(runs)
+        (norms,) = self.compute(self.inputs())
+        self.ended()
+        return norms
+
+    def inputs(self) -> list[Tensor]:
+        """Each seed's own batch and numbers, [S, ...]; they make the step a function of tensors
+        alone (`recorded.py`)."""
+        for learner in self.learners:
+            if not learner.agent.training:  # as rollouts and validation leave it
+                learner.agent.train()
+        size = self.settings.batch_size
+        drawn = [vars(run.training.batch(run.learner.step, size)) for run in self.runs]
+        self.fields = list(drawn[0])
+        batches = [torch.stack([batch[name] for batch in drawn]) for name in self.fields]
+        numbers = [step_numbers(learner.step, self.settings) for learner in self.learners]
+        sent = torch.tensor(numbers, dtype=torch.float64)
+        return [*batches, to_device(sent, self.weights.device)]
+
+    def compute(self, inputs: list[Tensor]) -> list[Tensor]:
+        """Steps number `step`, at `rate`; an average keeps `kept` of itself, each [S]."""
+        *batches, numbers = inputs
+        step, rate, kept = numbers.T
+        loss = self._losses(dict(zip(self.fields, batches, strict=True)))
         with torch.no_grad():
             gradient = self._gradient(loss)  # [S, P]
             norm = torch.linalg.vector_norm(gradient, dim=1)
             skip = self.guard.judge(step, loss, norm)  # [S]
-            gradient *= (settings.gradient_clip / (norm + 1e-6)).clamp(max=1).unsqueeze(1)
+            gradient *= (self.settings.gradient_clip / (norm + 1e-6)).clamp(max=1).unsqueeze(1)
             gradient.masked_fill_(skip.bool().unsqueeze(1), 0)
-            self._update(gradient, rate.float(), 1 - skip, settings.betas)
+            self._update(gradient, rate.float(), 1 - skip, self.settings.betas)
             if self.averages is not None:
                 self.averages.lerp_(self.weights, 1 - kept.float().unsqueeze(1))
             self.loss_sum += loss.detach().masked_fill(skip.bool(), 0)
             self.loss_count += 1 - skip
-        for learner, (_, now, _) in zip(self.learners, numbers, strict=True):
-            for group in learner.optimizer.param_groups:
-                group["lr"] = now
-            learner.step += 1
-        return norm
+        return [norm]
 
-    def _losses(self, runs: Sequence[Run]) -> Tensor:
-        """[S], each seed's on its own batch, with its own random numbers."""
-        settings = runs[0].config.train
+    def ended(self) -> None:
+        """Count it."""
         for learner in self.learners:
-            if not learner.agent.training:  # as rollouts and validation leave it
-                learner.agent.train()
-        drawn = [vars(run.training.batch(run.learner.step, settings.batch_size)) for run in runs]
-        batches = {name: torch.stack([batch[name] for batch in drawn]) for name in drawn[0]}
+            for group in learner.optimizer.param_groups:
+                group["lr"] = step_numbers(learner.step, self.settings)[1]
+            learner.step += 1
+
+    def recording(self) -> contextlib.AbstractContextManager[object]:
+        """Nothing has to be told."""
+        return contextlib.nullcontext()
+
+    def _losses(self, batches: dict[str, Tensor]) -> Tensor:
+        """[S], each seed's on its own batch, with its own random numbers."""
 
         def loss(tensors: dict[str, Tensor], batch: dict[str, Tensor]) -> Tensor:
             own = {f"agent.{name}": tensor for name, tensor in tensors.items()}
@@ -190,7 +214,7 @@ class Stack:
         agent = self.learners[0].agent
         own, agent.guide = agent.guide, self._guide if agent.guide else None
         try:
-            with each_drawing_from(streams), autocast(self.weights.device, settings.precision):
+            with each_drawing_from(streams), autocast(self.weights.device, self.settings.precision):
                 losses: Tensor = vmap(loss)(self.parameters | self.buffers, batches)
         finally:
             agent.guide = own
