@@ -58,6 +58,19 @@ def load_yaml(path: Path) -> dict[str, Any]:
     return data
 
 
+def check_command(data: Mapping[str, Any], path: Path, command: str) -> None:
+    """Raise UserError where a file is a config of another command's."""
+    marks = {"train": "data", "compare": "agents", "sweep": "space"}  # a key that only its own have
+    if marks[command] in data:
+        return
+    for other, key in marks.items():
+        if key in data:
+            raise UserError(
+                f"{path}: is no config for `decision-seq {command}`; its key `{key}` is one of "
+                f"`decision-seq {other}`"
+            )
+
+
 def parse_overrides(assignments: typing.Iterable[str]) -> dict[str, Any]:
     """`["agent.backbone.width=256"]` -> `{"agent": {"backbone": {"width": 256}}}`."""
     result: dict[str, Any] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -12,7 +13,15 @@ from decision_seq.agents.presets import preset_of
 from decision_seq.agents.return_conditioned import ReturnConditionedConfig
 from decision_seq.agents.spec import AgentConfig
 from decision_seq.backbones import BackboneConfig
-from decision_seq.config import build, dump_yaml, load_yaml, merge, parse_overrides, to_plain
+from decision_seq.config import (
+    build,
+    check_command,
+    dump_yaml,
+    load_yaml,
+    merge,
+    parse_overrides,
+    to_plain,
+)
 from decision_seq.data.sources import absolute
 from decision_seq.errors import UserError
 from decision_seq.files import write_text
@@ -49,7 +58,22 @@ def load_run_config(config: Path | str, overrides: Sequence[str] = ()) -> RunCon
     Raises UserError naming file, key and the nearest valid key.
     """
     path = config_file(config)
-    return run_config(load_yaml(path), parse_overrides(overrides), str(path))
+    base, override = load_yaml(path), parse_overrides(overrides)
+    check_command(base, path, "train")
+    try:
+        return run_config(base, override, str(path))
+    except UserError as error:
+        raise UserError(_blamed(str(error), path, overrides)) from None
+
+
+def _blamed(said: str, path: Path, overrides: Sequence[str]) -> str:
+    """The same of the `--set` that gave the key, where one did."""
+    about = re.match(r"`?([\w.]*)", said.removeprefix(f"{path}: "))
+    for typed in reversed(overrides):
+        keys = f"{about[1] if about else ''}.", f"{typed.partition('=')[0]}."
+        if keys[0].startswith(keys[1]) or keys[1].startswith(keys[0]):
+            return said.replace(str(path), f"--set {typed}", 1)
+    return said
 
 
 def run_config(base: Mapping[str, Any], override: Mapping[str, Any], source: str) -> RunConfig:

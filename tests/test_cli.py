@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import torch
 import yaml
 from conftest import random_episodes, write_npz
 
+import decision_seq
 from decision_seq.cli import listing, main
 from decision_seq.eval.compare.ledger import read_ledger
 from decision_seq.eval.rows import read_rows
@@ -158,6 +160,21 @@ def test_list(cli) -> None:  # type: ignore[no-untyped-def]
         assert code == 0, err
         for word in words:
             assert word in out
+        if what in ("backbones", "agents"):  # columns are as wide as their longest entry
+            starts = {re.match(r"\S+ +", line).end() for line in out.splitlines()}  # type: ignore[union-attr]
+            assert len(starts) <= 2, out  # numbers are right-aligned
+
+
+def test_the_first_words_that_people_type(cli) -> None:  # type: ignore[no-untyped-def]
+    code, out, _ = cli("--version")
+    assert code == 0 and out.split()[1] == decision_seq.__version__
+    code, out, _ = cli()
+    assert code == 0 and "quickstart" in out
+    refused(cli("tarin"), "'tarin'", "did you mean train?")
+    refused(cli("data", "chekc"), "'chekc'", "did you mean check?")
+    refused(cli("dance"), "--help")
+    code, out, _ = cli("evaluate", "--help")
+    assert code == 0 and "RUN" in out and "--episodes INT" in out and "None" not in out
 
 
 # ---- one sentence, exit code 2, nothing harmed ---------------------------------------------
@@ -183,7 +200,7 @@ def test_bad_input(cli, toy_file: Path, tmp_path: Path) -> None:  # type: ignore
         (["train", TOY, "--set", data, "--set", "env=hoper", "--out", out], ["hoper", "hopper"]),
         (["train", TOY, "--set", f"data.sources=[{wide}]", "--out", out], ["width 3", "PointRun"]),
         (["data", "info", "no-such-dataset"], ["no-such-dataset"]),
-        (["collect", "hopper", "superb"], ["hopper-superb", "hopper-medium"]),
+        (["collect", "hopper", "superb"], ["hopper-superb", "medium", "list tiers"]),
         (["collect", "hoper", "medium"], ["hoper", "hopper"]),
         (["collect", "hopper", "medium", "--out", "not an id"], ["not an id", "Minari id"]),
         (["collect", "point-run", "x", "--policy", toy_file], ["toy.npz", "Stable-Baselines3"]),
@@ -191,7 +208,9 @@ def test_bad_input(cli, toy_file: Path, tmp_path: Path) -> None:  # type: ignore
         (["collect", "point-run", "mixed", "--steps", "0"], ["steps is 0"]),
         (["evaluate", tmp_path], ["no trained run"]),
         (["report", tmp_path / "nothing"], ["holds no run"]),
-        (["compare", TOY, "--out", out], ["is not a known key"]),
+        (["compare", TOY, "--out", out], ["`data`", "decision-seq train"]),
+        (["sweep", TOY, "--out", out], ["`data`", "decision-seq train"]),
+        (["train", "compare-hopper", "--out", out], ["`agents`", "decision-seq compare"]),
     ]
     for arguments, words in cases:
         refused(cli(*arguments), *words)

@@ -164,11 +164,19 @@ def test_errors_name_file_key_and_nearest(override: str, words: list[str]) -> No
     with pytest.raises(UserError) as error:
         load_run_config(HOPPER, [override])
     message = str(error.value)
-    assert "\n" not in message
-    if not message.startswith("--set"):
-        assert str(HOPPER) in message
+    source = HOPPER if "betas" in override else f"--set {override}"  # which names two keys
+    assert "\n" not in message and message.startswith(f"{source}: ")
     for word in words:
         assert word in message
+
+
+def test_an_error_of_the_file_is_said_of_the_file(tmp_path: Path) -> None:
+    """Whatever is set beside it: only the key that was typed is the typist's."""
+    path = tmp_path / "mine.yaml"
+    path.write_text("env: hopper\ndata: {sources: [a]}\ntrain: {stpes: 3}\n")
+    for override in ("train.batch_size=3", "seed=1"):
+        with pytest.raises(UserError, match=r"mine\.yaml: `train\.stpes` is not a known key"):
+            load_run_config(path, [override])
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from itertools import groupby
+from itertools import compress, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -118,7 +118,9 @@ class Evaluation(Shown):
         columns = ("target", "episodes", "return", "normalized score", "success", "length",
                    "ms a step", "OOD")  # fmt: skip
         parts = [(label, list(part)) for label, part in groupby(self.rows, key=target_label)]
-        return Table(columns, [_line(label, part) for label, part in parts], 0)
+        lines = [_line(label, part) for label, part in parts]
+        said = [any(line[i] != "-" for line in lines) for i in range(len(columns))]
+        return Table(tuple(compress(columns, said)), [list(compress(x, said)) for x in lines], 0)
 
     def notes(self) -> Sequence[str]:
         """What to know about these numbers."""

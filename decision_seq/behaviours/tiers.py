@@ -108,16 +108,9 @@ def behaviour_for(
         return uniform, {"behaviour": "uniform from the action space", "tier": tier}
     there = ", ".join(dict.fromkeys([*embedded, *toys, *games, *families, UNIFORM]))
     raise UserError(
-        f"{env}-{tier}: {env} has no player {tier!r}; there is: {there}; of other environments "
-        f"{', '.join(collectable())}, and {UNIFORM} of any; roll out your own with --policy"
+        f"{env}-{tier}: {env} has no player {tier!r}; there is: {there}; `decision-seq "
+        "list tiers` shows those of other environments; roll out your own with --policy"
     )
-
-
-def collectable() -> list[str]:
-    """`hopper-medium` and so on: environments with tiers of their own."""
-    names = {identifier: name for name, identifier in NAMES.items()}
-    own = [f"{names[i]}-{tier}" for i, tier in (*TOYS, *GAMES) if i in names]
-    return [f"{env}-{tier}" for env, tier, _ in embedded_tiers()] + own
 
 
 def uniform(rng: np.random.Generator, env: gym.Env[Any, Any]) -> Act:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from tyro.conf import FlagCreatePairsOff, Positional
+from tyro.conf import FlagCreatePairsOff, Positional, arg
+
+from decision_seq.cli.arguments import OptionalPath, OptionalStr
 
 
 def collect(
-    env: Positional[str],
-    tier: Positional[str],
+    env: Annotated[Positional[str], arg(metavar="ENV")],
+    tier: Annotated[Positional[str], arg(metavar="TIER")],
     steps: int = 100_000,
-    policy: Path | None = None,
-    out: str | None = None,
+    policy: OptionalPath = None,
+    out: OptionalStr = None,
     seed: int = 0,
     trust_policy: FlagCreatePairsOff[bool] = False,
     simulator: Literal["auto", "warp"] = "auto",

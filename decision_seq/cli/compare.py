@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
-from decision_seq.cli.arguments import Assignments
+from decision_seq.cli.arguments import Assignments, Config, OptionalFloat, OptionalInt
 from decision_seq.errors import UserError
 
 
 def compare(
-    config: Positional[Path],
+    config: Config,
     out: Path,
     assignments: Assignments = (),
     runner: str = "local",
-    jobs: int | None = None,
-    gpus_per_cell: float | None = None,
+    jobs: OptionalInt = None,
+    gpus_per_cell: OptionalFloat = None,
 ) -> None:
     """Train and evaluate a matrix of agents x datasets x seeds and write a report.
 
@@ -41,7 +42,10 @@ def compare(
         raise UserError(f"{len(done.failed)} of {count} runs failed: {', '.join(done.failed)}")
 
 
-def report(runs: Positional[tuple[Path, ...]], out: Path = Path("report.html")) -> None:
+Runs = Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN [RUN ...]", help_behavior_hint="")]
+
+
+def report(runs: Runs, out: Path = Path("report.html")) -> None:
     """Write a report from the rows of run folders: a self-contained page, Markdown, CSV and JSON.
 
     Args:

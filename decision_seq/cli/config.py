@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from tyro.conf import Positional
+from typing import Annotated
+
+from tyro.conf import Positional, arg
 
 from decision_seq.shipped import config_file
 
 
-def config(name: Positional[str]) -> None:
+def config(name: Annotated[Positional[str], arg(metavar="NAME")]) -> None:
     """Print a shipped config, to change and keep: `decision-seq config hopper > mine.yaml`.
 
     Args:

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import tyro
 from tyro.conf import Positional, arg
+
+from decision_seq.cli.arguments import OptionalPath, OptionalStr, run_command
 
 Sources = Annotated[
     Positional[tuple[str, ...]],
-    arg(help="files, folders, imported names or Minari ids; several are one dataset"),
+    arg(
+        metavar="SOURCE [SOURCE ...]",
+        help="files, folders, imported names or Minari ids; several are one dataset",
+        help_behavior_hint="",
+    ),
 ]
 
+Name = Annotated[str, arg(name="as", metavar="NAME")]
 
-def info(source: Sources, png: Path | None = None) -> None:
+
+def info(source: Sources, png: OptionalPath = None) -> None:
     """Sum a dataset up: sizes, returns, lengths, action ranges, environment.
 
     Args:
@@ -40,7 +46,7 @@ def info(source: Sources, png: Path | None = None) -> None:
         print(f"\nfigure: {png}")
 
 
-def check(source: Sources, env: str | None = None, drop_bad: Path | None = None) -> None:
+def check(source: Sources, env: OptionalStr = None, drop_bad: OptionalPath = None) -> None:
     """List what may be wrong with a dataset. Errors among it: exit code 1.
 
     Args:
@@ -72,7 +78,7 @@ def check(source: Sources, env: str | None = None, drop_bad: Path | None = None)
         sys.exit(1)
 
 
-def import_(source: Sources, name: Annotated[str, arg(name="as")], env: str | None = None) -> None:
+def import_(source: Sources, name: Name, env: OptionalStr = None) -> None:
     """Keep a dataset under a name, in a layout that opens at once.
 
     The name then works wherever a source does.
@@ -118,11 +124,11 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 
 def main(arguments: list[str]) -> None:
     """Run `decision-seq data ARGUMENTS`."""
-    tyro.extras.subcommand_cli_from_dict(
+    run_command(
         COMMANDS,
-        prog="decision-seq data",
-        description="Look at datasets, check, import and export them.",
-        args=arguments or ["--help"],
+        "decision-seq data",
+        "Look at datasets, check, import and export them.",
+        arguments,
     )
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from tyro.conf import Positional
+from decision_seq.cli.arguments import OptionalPath, Run
 
 
 def demo(
-    run: Positional[Path],
+    run: Run,
     out: Path,
     checkpoint: Literal["last", "validation"] = "last",
-    packages: Path | None = None,
+    packages: OptionalPath = None,
 ) -> None:
     """Make a page in which a browser simulates Hopper, Walker2d or HalfCheetah under a trained
     policy, with a slider for the return that is asked for.

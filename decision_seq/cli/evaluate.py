@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from tyro.conf import Positional
+from tyro.conf import arg
 
-from decision_seq.cli.arguments import Device
+from decision_seq.cli.arguments import Context, Device, OptionalFloat, OptionalInt, OptionalStr, Run
 from decision_seq.cli.output import print_result
+
+Targets = Annotated[
+    tuple[float, ...] | Literal["auto"] | None,
+    arg(metavar="RETURN [RETURN ...] | auto", help_behavior_hint=""),
+]
+Films = Annotated[
+    tuple[Literal["median", "best", "worst"], ...] | None,
+    arg(metavar="[{median,best,worst} ...]", help_behavior_hint=""),
+]
+OptionalSimulator = Annotated[
+    Literal["auto", "warp"] | None, arg(metavar="{auto,warp}", help_behavior_hint="")
+]
 
 
 def evaluate(
-    run: Positional[Path],
-    targets: tuple[float, ...] | Literal["auto"] | None = None,
-    target_quantile: float | None = None,
-    episodes: int | None = None,
-    context: Literal["window", "stream"] | None = None,
+    run: Run,
+    targets: Targets = None,
+    target_quantile: OptionalFloat = None,
+    episodes: OptionalInt = None,
+    context: Context = None,
     checkpoint: Literal["last", "validation", "best", "selection"] = "last",
-    env: str | None = None,
-    seed: int | None = None,
-    max_steps: int | None = None,
-    video: tuple[Literal["median", "best", "worst"], ...] | None = None,
-    off_policy: int | None = None,
-    simulator: Literal["auto", "warp"] | None = None,
+    env: OptionalStr = None,
+    seed: OptionalInt = None,
+    max_steps: OptionalInt = None,
+    video: Films = None,
+    off_policy: OptionalInt = None,
+    simulator: OptionalSimulator = None,
     device: Device = "auto",
 ) -> None:
     """Roll a trained agent out and keep one row an episode in the run folder.

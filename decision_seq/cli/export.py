@@ -5,17 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from tyro.conf import Positional
+from decision_seq.cli.arguments import Context, OptionalFloat, OptionalStr, Run
 
 
 def export(
-    run: Positional[Path],
+    run: Run,
     to: Literal["onnx", "torch", "c"],
     out: Path,
-    context: Literal["window", "stream"] | None = None,
-    target_return: float | None = None,
+    context: Context = None,
+    target_return: OptionalFloat = None,
     checkpoint: Literal["last", "validation"] = "last",
-    env: str | None = None,
+    env: OptionalStr = None,
 ) -> None:
     """Write a trained agent's policy as a folder that needs none of this package.
 

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
-from tyro.conf import Positional
-
-from decision_seq.cli.arguments import Assignments, Device
+from decision_seq.cli.arguments import Assignments, Device, OptionalInt, OptionalPath, Run
 from decision_seq.errors import UserError
 from decision_seq.shipped import config_names, run_at
 
 
 def inspect(
-    run: Positional[Path],
+    run: Run,
     checkpoint: Literal["last", "validation"] = "last",
     episode: int = 0,
-    step: int | None = None,
-    context_length: int | None = None,
-    out: Path | None = None,
+    step: OptionalInt = None,
+    context_length: OptionalInt = None,
+    out: OptionalPath = None,
     assignments: Assignments = (),
     device: Device = "auto",
 ) -> None:

@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import textwrap
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from tyro.conf import Positional
 
 
+def _aligned(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
+    """Rows as columns, as wide as their longest."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = [f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)]
+        yield "  ".join(cells).rstrip()
+
+
 def backbones() -> Iterator[str]:
     """Parameters at the default width, and each one's cost and way to stream."""
     from decision_seq.backbones import BackboneConfig, Layout
 
+    rows = []
     for kind, config in sorted(BackboneConfig.registry.items()):
         model = config().build(Layout(context_length=20, tokens_per_step=3))
         count = sum(p.numel() for p in model.parameters())
-        yield f"{kind:12} {count / 1e6:5.2f} M parameters  {config.summary}"
+        rows.append((kind, f"{count / 1e6:5.2f} M parameters", config.summary))
+    return _aligned(rows)
 
 
 def encoders() -> Iterator[str]:
@@ -36,12 +46,12 @@ def agents() -> Iterator[str]:
     """Kinds, then presets."""
     from decision_seq.agents import PRESETS, AgentConfig
 
-    for kind, config in sorted(AgentConfig.registry.items()):
-        yield f"{kind:24} {config.summary}"
+    rows = [(kind, config.summary) for kind, config in sorted(AgentConfig.registry.items())]
     for preset, fields in PRESETS.items():
         parts = {key: value for key, value in fields.items() if isinstance(value, dict)}
         own = [f"{key} {_plain(value)}" for key, value in parts.items()]
-        yield f"{preset:24} preset: {fields['kind']} with {', '.join(own)}"
+        rows.append((preset, f"preset: {fields['kind']} with {', '.join(own)}"))
+    return _aligned(rows)
 
 
 def _plain(fields: dict[str, Any]) -> str:
@@ -58,10 +68,12 @@ def envs() -> Iterator[str]:
 
     names = {identifier: name for name, identifier in NAMES.items()}
     others = [i for i in NAMES.values() if i not in ATARI_IDS.values()]
+    rows = []
     for identifier in dict.fromkeys([*MUJOCO_IDS, *others]):
         reference = reference_returns(identifier)
         scores = f"normalized 0..100 = {reference[0]:g}..{reference[1]:g}" if reference else ""
-        yield f"{names.get(identifier, ''):12} {identifier:26} {scores}"
+        rows.append((names.get(identifier, ""), identifier, scores))
+    yield from _aligned(rows)
     games = ", ".join(name for name in ATARI_IDS if not name.endswith("-sticky"))
     yield from textwrap.wrap(
         f"{len(GAMES)} Atari games, each with -sticky added for sticky actions (pong is "
@@ -84,13 +96,15 @@ def tiers() -> Iterator[str]:
     from decision_seq.envs.registry import NAMES
 
     names = {identifier: name for name, identifier in NAMES.items()}
+    rows = []
     for env, tier, metadata in embedded_tiers():
         score = f"normalized score {float(metadata['normalized_score']):.1f}"
-        yield f"{env:12} {tier:8} {score}  ({metadata['algorithm']})"
+        rows.append((env, tier, f"{score}  ({metadata['algorithm']})"))
     for (identifier, tier), (_, summary) in {**TOYS, **GAMES}.items():
         typed = names.get(identifier, f"popgym:{identifier}")  # whose module must be named
-        yield f"{typed:12} {tier:8} {summary}"
-    yield f"{'(any)':12} {UNIFORM:8} uniform from the action space"
+        rows.append((typed, tier, summary))
+    rows.append(("(any)", UNIFORM, "uniform from the action space"))
+    return _aligned(rows)
 
 
 def kernels() -> Iterator[str]:
@@ -128,8 +142,7 @@ def configs() -> Iterator[str]:
     """Configs that are shipped, by the names that commands take."""
     from decision_seq.shipped import config_summaries
 
-    for name, summary in config_summaries().items():
-        yield f"{name:26} {summary}"
+    return _aligned(list(config_summaries().items()))
 
 
 LISTINGS: dict[str, Callable[[], Iterator[str]]] = {

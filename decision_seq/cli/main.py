@@ -8,10 +8,9 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import tyro
-
 import decision_seq
 from decision_seq.cli import data as cli_data
+from decision_seq.cli.arguments import run_command
 from decision_seq.cli.collect import collect
 from decision_seq.cli.compare import compare, report
 from decision_seq.cli.config import config
@@ -79,12 +78,13 @@ def main() -> None:
 
 
 def _run_command() -> None:
-    if sys.argv[1:2] == ["data"]:  # has commands of its own
-        cli_data.main(sys.argv[2:])
+    arguments = sys.argv[1:]
+    if arguments[:1] == ["data"]:  # has commands of its own
+        cli_data.main(arguments[1:])
+    elif arguments == ["--version"]:
+        print(f"decision-seq {decision_seq.__version__}")
     else:
-        tyro.extras.subcommand_cli_from_dict(
-            COMMANDS, prog="decision-seq", description=decision_seq.__doc__
-        )
+        run_command(COMMANDS, "decision-seq", str(decision_seq.__doc__), arguments)
 
 
 def _out_of_memory(error: Exception) -> bool:

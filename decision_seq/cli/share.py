@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from tyro.conf import FlagCreatePairsOff, Positional
+from tyro.conf import FlagCreatePairsOff, Positional, arg
+
+from decision_seq.cli.arguments import Run
 
 
 def share(
-    run: Positional[Path],
+    run: Run,
     out: Path,
     checkpoint: Literal["last", "validation"] = "last",
     half: FlagCreatePairsOff[bool] = False,
@@ -30,8 +32,8 @@ def share(
 
 
 def push(
-    run: Positional[Path],
-    repository: Positional[str],
+    run: Run,
+    repository: Annotated[Positional[str], arg(metavar="USER/NAME")],
     checkpoint: Literal["last", "validation"] = "last",
     private: FlagCreatePairsOff[bool] = False,
 ) -> None:

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tyro.conf import Positional
-
-from decision_seq.cli.arguments import Assignments
+from decision_seq.cli.arguments import Assignments, Config, OptionalFloat, OptionalInt
 from decision_seq.errors import UserError
 
 
 def sweep(
-    config: Positional[Path],
+    config: Config,
     out: Path,
     assignments: Assignments = (),
     runner: str = "local",
-    jobs: int | None = None,
-    gpus_per_cell: float | None = None,
+    jobs: OptionalInt = None,
+    gpus_per_cell: OptionalFloat = None,
 ) -> None:
     """Search for settings: train trials that Optuna proposes, judge them, and write a report.
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from tyro.conf import FlagCreatePairsOff, Positional
+from tyro.conf import FlagCreatePairsOff
 
-from decision_seq.cli.arguments import Assignments, Device
+from decision_seq.cli.arguments import Assignments, Config, Device, Seeds
 
 
 def train(
-    config: Positional[Path],
+    config: Config,
     out: Path,
     assignments: Assignments = (),
     resume: FlagCreatePairsOff[bool] = False,
     device: Device = "auto",
-    seeds: tuple[int, ...] = (),
+    seeds: Seeds = (),
 ) -> None:
     """Train an agent. Ctrl-C saves and stops; --resume goes on from there.
 

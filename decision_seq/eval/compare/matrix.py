@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from decision_seq.config import build, dump_yaml, load_yaml, merge, parse_overrides
+from decision_seq.config import build, check_command, dump_yaml, load_yaml, merge, parse_overrides
 from decision_seq.errors import UserError
 from decision_seq.eval.compare.evaluations import Evaluation
 from decision_seq.eval.compare.jobs import POLL, Job
@@ -48,7 +48,9 @@ def load_matrix(named: Path | str, out: Path, assignments: Sequence[str] = ()) -
     path = config_file(named)
     given = parse_overrides(assignments)
     keys = given.keys() & CompareConfig.__dataclass_fields__.keys()
-    data = merge(load_yaml(path), {key: given.pop(key) for key in keys})
+    read = load_yaml(path)
+    check_command(read, path, "compare")
+    data = merge(read, {key: given.pop(key) for key in keys})
     matrix = build(CompareConfig, data, str(path))
     beside = path.parent / matrix.base
     base_path = beside if beside.is_file() else config_file(matrix.base)

@@ -21,6 +21,7 @@ import numpy as np
 
 from decision_seq.config import (
     build,
+    check_command,
     dump_yaml,
     in_words,
     load_yaml,
@@ -146,7 +147,9 @@ def load_sweep(named: Path | str, out: Path, assignments: Sequence[str] = ()) ->
     path = config_file(named)
     given = parse_overrides(assignments)
     keys = given.keys() & SweepConfig.__dataclass_fields__.keys()
-    config = build(SweepConfig, merge(load_yaml(path), {k: given.pop(k) for k in keys}), str(path))
+    read = load_yaml(path)
+    check_command(read, path, "sweep")
+    config = build(SweepConfig, merge(read, {k: given.pop(k) for k in keys}), str(path))
     config = replace(config, overrides=merge(config.overrides, given))
     beside = path.parent / config.base
     base_path = beside if beside.is_file() else config_file(config.base)
