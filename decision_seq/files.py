@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import hashlib
 import json
@@ -17,8 +18,9 @@ from decision_seq.errors import UserError
 
 try:
     import fcntl
+    import resource
 except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+    fcntl = resource = None  # type: ignore[assignment]
 
 HAS_LOCKS = fcntl is not None  # whether a process can tell that another one is at work
 
@@ -130,9 +132,16 @@ def try_lock(descriptor: int) -> bool:
     return True
 
 
-def check_space(path: Path, needed: int) -> None:
-    """Raise UserError where fewer than `needed` bytes are free for `path`: for libraries that do
-    not survive a disk that fills while they write."""
+def check_space(path: Path, needed: int, held: int = 0) -> None:
+    """Raise UserError where fewer than `needed` bytes are free for `path`, or a file of `held` may
+    not grow by them: for libraries that do not survive a write that fails."""
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0] if resource else -1
+    if 0 <= limit < held + needed:  # else there is none
+        raise UserError(
+            f"{path}: cannot be written ({os.strerror(errno.EFBIG)}): it needs about "
+            f"{(held + needed) / 1e6:.1f} MB, and files of {limit / 1e6:.1f} MB are allowed; raise "
+            "the limit (`ulimit -f`)"
+        )
     folder = next(parent for parent in path.resolve().parents if parent.exists())
     free = shutil.disk_usage(folder).free
     if free < needed:

@@ -90,12 +90,18 @@ def run_train(config: RunConfig, run: Path) -> None:
     train(config, run, CPU, resume=True)
 
 
-def run_collect(dataset_id: str) -> None:
+def run_collect(dataset_id: str, steps: int = 100) -> None:
     from decision_seq.behaviours.tiers import behaviour_for
     from decision_seq.data.tools.collect import collect
 
     behaviour, provenance = behaviour_for("point-run", "mixed", None)
-    collect("point-run", behaviour, 100, dataset_id, 0, provenance)
+    collect("point-run", behaviour, steps, dataset_id, 0, provenance)
+
+
+def run_export(dataset_id: str, out: str) -> None:
+    from decision_seq.data.tools.export import to_minari
+
+    to_minari(open_store([dataset_id]), out)
 
 
 def run_open(source: Path) -> None:

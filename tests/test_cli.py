@@ -71,7 +71,7 @@ def test_collect_train_evaluate_report(cli, tmp_path: Path) -> None:  # type: ig
     listed = cli("data", "list")[1].split()
     assert listed[:5] == ["decision-seq/point-run/mixed-v0", "20", "episodes", "400", "steps"]
     code, out, _ = cli("data", "info", "decision-seq/point-run/mixed-v0")
-    assert code == 0 and "episodes               20" in out
+    assert code == 0 and "episodes               20" in out and "None" not in out
     code, out, _ = cli("data", "check", "decision-seq/point-run/mixed-v0")
     assert code == 0 and "0 findings" in out
 

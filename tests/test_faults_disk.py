@@ -19,6 +19,7 @@ from children import (
     fork_server,  # noqa: F401 - a fixture
     leftovers,
     run_collect,
+    run_export,
     run_open,
     run_train,
     start_child,  # noqa: F401 - a fixture
@@ -60,6 +61,17 @@ def test_a_full_disk_while_building_or_collecting(start: Any, tmp_path: Path) ->
         assert os.strerror(errno.EFBIG) in (tmp_path / "home" / "said").read_text(), work
         assert leftovers(tmp_path) == []
         assert finish(start(work, argument)) == 0, work
+
+
+def test_a_limit_of_files_is_met_before_hdf5_meets_it(start: Any, tmp_path: Path) -> None:
+    """2,000 steps take 1.4 MB; where a write fails within HDF5 the process crashes."""
+    small = 1_200_000
+    assert finish(start(run_collect, "own/a-v0", 2000, full_at=small)) == 2
+    assert "ulimit -f" in (tmp_path / "home" / "said").read_text()
+    assert finish(start(run_collect, "own/a-v0", 2000)) == 0
+    assert finish(start(run_export, "own/a-v0", "own/b-v0", full_at=small)) == 2
+    assert leftovers(tmp_path) == []
+    assert finish(start(run_export, "own/a-v0", "own/b-v0")) == 0
 
 
 def test_collect_asks_for_space_before_it_writes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,6 +75,7 @@ class Dataset(Shown):
         rows = [
             [key, f"{value:.3f}" if isinstance(value, float) else str(value)]
             for key, value in self.summary.items()
+            if value is not None  # nothing is known of it
         ]
         actions = [[line[:22].rstrip(), line[23:]] for line in action_lines(self.store)]
         return Table(("", ""), rows + actions, 2)

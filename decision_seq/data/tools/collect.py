@@ -32,6 +32,7 @@ from decision_seq.variables import variables
 
 TEXT = 1000  # characters of a text in an observation
 LANES = 1024  # at most, of another simulator
+HEADER = 4000  # bytes that HDF5 keeps about an array, at most
 OUTCOMES = ("rewards", "terminations", "truncations")
 ENDLESS = 100_000  # steps after which an episode is truncated that does not end by itself
 Act = Callable[[np.ndarray], Any]  # observation -> action [A] or index
@@ -75,7 +76,7 @@ def collect(
     limit = max(steps, ENDLESS)  # an environment's own is far below, if it has one
     target = minari_dataset.folder(dataset_id)
     returns: list[float] = []
-    done = 0
+    done = held = 0
     played = _one_by_one(environment, behaviour, seed, limit)
     if simulator != "auto":
         count = min(LANES, -(-steps // (environment.spec.max_episode_steps or steps)))
@@ -83,10 +84,12 @@ def collect(
         played = _side_by_side(lanes, count, behaviour, seed)
 
     def episodes() -> Iterator[dict[str, Any]]:
-        nonlocal done
+        nonlocal done, held
         while done < steps:
             episode = next(played)
-            check_space(target, 2 * sum(map(_size, episode.values())) + 1_000_000)
+            size = sum(map(_size, episode.values()))
+            check_space(target, 2 * size + 1_000_000, held)
+            held += size
             returns.append(sum(episode["rewards"]))
             done += len(episode["rewards"])
             on_step(min(done, steps))
@@ -208,12 +211,12 @@ def _storable(space: Any) -> Any:
 
 
 def _size(value: Any) -> int:
-    """Bytes of arrays, nested or not."""
+    """Bytes that arrays, nested or not, take in HDF5."""
     if isinstance(value, Mapping):
         return sum(map(_size, value.values()))
     if isinstance(value, tuple):
         return sum(map(_size, value))
-    return np.asarray(value).nbytes
+    return np.asarray(value).nbytes + HEADER
 
 
 @contextlib.contextmanager

@@ -15,9 +15,10 @@ from decision_seq.data.episodes import Episodes
 from decision_seq.data.sources import minari_dataset
 from decision_seq.data.store import EpisodeStore
 from decision_seq.data.tools.check import write_npz
-from decision_seq.data.tools.collect import check_id, temporary_storage
+from decision_seq.data.tools.collect import HEADER, check_id, temporary_storage
 from decision_seq.envs import registry
 from decision_seq.errors import UserError
+from decision_seq.files import check_space
 
 
 def to_npz(store: EpisodeStore, out: str) -> None:
@@ -61,6 +62,8 @@ def to_minari(store: EpisodeStore, out: str) -> None:
     )
     target = minari_dataset.folder(out)
     said = "".join(f" {finding}" for finding in store.findings)
+    arrays = (store.observations, store.actions, store.rewards)
+    check_space(target, sum(a.nbytes for a in arrays) + 6 * HEADER * store.episodes + 1_000_000)
     scores = {k: store.info[k] for k in ("ref_min_score", "ref_max_score") if k in store.info}
     with temporary_storage(target) as temporary, warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # about e-mail and permalink of an author

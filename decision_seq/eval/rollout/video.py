@@ -14,6 +14,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -106,8 +107,9 @@ def check_video(env: str) -> dict[str, str]:
         raise UserError(f"environment {env} cannot draw itself here ({reason})") from None
     if not isinstance(picture, np.ndarray):  # some draw without naming that mode
         raise UserError(
-            f"environment {env} has no pictures of itself (no render mode rgb_array), so there is "
-            "nothing to film; leave --video out"
+            f"environment {env} has no pictures of itself, so there is nothing to film; leave "
+            "--video out, or let its constructor take render_mode, name rgb_array in its "
+            "metadata['render_modes'] and have render() return an array [H, W, 3] of uint8"
         )
     return needed
 
@@ -115,7 +117,9 @@ def check_video(env: str) -> dict[str, str]:
 def to_film(name: str) -> gym.Env[Any, Any]:
     """The environment, made to draw itself. Where the robot's model has a camera that goes with it,
     that one films: gymnasium 1.4 stays where the episode began, and films an empty floor."""
-    env = make(name, render_mode="rgb_array")
+    with warnings.catch_warnings():  # that it does not name this mode, as some that draw do not
+        warnings.simplefilter("ignore", UserWarning)
+        env = make(name, render_mode="rgb_array")
     renderer: Any = getattr(env.unwrapped, "mujoco_renderer", None)
     if getattr(renderer, "camera_id", None) == -1:
         import mujoco
