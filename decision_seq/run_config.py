@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from decision_seq.config import (
     build,
     check_command,
     dump_yaml,
+    in_words,
     load_yaml,
     merge,
     parse_overrides,
@@ -108,12 +109,22 @@ def check_same_run(run: Path, config: RunConfig) -> None:
     the number of steps."""
     path = run / "config.yaml"
     old, new = _identity(load_run_config(path)), _identity(config)
-    changed = [key for key in new if old[key] != new[key]]
+    changed = list(_differences(old, new))
     if changed:
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise UserError(
-            f"{path}: the run there has other settings ({', '.join(changed)}); use the same "
-            "config, or choose another --out"
+            f"{path}: the run there has other settings ({', '.join(changed[:3])}{more}); use the "
+            "same config, or choose another --out"
         )
+
+
+def _differences(old: Any, new: Any, key: str = "") -> Iterator[str]:
+    """`train.batch_size is 64 there and 32 here`"""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for name in {**old, **new}:
+            yield from _differences(old.get(name), new.get(name), f"{key}.{name}".lstrip("."))
+    elif old != new:
+        yield f"{key} is {in_words(old)} there and {in_words(new)} here"
 
 
 def _identity(config: RunConfig) -> dict[str, Any]:

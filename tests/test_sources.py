@@ -159,7 +159,12 @@ def test_remote_forms_say_how_to_get_the_file(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(minari, "download_dataset", fails)
     with pytest.raises(UserError) as error:
         open_store(["gcp://bucket/mujoco/hopper/medium-v0"])
-    for word in ("minari[gcs]", "minari download gcp://bucket/mujoco/hopper/medium-v0", "copy its"):
+    for word in (
+        "a package is missing",
+        "minari[gcs]",
+        "minari download gcp://bucket/mujoco/hopper/medium-v0",
+        "copy its",
+    ):
         assert word in str(error.value)
     for other in ("s3://bucket/a-v0", "hf://a-v0", "hf://owner/no-version"):
         with pytest.raises(UserError, match="is not a dataset"):

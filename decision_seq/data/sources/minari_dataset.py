@@ -281,9 +281,11 @@ def _download(dataset_id: str, source: str) -> None:
         minari.download_dataset(source)
     # Minari's remotes raise errors of several network libraries, which share no base class
     except Exception as error:
-        missing = f": {error}" if isinstance(error, ImportError) else ""
+        failed = f"could not be downloaded ({type(error).__name__}); on a machine with a network"
+        if isinstance(error, ImportError):
+            said = str(error).rstrip(".")
+            failed = f"a package is missing that downloads it: {said}; or where it is installed"
         raise UserError(
-            f"{source}: is not in Minari's local storage ({local_summary()}) and could not be "
-            f"downloaded ({type(error).__name__}{missing}); on a machine with a network run "
+            f"{source}: is not in Minari's local storage ({local_summary()}) and {failed} run "
             f"`minari download {source}`, then copy its folder to {folder(dataset_id)}"
         ) from None
