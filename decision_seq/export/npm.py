@@ -85,7 +85,9 @@ def _fetch(package: Package, archive: Path) -> None:
         )
     with workspace(archive) as folder:
         asked = f"{package.name}@{package.version}"
-        command = [npm, "pack", asked, "--silent", "--pack-destination", str(folder)]
+        command = [npm, "pack", asked, "--pack-destination", str(folder)]
+        # without a network npm would try for a minute, and with --silent not say why it gave up
+        command += ["--loglevel", "error", "--fetch-retries", "1"]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
         made = folder / package.archive
         if done.returncode or not made.is_file():
