@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from decision_seq.data.transforms import ObservationNorm
 from decision_seq.model.encoders.base import ImageEncoderConfig, image_encoder
+from decision_seq.ops.seeds import each_seed
 from decision_seq.spaces import Table
 from decision_seq.spaces.table import VECTOR
 
@@ -77,12 +78,17 @@ class RecordEncoder(nn.Module):
         dtype, first = self.table.form.fields[name][:2]  # type: ignore[index]
         part = records[..., first : first + dtype.itemsize]
         if dtype.base != np.uint8:
-            part = part.contiguous().view(torch.float32)
+            part = each_seed(_as_floats, part)  # torch 2.7 cannot for stacked seeds at once
         return part.unflatten(-1, dtype.shape)
 
     def penalty(self) -> Tensor | float:
         """What training adds to the loss on account of the weights."""
         return sum((encoder.penalty() for encoder in self.images.values()), start=0.0)  # type: ignore[operator]
+
+
+def _as_floats(part: Tensor) -> Tensor:
+    """Bytes [..., 4 S] -> [..., S]"""
+    return part.contiguous().view(torch.float32)
 
 
 def _key(path: str) -> str:
