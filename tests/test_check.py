@@ -274,7 +274,7 @@ def test_drop_bad_writes_a_cleaned_copy(tmp_path: Path) -> None:
 
 
 def test_data_do_not_choose_what_is_imported(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     (tmp_path / "stranger.py").write_text("raise SystemExit('this ran')")
     monkeypatch.syspath_prepend(tmp_path)
@@ -286,6 +286,7 @@ def test_data_do_not_choose_what_is_imported(
     (tmp_path / "log.columns.yaml").write_text("env: stranger:Task-v0")
     assert read([str(log)]).info["env_id"] == "stranger:Task-v0"
     EXPORTERS["minari"](open_store([str(log)]), "mine/strange-v0")
+    assert "its environment stranger:Task-v0 is not written" in capsys.readouterr().err
     (tmp_path / "os:stranger.py").write_text("raise SystemExit('this ran')")
     assert named_by_data("os:stranger:Task-v0") is None  # `os` is imported, that file is not
     assert named_by_data("conftest:Task-v0") == "conftest:Task-v0"

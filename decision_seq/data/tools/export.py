@@ -17,7 +17,7 @@ from decision_seq.data.store import EpisodeStore
 from decision_seq.data.tools.check import write_npz
 from decision_seq.data.tools.collect import HEADER, check_id, temporary_storage
 from decision_seq.envs import registry
-from decision_seq.errors import UserError
+from decision_seq.errors import UserError, say_once
 from decision_seq.files import check_space
 
 
@@ -81,11 +81,13 @@ def to_minari(store: EpisodeStore, out: str) -> None:
 
 
 def _environment(store: EpisodeStore) -> dict[str, Any]:
-    """The environment where it exists here and fits, and the spaces, from the data if need be."""
+    """The environment where it exists here and fits, and the spaces, from the data if need be. Says
+    so where data name one that is left out: a module that data name is not imported."""
     from gymnasium import spaces
 
     found: dict[str, Any] = {}
-    name = registry.named_by_data(store.info.get("env_id"))  # none, if sources differ
+    recorded = store.info.get("env_id")  # none, if sources differ
+    name = registry.named_by_data(recorded)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -97,6 +99,11 @@ def _environment(store: EpisodeStore) -> dict[str, Any]:
                 found = {"env": registry.writable(env.spec)}
         except (UserError, KeyError):
             pass
+    if recorded is not None and not found:
+        say_once(
+            f"{store.name}: its environment {recorded} is not written: it cannot be made here or "
+            "has other observations; name it when you train on the data (--set env=...)"
+        )
     dtype = store.observations.dtype.type
     low, high = (0, 255) if dtype is np.uint8 else (-np.inf, np.inf)
     found["observation_space"] = spaces.Box(low, high, store.observations.shape[1:], dtype)
