@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from decision_seq.agents.spec import AgentConfig
+from decision_seq.agents.spec import AgentConfig, GuidanceConfig
 from decision_seq.config import to_plain
 
 PRESETS: dict[str, dict[str, Any]] = {  # those that say more come before those that say less
@@ -68,8 +68,11 @@ PRESETS: dict[str, dict[str, Any]] = {  # those that say more come before those 
 
 
 def preset_of(config: AgentConfig) -> str | None:
-    """The preset whose fields `config` has, or None if it has none's."""
+    """The preset whose fields `config` has, or None if it has none's; guidance of any strength is
+    that of its preset."""
     plain = to_plain(config)
+    if config.guidance is not None:
+        plain["guidance"] = to_plain(GuidanceConfig())
     return next((name for name, fields in PRESETS.items() if _within(fields, plain)), None)
 
 
