@@ -153,7 +153,7 @@ def test_list(cli) -> None:  # type: ignore[no-untyped-def]
         "encoders": ["nature", "3136", "imixer"],
         "agents": ["return_conditioned", "behaviour_cloning", "decision-mamba", "bc"],
         "envs": ["Hopper-v5", "Ant-v4", "PointRun"],
-        "tiers": ["hopper", "medium", "expert"],
+        "tiers": ["hopper", "medium", "expert", "minigrid:MiniGrid-Memory*"],
         "kernels": ["torch", "reference"],
     }.items():
         code, out, err = cli("list", what)

@@ -12,7 +12,7 @@ import torch
 from gymnasium import spaces
 
 from decision_seq.agents import SequenceAgent, load_agent
-from decision_seq.behaviours.maze_players import path, serves
+from decision_seq.behaviours.maze_players import path
 from decision_seq.data.store import EpisodeStore, open_store
 from decision_seq.data.tools.collect import collect
 from decision_seq.data.windows import Hindsight, WindowSampler
@@ -181,4 +181,3 @@ def test_the_maze_controller_takes_the_shortest_way() -> None:
     free = {(1, 1), (1, 2), (1, 3), (2, 3), (3, 3), (3, 2), (3, 1)}
     assert path(free, (1, 1), (3, 3)) == [(1, 2), (1, 3), (2, 3), (3, 3)]
     assert path({(1, 1), (5, 5)}, (1, 1), (5, 5)) == [(5, 5)]
-    assert serves("PointMaze_UMaze-v3") and not serves("AntMaze_UMaze-v5")

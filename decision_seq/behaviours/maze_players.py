@@ -17,11 +17,6 @@ GAIN, DAMPING, NOISE = 8.0, 2.0, 0.3  # of a spring to the next cell; standard d
 Cell = tuple[int, int]
 
 
-def serves(identifier: str) -> bool:
-    """Whether the environment of that id is a point maze."""
-    return identifier.startswith("PointMaze_")
-
-
 def random_goals(rng: np.random.Generator, env: gym.Env[Any, Any]) -> Callable[[Any], np.ndarray]:
     """At the start of an episode: a policy of observations with `observation`: x, y and speeds."""
     maze: Any = env.unwrapped.maze  # type: ignore[attr-defined]

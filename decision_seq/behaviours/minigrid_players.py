@@ -15,11 +15,6 @@ TURN_LEFT, TURN_RIGHT, FORWARD = range(3)  # actions
 ROOM = 3  # columns of the first room, from 1 on: within it nothing hides the object
 
 
-def serves(identifier: str) -> bool:
-    """Whether the environment of that id is MiniGrid's Memory, of any size."""
-    return identifier.startswith("MiniGrid-Memory")
-
-
 def looks_and_remembers(_rng: np.random.Generator, env: gym.Env[Any, Any]) -> Callable[[Any], int]:
     """At the start of an episode: a policy that sees where `env` has the agent and the goal."""
     game: Any = env.unwrapped

@@ -92,8 +92,8 @@ def envs() -> Iterator[str]:
 def tiers() -> Iterator[str]:
     """Behaviour policies that `collect` knows without a --policy."""
     from decision_seq.behaviours.actors import embedded_tiers
-    from decision_seq.behaviours.tiers import GAMES, TOYS, UNIFORM
-    from decision_seq.envs.registry import NAMES
+    from decision_seq.behaviours.tiers import FAMILIES, GAMES, TOYS, UNIFORM
+    from decision_seq.envs.registry import NAMES, typed
 
     names = {identifier: name for name, identifier in NAMES.items()}
     rows = []
@@ -101,8 +101,9 @@ def tiers() -> Iterator[str]:
         score = f"normalized score {float(metadata['normalized_score']):.1f}"
         rows.append((env, tier, f"{score}  ({metadata['algorithm']})"))
     for (identifier, tier), (_, summary) in {**TOYS, **GAMES}.items():
-        typed = names.get(identifier, f"popgym:{identifier}")  # whose module must be named
-        rows.append((typed, tier, summary))
+        named = names.get(identifier, f"popgym:{identifier}")  # whose module must be named
+        rows.append((named, tier, summary))
+    rows += [(f"{typed(start)}*", tier, does) for start, tier, _, does in FAMILIES]
     rows.append(("(any)", UNIFORM, "uniform from the action space"))
     return _aligned(rows)
 
