@@ -209,7 +209,7 @@ def test_all_that_can_be_collected_is_listed() -> None:
     with pytest.raises(UserError, match="'best'; there is: random, medium, expert;"):
         behaviour_for("pong", "best", None)
     with pytest.raises(
-        UserError, match="'medium'; there is: random; .* tiers` shows those of other"
+        UserError, match=r"'medium'; there is: random; .* tiers` shows those of other"
     ):
         behaviour_for("CartPole-v1", "medium", None)
     lines = [line.split()[:2] for line in LISTINGS["tiers"]()]
