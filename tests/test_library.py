@@ -47,7 +47,7 @@ def test_import_list_and_open_again(tmp_path: Path) -> None:
 
 def test_an_environment_of_a_known_package_is_shown_as_commands_take_it(tmp_path: Path) -> None:
     """Behind the module that registers it, which is not imported to look at data."""
-    before, recorded = set(sys.modules), "MiniGrid-MemoryS9-v0?max_episode_steps=-1&size=9"
+    before, recorded = set(sys.modules), "MiniGrid-MemoryS9-v0"
     meta = np.array(json.dumps({"env_id": recorded}))
     store = import_dataset(
         [str(write_npz(tmp_path / "m.npz", random_episodes([4]), meta=meta))], "m"
