@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -170,6 +171,7 @@ def test_unknown_datasets_are_one_sentence(name: str) -> None:
 def test_remote_id_without_a_network_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Minari's own client asks a closed local port, so nothing leaves the machine."""
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setattr(time, "sleep", lambda _seconds: None)  # between its tries
     with pytest.raises(UserError) as error:
         open_store(["mujoco/hopper/medium-v0"])
     assert "minari download mujoco/hopper/medium-v0" in str(error.value)
