@@ -35,11 +35,13 @@ def encoders() -> Iterator[str]:
     """Encoders of Atari's frames, with their parameters and features."""
     from decision_seq.model.encoders import ImageEncoderConfig
 
+    rows = []
     for kind, config in sorted(ImageEncoderConfig.registry.items()):
         model = config().build((4, 84, 84))
         count = sum(p.numel() for p in model.parameters())
         size = f"{count / 1e6:5.2f} M parameters {model.features:5} features"
-        yield f"{kind:12} {size}  {config.summary}"
+        rows.append((kind, size, config.summary))
+    return _aligned(rows)
 
 
 def agents() -> Iterator[str]:
@@ -127,6 +129,7 @@ def zoo() -> Iterator[str]:
 
     places = [Path("zoo"), shipped("zoo")]
     found = [path for place in places for path in sorted(place.glob(f"*/{SHARED_INDEX}"))]
+    rows = []
     for path in dict.fromkeys(file.resolve() for file in found):
         about, scores = json.loads(path.read_text(encoding="utf-8")), defaultdict(list)
         for row in read_rows(path.parent):
@@ -136,7 +139,8 @@ def zoo() -> Iterator[str]:
             for (context, target), all_ in sorted(scores.items())
             if None not in all_
         ]
-        yield f"{path.parent.name:32} {about['env']:12} {', '.join(said) or 'not evaluated'}"
+        rows.append((path.parent.name, about["env"], ", ".join(said) or "not evaluated"))
+    return _aligned(rows)
 
 
 def configs() -> Iterator[str]:

@@ -25,6 +25,7 @@ from decision_seq.values.critic import Critic, Learner, ValuesConfig
 from decision_seq.values.transitions import Transitions
 
 FILE, DIAGNOSTICS, PROGRESS = "values.safetensors", "values.json", "progress.pt"
+LAYOUT = 2  # of these files; what an earlier one left in the cache is not read
 SAVE_EVERY = 5_000  # steps
 SAMPLE, SAMPLE_OF_IMAGES = 10_000, 500  # transitions that the diagnostics look at
 
@@ -51,7 +52,7 @@ def ensure_values(
     Raises:
         UserError: actions are of a kind that no values are fitted of, or the fit diverges.
     """
-    identity = {"data": store.hash, "seed": seed, **to_plain(config)}
+    identity = {"layout": LAYOUT, "data": store.hash, "seed": seed, **to_plain(config)}
     stack = None
     if agent is not None and store.frames:
         stack = agent.frame_stack
@@ -59,16 +60,17 @@ def ensure_values(
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     folder = cache_dir() / "values" / key
     folder.mkdir(parents=True, exist_ok=True)
-    transitions = Transitions.of(store, action_scale, stack)
     critic = _new(store, config, seed, agent)
     with exclusive(folder / ".lock", wait=True):
         if not (folder / FILE).exists():
-            _fit(folder, transitions, Learner(critic, config), seed, store.name)
+            if critic.encoder is not None:  # statistics of images; before the slow copy is made
+                critic.encoder.fit(store.observations)
+            transitions = Transitions.of(store, action_scale, stack)
+            _fit(folder, store, transitions, Learner(critic, config), seed)
     critic.load_state_dict(_read(folder / FILE))
-    with atomic_file(run / FILE) as temporary:
-        temporary.write_bytes((folder / FILE).read_bytes())
-    diagnostics = diagnose(critic, transitions, store, config.discount)
-    write_text(run / DIAGNOSTICS, json.dumps(diagnostics, indent=1) + "\n")
+    for name in (FILE, DIAGNOSTICS):
+        with atomic_file(run / name) as temporary:
+            temporary.write_bytes((folder / name).read_bytes())
     return critic.requires_grad_(False)
 
 
@@ -85,14 +87,13 @@ def _new(store: EpisodeStore, config: ValuesConfig, seed: int, agent: AgentConfi
         torch.manual_seed(seed)
         encoder = observation_encoder(shape, table, *named)
         width = encoder.features if encoder else shape[0]
-        critic = Critic(width, store.action_dim, store.discrete, config, encoder)
-    if encoder is not None:
-        encoder.fit(store.observations)
-    return critic.eval()
+        return Critic(width, store.action_dim, store.discrete, config, encoder).eval()
 
 
-def _fit(folder: Path, transitions: Transitions, learner: Learner, seed: int, name: str) -> None:
-    config, done = learner.config, 0
+def _fit(
+    folder: Path, store: EpisodeStore, transitions: Transitions, learner: Learner, seed: int
+) -> None:
+    critic, config, done = learner.critic, learner.config, 0
     if (folder / PROGRESS).exists():
         state = torch.load(folder / PROGRESS, weights_only=True)
         done = state.pop("step")
@@ -108,10 +109,12 @@ def _fit(folder: Path, transitions: Transitions, learner: Learner, seed: int, na
                 bar.update(task, completed=done, note=f"TD error {watched['td_error']:.3f}")
             if done % SAVE_EVERY == 0 and done < config.steps:
                 _keep(folder / PROGRESS, {"step": done, **learner.state()})
-    if not all(weight.isfinite().all() for weight in learner.critic.parameters()):
-        raise UserError(f"{name}: its values are not finite; lower values.learning_rate")
+    if not all(weight.isfinite().all() for weight in critic.parameters()):
+        raise UserError(f"{store.name}: its values are not finite; lower values.learning_rate")
+    diagnostics = diagnose(critic, transitions, store, config.discount)
+    write_text(folder / DIAGNOSTICS, json.dumps(diagnostics, indent=1) + "\n")
     with atomic_file(folder / FILE) as temporary:
-        weights = learner.critic.state_dict()
+        weights = critic.state_dict()
         temporary.write_bytes(save({name: w.contiguous() for name, w in weights.items()}))
     (folder / PROGRESS).unlink(missing_ok=True)
 

@@ -11,7 +11,7 @@ from decision_seq.eval.report import statistics as stats
 from decision_seq.eval.report.data import Data
 from decision_seq.eval.report.film import strip
 from decision_seq.eval.report.parts import Figure, Section, Table
-from decision_seq.eval.report.scores import bracket, lead
+from decision_seq.eval.report.scores import bracket, lead, number
 
 
 def glance(data: Data) -> Section | None:
@@ -169,11 +169,6 @@ def together(data: Data) -> Section | None:
         + "95 % intervals in brackets, from seeds resampled within their task, where each has "
         f"{stats.FEWEST} or more.",
     )
-
-
-def number(found: stats.Estimate, digits: int) -> str:
-    """A statistic with its interval."""
-    return f"{found.value:z.{digits}f}{bracket(found.interval, digits)}"
 
 
 def shown(value: float | None, digits: int = 0) -> str:

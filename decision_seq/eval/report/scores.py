@@ -330,8 +330,12 @@ def lead(line: Comparison) -> str:
     """The paired difference with its interval, in words."""
     if line.difference is None:
         return "no common scale"
-    found = line.difference
-    return f"{found.value:z.{line.digits}f}{bracket(found.interval, line.digits)}"
+    return number(line.difference, line.digits)
+
+
+def number(found: stats.Estimate, digits: int) -> str:
+    """A statistic with its interval."""
+    return f"{found.value:z.{digits}f}{bracket(found.interval, digits)}"
 
 
 def bracket(interval: stats.Interval | None, digits: int) -> str:

@@ -18,12 +18,12 @@ from decision_seq.eval.report.score_sections import (
     comparison,
     film,
     glance,
-    number,
     scores,
     shown,
     success,
     together,
 )
+from decision_seq.eval.report.scores import number
 from decision_seq.eval.report.tables import FAR, Cost, PairedScores
 
 
