@@ -330,9 +330,23 @@ def test_options_are_an_axis(toy_file: Path, tmp_path: Path) -> None:
     assert jobs[0].name == "dt_short_missing_seed0"
 
 
+def test_an_agent_may_have_settings_of_its_own(toy_file: Path, tmp_path: Path) -> None:
+    changes = {
+        "agents": {"dt": {}, "wide": {"backbone": {"width": 32}}},
+        "options": {"usual": {}, "slow": {"train": {"learning_rate": 1e-5}}},
+        "per_agent": {"wide": {"train": {"learning_rate": 1e-2}}},
+        "overrides": {"train": {"learning_rate": 1e-3}},
+    }
+    jobs = load_matrix(matrix(toy_file, tmp_path, **changes), tmp_path)
+    rates = {job.config.name: job.config.train.learning_rate for job in jobs}
+    assert rates == {"dt usual": 1e-3, "dt slow": 1e-5, "wide usual": 1e-2, "wide slow": 1e-5}
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ({"per_agent": {"td": {}}}, "per_agent names td, which is none of agents: dt"),
+        ({"per_agent": {"dt": {"name": "x"}}}, "per_agent.dt sets name"),
         ({"options": {"a/b": {}}}, "label 'a/b'"),
         ({"options": {"a": {"seed": 3}}}, "options.a sets seed"),
         ({"options": {"a": {"agent": {"widht": 3}}}}, "widht"),

@@ -35,6 +35,8 @@ class CompareConfig:
     seeds: tuple[int, ...]
     # label -> what to lay over a job, e.g. {long: {agent: {context_length: 60}}}
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
+    # label of an agent -> what to lay over its jobs, e.g. {lstm: {train: {learning_rate: 1e-3}}}
+    per_agent: dict[str, dict[str, Any]] = field(default_factory=dict)
     # how each trained run is evaluated, e.g. [{context: window}, {context: stream}]
     evaluations: tuple[Evaluation, ...] = (Evaluation(),)
     # laid over every job, e.g. {train: {steps: 2000}}
@@ -68,7 +70,8 @@ def load_matrix(named: Path | str, out: Path, assignments: Sequence[str] = ()) -
                         "agent": agent_fields,
                         "data": {"sources": list(sources)},
                     }
-                    fields = merge(merge(everywhere, own), option_fields)
+                    its_own = merge(own, matrix.per_agent.get(agent, {}))
+                    fields = merge(merge(everywhere, its_own), option_fields)
                     config = run_config(base, fields, f"{path} ({base_path.name})")
                     parts = [agent, option, dataset, f"seed{seed}"]
                     name = "_".join(filter(None, parts))
@@ -224,6 +227,14 @@ def _check_labels(path: Path, matrix: CompareConfig) -> None:
             raise UserError(f"{path}: label {label!r} must be letters, digits, '-', '_' and '.'")
     if len(set(matrix.seeds)) < len(matrix.seeds):
         raise UserError(f"{path}: seeds {list(matrix.seeds)} names one twice; remove it")
-    for label, fields in matrix.options.items():
-        if taken := fields.keys() & set(SET_BY_MATRIX):
-            raise UserError(f"{path}: options.{label} sets {min(taken)}, which is the matrix's own")
+    if unknown := matrix.per_agent.keys() - matrix.agents.keys():
+        raise UserError(
+            f"{path}: per_agent names {min(unknown)}, which is none of agents: "
+            f"{', '.join(matrix.agents)}"
+        )
+    for key, laid in (("options", matrix.options), ("per_agent", matrix.per_agent)):
+        for label, fields in laid.items():
+            if taken := fields.keys() & set(SET_BY_MATRIX):
+                raise UserError(
+                    f"{path}: {key}.{label} sets {min(taken)}, which is the matrix's own"
+                )
