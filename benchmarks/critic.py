@@ -1,0 +1,150 @@
+"""Is a critic right about actions? Asked of the simulator, before any policy is trained.
+
+    python -m benchmarks.critic hopper replay replay-5 --steps 100000
+    python -m benchmarks.critic walker2d medium+expert expert --steps 20000 --width 128
+
+At states drawn from the data MuJoCo is set to the state, and what follows an action is rolled out:
+`HORIZON` steps, discounted, by a behaviour policy of the package (third argument) that takes its
+mean action. Asked are the data's own action, the same moved up the gradient of Q, the same moved in
+a random direction, and actions around it, which Q ranks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from torch import Tensor
+
+from decision_seq.behaviours.actors import POLICY_DIRECTORY, MLPPolicy
+from decision_seq.data.store import EpisodeStore, open_store
+from decision_seq.data.transforms import ObservationNorm
+from decision_seq.hardware import hardware
+from decision_seq.values.critic import Critic, ValuesConfig
+from decision_seq.values.fit import ensure_values, read_diagnostics
+
+BODIES = {"hopper": "Hopper-v5", "walker2d": "Walker2d-v5", "halfcheetah": "HalfCheetah-v5"}
+HORIZON, DISCOUNT = 300, 0.99
+LENGTHS = (0.1, 0.3)  # of a move, in units of the action's bounds
+AROUND, SPREAD = 8, 0.3  # actions that are ranked, and their standard deviation
+
+
+class Simulator:
+    """The discounted return of an action in a state, and of a policy from there on."""
+
+    def __init__(self, body: str, policy: MLPPolicy) -> None:
+        self.env: Any = gymnasium.make(BODIES[body]).unwrapped
+        self.env.reset(seed=0)
+        self.policy, self.rng = policy, np.random.default_rng(0)
+
+    def worth(self, observation: np.ndarray, action: np.ndarray) -> float:
+        """Of one action [A] in the state behind observation [S]: positions but x, velocities."""
+        split = self.env.model.nq - 1
+        positions = np.concatenate([[0.0], observation[:split]])
+        self.env.set_state(positions, observation[split:].astype(np.float64))
+        total = 0.0
+        for t in range(HORIZON):
+            observation, reward, terminated, _, _ = self.env.step(action)
+            total += DISCOUNT**t * float(reward)
+            if terminated:
+                break
+            action = self.policy.act(observation[None], self.rng, deterministic=True)[0]
+        return total
+
+    def worths(self, observations: np.ndarray, actions: np.ndarray) -> np.ndarray:
+        """[B] of [B, S] and [B, A]."""
+        return np.array([self.worth(o, a) for o, a in zip(observations, actions, strict=True)])
+
+
+def moves(
+    critic: Critic, seen: Tensor, actions: Tensor, observations: np.ndarray, sim: Simulator
+) -> None:
+    """Print what the simulator gives for moves up Q's gradient and for random ones."""
+    asked = actions.clone().requires_grad_(True)
+    q = critic.q(seen, asked).amin(0)  # [B]
+    (up,) = torch.autograd.grad(q.sum(), asked)
+    base = sim.worths(observations, actions.numpy())
+    print(
+        f"Q against what the simulator gives, over states: correlation {_correlation(q, base):.2f}"
+    )
+    generator = torch.Generator().manual_seed(0)
+    for length in LENGTHS:
+        for name, way in (("up Q", up), ("random", torch.randn(up.shape, generator=generator))):
+            step = length * way / way.norm(dim=1, keepdim=True).clamp(min=1e-9)
+            moved = (actions + step).clamp(-1, 1)
+            with torch.no_grad():
+                said = float((critic.q(seen, moved).amin(0) - q).mean())
+            gain = sim.worths(observations, moved.numpy()) - base
+            error = gain.std() / len(gain) ** 0.5
+            print(
+                f"moved by {length} {name}: better in {np.mean(gain > 0):.1%}, gain "
+                f"{gain.mean():.2f} ± {error:.2f} (standard error), Q says {said:.2f}"
+            )
+
+
+def ranks(
+    critic: Critic, seen: Tensor, actions: Tensor, observations: np.ndarray, sim: Simulator
+) -> None:
+    """Print how well Q ranks actions around the data's."""
+    rng, found = np.random.default_rng(0), []
+    for i, observation in enumerate(observations):
+        noise = SPREAD * rng.standard_normal((AROUND, actions.shape[1]))
+        tried = np.clip(actions[i].numpy() + noise, -1, 1).astype(np.float32)  # [n, A]
+        with torch.no_grad():
+            q = critic.q(seen[i].expand(AROUND, -1), torch.from_numpy(tried)).amin(0)
+        worths = sim.worths(np.repeat(observation[None], AROUND, 0), tried)
+        if np.ptp(worths) > 0:
+            found.append(_correlation(q.argsort().argsort(), worths.argsort().argsort()))
+    error = np.std(found) / len(found) ** 0.5
+    print(f"{AROUND} actions of a state: rank correlation {np.mean(found):.2f} ± {error:.2f}")
+
+
+def _correlation(a: Tensor, b: np.ndarray) -> float:
+    return float(np.corrcoef(a.detach().numpy(), b)[0, 1])
+
+
+def _states(store: EpisodeStore, count: int) -> np.ndarray:
+    return np.random.default_rng(0).choice(store.steps, count, replace=False)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("body", choices=BODIES)
+    parser.add_argument("tiers", help="of the data, as medium+expert")
+    parser.add_argument("policy", help="that goes on, as replay-5 or expert")
+    parser.add_argument("--steps", type=int, default=ValuesConfig.steps)
+    parser.add_argument("--width", type=int, default=ValuesConfig.width)
+    parser.add_argument("--expectile", type=float, default=ValuesConfig.expectile)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--states", type=int, default=200)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    store = open_store(
+        [f"decision-seq/{arguments.body}/{t}-v0" for t in arguments.tiers.split("+")]
+    )
+    config = ValuesConfig(
+        steps=arguments.steps, width=arguments.width, expectile=arguments.expectile
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        critic = ensure_values(
+            Path(folder), store, config, arguments.seed, torch.ones(store.action_dim)
+        )
+        print(arguments, hardware(torch.device("cpu")), read_diagnostics(Path(folder)), sep="\n")
+    rows = _states(store, arguments.states)
+    norm = ObservationNorm.of(store.observations)
+    observations = store.observations[rows]
+    seen = torch.from_numpy((observations - norm.mean) / norm.std)
+    actions = torch.from_numpy(store.actions[rows])
+    policy = MLPPolicy.load(POLICY_DIRECTORY / f"{arguments.body}-{arguments.policy}.safetensors")
+    sim = Simulator(arguments.body, policy)
+    moves(critic, seen, actions, observations, sim)
+    ranks(critic, seen, actions, observations, sim)
+
+
+if __name__ == "__main__":
+    main()
