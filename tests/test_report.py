@@ -25,6 +25,7 @@ from report_rows import (
 
 from decision_seq.eval.report import statistics as stats
 from decision_seq.eval.report.data import Data
+from decision_seq.eval.report.sections import sections
 from decision_seq.eval.rows import OLDER, target_label
 
 
@@ -121,6 +122,55 @@ def test_too_few_seeds_are_said_and_no_interval_is_drawn(tmp_path: Path) -> None
     texts = [text for r in section(data, "Scores").table.rows for text in r]
     assert not any("[" in text for text in texts)
     assert {s.verdict for s in data.standings} == {"too few seeds"}
+
+
+def test_of_equals_the_one_with_more_seeds_leads(tmp_path: Path) -> None:
+    """So that it can be told from the others; each of these then has its own sentence."""
+    means = {"bc": [90.0] * 4, "mamba": [90.0] * 5, "mixer": [89.0, 91, 88, 90, 91], **{
+        "attention": [40.0, 41, 42, 43, 44]}}  # fmt: skip
+    data = Data(runs_of(tmp_path, means), {})
+    verdicts = {s.agent: s.verdict for s in data.standings}
+    assert verdicts == {"mamba": "too few seeds", "bc": "too few seeds", "mixer": "tie",
+                        "attention": "worse"}  # fmt: skip
+    said = data.summary[0]
+    assert "the highest mean is mamba's" in said
+    assert "It is better than attention with 95 % confidence" in said
+    assert "Its lead over mixer can be chance: 0.2 [" in said
+    assert "Whether it is better than bc cannot be said: too few seeds (4 in common)." in said
+
+
+def test_tasks_of_which_the_same_is_to_be_said_are_named_together(tmp_path: Path) -> None:
+    runs = runs_of(tmp_path, {"mamba": [90.0] * 5, "bc": [90.0] * 5, "mixer": [90.0] * 3})
+    for run in runs:
+        run.rows = [r | {"env": env} for env in ("Maze30-v0", "Maze9-v0") for r in run.rows]
+    said = Data(runs, {}).summary
+    assert said[1].startswith("On hopper in Maze9-v0, Maze30-v0, the highest mean is bc's")
+    assert "On the same seeds it scores exactly what mamba scores." in said[1]
+    assert said[-1].startswith("With 3 training seeds the numbers of mixer can be chance")
+    assert len(said) == 3
+
+
+def test_tasks_stand_side_by_side_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    runs = [
+        run
+        for place, means in (("a", FAR), ("b", CLOSE), ("c", {"mamba": [-10.0, -10.4]}))
+        for run in runs_of(tmp_path / place, means)
+    ]
+    names = {"a": "Maze90-v0", "b": "Maze9-v0", "c": "Maze600-v0"}
+    for run in runs:
+        env = names[run.folder.parent.parent.name]
+        run.rows = [r | {"env": env} for r in run.rows]
+    data = Data(runs, {})
+    assert section(data, "Tasks side by side").text == "Dataset: hopper."
+    table = section(data, "Tasks side by side").table
+    assert table.columns == ("task", "attention", "bc", "mamba")
+    assert table.rows == [
+        ["Maze9-v0", "49.8 ± 5.9 *", "", "51.0 ± 6.5 *"],
+        ["Maze90-v0", "49.8 ± 5.9", "20.0 ± 0.0", "82.0 ± 1.4 *"],
+        ["Maze600-v0", "", "", "-10.2 ± 0.2 *"],
+    ]
+    titles = [s.title for s in sections(Data(runs_of(tmp_path / "d", FAR), {}))]
+    assert "Tasks side by side" not in titles  # a row of its own says nothing new
 
 
 def test_only_common_seeds_are_paired(tmp_path: Path) -> None:
@@ -233,6 +283,22 @@ def test_costs_come_from_rows_and_metrics(tmp_path: Path) -> None:
     assert cost.training_seconds == pytest.approx(10 / 5 + 20 / 10)
     assert (cost.training_memory_mib, cost.rollout_memory_mib) == (210, 300)
     assert (cost.parameters, cost.lanes, cost.context_length) == (7000, 2, 20)
+
+
+def test_one_busy_hour_does_not_make_an_agent_slow(tmp_path: Path) -> None:
+    """Costs are medians over runs, and the summary ends with those of the first two."""
+    runs = runs_of(tmp_path, CLOSE)
+    for run in runs:
+        rate = 0.1 if run.folder.name == "mamba-3" else 10.0
+        line = {"step": STEPS, "loss": 1.0, "steps_per_second": rate}
+        (run.folder / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+        slow = run.folder.name in ("mamba-3", "mamba-4")
+        run.rows = [r | {"milliseconds_per_step": 60.0 if slow else 2.04} for r in run.rows]
+    data = Data(runs, {})
+    assert {(c.training_seconds, c.milliseconds_per_step) for c in data.costs} == {(3.0, 2.04)}
+    assert data.summary[-1] == (
+        "A run of mamba took 3 s to train and 2 ms a rollout step, one of attention 3 s and 2 ms."
+    )
 
 
 def test_validation_losses_are_shown_by_source(tmp_path: Path) -> None:

@@ -134,7 +134,8 @@ def test_the_page_is_whole_and_stands_alone(tmp_path: Path) -> None:
     assert "http" not in re.sub(r"http://www\.w3\.org[\w/.]*", "", html)
     titles = re.findall("<h2>(.*?)</h2>", html)
     assert titles == [
-        "At a glance", "Scores", "Which is better, task by task", "All seeds of all tasks together",
+        "At a glance", "Tasks side by side", "Scores", "Which is better, task by task",
+        "All seeds of all tasks together",
         "Does it follow the target?", "Learning curves", "Last or best checkpoint",
         "What choosing by rollouts is worth", "What it costs", "Protocol", "Reproduce",
     ]  # fmt: skip

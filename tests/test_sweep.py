@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from small_agents import MEASURED
 
 pytest.importorskip("optuna", reason="needs the extra sweep")
 
@@ -52,16 +53,24 @@ def search(toy_file: Path, folder: Path, **changes: Any) -> Path:
     return path
 
 
+def repeated(run: Path) -> list[dict[str, Any]]:
+    """Rows of a run, without what is measured."""
+    return [{k: v for k, v in row.items() if k not in MEASURED} for row in read_rows(run)]
+
+
 def test_a_killed_sweep_goes_on_and_tries_the_same(toy_file: Path, tmp_path: Path) -> None:
+    """Bit for bit: the first trial is killed in the middle of its training."""
     path, out = search(toy_file, tmp_path, objective="rollouts"), tmp_path / "killed"
-    command = ["sweep", str(path), "--out", str(out), "--jobs", "1"]
+    longer = {"train.steps": 100}
+    command = ["sweep", str(path), "--out", str(out), "--jobs", "1", "--set", "train.steps=100"]
     process = subprocess.Popen([sys.executable, "-m", "decision_seq", *command])
     deadline = time.monotonic() + 300
-    while not read_ledger(out) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.kill()  # while the first trial of the first batch is at work
+    first = out / "runs" / "trial-000" / "metrics.jsonl"
+    while not first.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
     process.wait()
-    done = ds.sweep(path, out, **HERE)
+    done = ds.sweep(path, out, longer, **HERE)
     assert not done.failed and [trial.number for trial in done.trials] == [0, 1, 2]
     assert len({json.dumps(trial.parameters) for trial in done.trials}) == 3
     for trial in done.trials:  # judged by other episodes than it is reported by
@@ -82,15 +91,18 @@ def test_a_killed_sweep_goes_on_and_tries_the_same(toy_file: Path, tmp_path: Pat
     assert "<svg" in done._repr_html_()
 
     # of the same proposals by themselves, and whatever came of them: nothing is drawn from a clock
-    again = ds.sweep(path, tmp_path / "whole", {"trials": 2}, **HERE)
-    more = ds.sweep(path, tmp_path / "whole", {"trials": 3}, **HERE)
-    assert [t.parameters for t in more.trials] == [t.parameters for t in done.trials]
-    assert [t.value for t in more.trials] == pytest.approx([t.value for t in done.trials])
+    again = ds.sweep(path, tmp_path / "whole", longer | {"trials": 2}, **HERE)
+    more = ds.sweep(path, tmp_path / "whole", longer | {"trials": 3}, **HERE)
+    assert [(t.parameters, t.value) for t in more.trials] == [
+        (t.parameters, t.value) for t in done.trials
+    ]
+    for ours, theirs in zip(more.trials, done.trials, strict=True):
+        assert repeated(ours.run) == repeated(theirs.run)
     assert more.trials[:2] == again.trials
     assert len(read_ledger(tmp_path / "whole")) == 2 * 3  # none was run twice
 
     with pytest.raises(UserError, match=r"sweep.yaml: the search there has .* \(seed\)"):
-        ds.sweep(path, out, {"seed": 1}, **HERE)
+        ds.sweep(path, out, longer | {"seed": 1}, **HERE)
 
 
 def test_ray_tries_the_same(toy_file: Path, tmp_path: Path) -> None:

@@ -85,9 +85,10 @@ def envs() -> Iterator[str]:
         subsequent_indent=" " * 13,
         break_on_hyphens=False,
     )
-    yield (
-        "Any other registered gymnasium id with vector observations works as well, package:Id-v0 "
-        "imports the package that registers it, and Id-v0?argument=value makes it with arguments."
+    yield from textwrap.wrap(
+        "Any other registered gymnasium id works as well: package:Id-v0 imports the package that "
+        "registers it, and Id-v0?argument=value makes it with arguments.",
+        width=100,
     )
 
 

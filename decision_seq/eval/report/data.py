@@ -19,7 +19,7 @@ from decision_seq.eval.report import tables as report_tables
 from decision_seq.eval.report.film import films
 from decision_seq.eval.report.runs import Run, agents, outdated
 from decision_seq.eval.report.scores import Task
-from decision_seq.eval.report.standings import standings
+from decision_seq.eval.report.standings import price, standings
 from decision_seq.eval.report.successes import successes
 
 THRESHOLDS = 101  # points of a performance profile
@@ -40,8 +40,6 @@ class Data:
         self.pooled = report_scores.pooled_tasks(self.tasks)
         self.aggregates = report_scores.aggregate(self.pooled)
         self.comparisons = report_scores.comparisons(self.tasks)
-        self.summary = report_scores.summary(self.scores, self.runs, self.tasks, self.comparisons)
-        self.summary += outdated(self.runs)
         self.successes = successes(self.runs)
         self.choices = report_tables.last_or_best(self.runs)
         self.contexts = report_tables.window_or_stream(self.runs)
@@ -49,6 +47,8 @@ class Data:
         self.standings = standings(
             self.tasks, self.pooled, self.aggregates, self.comparisons, self.costs
         )
+        self.summary = report_scores.summary(self.scores, self.runs, self.tasks, self.comparisons)
+        self.summary += [*price(self.standings), *outdated(self.runs)]
         self.films = films(self.runs)
         self.score_by_step = report_tables.score_by_step(self.runs, self.tasks)
         self.selections = report_tables.selections(self.runs, self.tasks)

@@ -116,11 +116,19 @@ def target_return(runs: Sequence[Run], dataset: str, style: Style) -> str:
 
 
 def profiles(tasks: Sequence[Task], thresholds: np.ndarray, of: str, style: Style) -> str:
-    """Share of seeds that score above a threshold, tasks counting alike; `of` what checkpoint."""
+    """Share of seeds that score above a threshold, tasks counting alike, with its band; `of` what
+    checkpoint."""
     figure, ax = panel("share of seeds above a score", of)
     for agent in sorted(tasks[0].scores):
         colour, line = style[agent]
-        shares = stats.performance_profile({t.name: t.of(agent) for t in tasks}, thresholds)
+        scores = {t.name: t.of(agent) for t in tasks}
+        band = stats.profile_band(scores, thresholds)
+        if band is not None:
+            low, high = band
+            ax.fill_between(
+                thresholds, low, high, step="pre", color=colour, alpha=0.15, linewidth=0
+            )
+        shares = stats.performance_profile(scores, thresholds)
         ax.plot(thresholds, shares, line, color=colour, drawstyle="steps-pre", label=agent)
     ax.set_ylim(-0.02, 1.02)
     ax.set_xlabel("normalized score" if tasks[0].unit == "normalized" else "return")

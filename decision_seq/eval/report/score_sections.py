@@ -13,14 +13,17 @@ from decision_seq.eval.report.film import strip
 from decision_seq.eval.report.parts import Figure, Section, Table
 from decision_seq.eval.report.scores import bracket, lead, number
 
+NEAR = 0.05  # of the best: what OGBench's tables mark with it
+
 
 def glance(data: Data) -> Section | None:
     """Who is better, by how much, how sure and at what cost."""
     if not data.standings:
         return None
     everything = f"all {len(data.pooled)} with normalized scores"
+    common, named = task_names(data)
     rows = [
-        [everything if s.task == "all" else s.task, s.agent, s.verdict,
+        [everything if s.task == "all" else named[s.task], s.agent, s.verdict,
          number(s.score, s.digits) + " (return)" * (s.unit == "return"),
          "" if s.behind is None else number(s.behind, s.digits),
          "" if s.improvement is None else number(s.improvement, 2),
@@ -34,14 +37,14 @@ def glance(data: Data) -> Section | None:
     top = frozenset(i for i, s in enumerate(data.standings) if s.verdict == "best")
     return Section(
         "At a glance",
-        f"Checkpoint: {of}.",
+        f"Checkpoint: {of}.{common}",
         table=Table(columns, rows, 3, top),
         note="Score: the mean over training seeds, of several tasks the interquartile mean. In "
         "brackets 95 % intervals over training seeds, of one comparison each: of twenty "
         "between equals, one is expected to mislead. Behind: the difference on the same training "
         "and environment seeds. Tie: that interval holds zero, so neither is shown to be better; "
         "more seeds may tell. Probability: how likely a seed of the first scores higher than a "
-        "seed of this one. Time and parameters are means over runs.",
+        "seed of this one. Time: the median over runs.",
     )
 
 
@@ -89,6 +92,34 @@ def scores(data: Data) -> Section | None:
         f"there are seeds enough. {data.chosen_by}",
         Table(columns, rows, 6, frozenset(i for i, s in enumerate(data.scores) if s.best)),
         note,
+    )
+
+
+def side_by_side(data: Data) -> Section | None:
+    """A row a task and a column an agent, as papers print it."""
+    if len(data.tasks) < 2:
+        return None
+    common, named = task_names(data)
+    rows = []
+    for task in data.tasks:
+        means = {agent: float(np.mean(task.of(agent))) for agent in task.scores}
+        best = max(means.values())
+        near = best - NEAR * abs(best)
+        cells = [
+            f"{means[a]:z.{task.digits}f} ± {np.std(task.of(a)):.{task.digits}f}"
+            + " *" * (means[a] >= near)
+            if a in means
+            else ""
+            for a in data.agents
+        ]
+        rows.append([named[task.name] + " (return)" * (task.unit == "return"), *cells])
+    return Section(
+        "Tasks side by side",
+        common.strip(),
+        table=Table(("task", *data.agents), rows),
+        note="Mean and standard deviation over training seeds. With a star: the highest of the row "
+        f"and all within {100 * NEAR:.0f} % of it, as tables of OGBench mark them "
+        "(arXiv:2410.20092). Near is not equal, and the highest may be chance: verdicts are above.",
     )
 
 
@@ -161,7 +192,8 @@ def together(data: Data) -> Section | None:
         "Tasks: " + "; ".join(task.name for task in data.pooled) + f". Checkpoint: {of}.",
         (Figure(partial(figures.profiles, data.pooled, data.thresholds, of, data.style), alt),),
         "Performance profile: the share of training seeds that score above each threshold, every "
-        "task counting alike. A line above another everywhere is better whatever the measure.",
+        "task counting alike. A line above another everywhere is better whatever the measure. "
+        f"Shaded: 95 % of each share by itself, where every task has {stats.FEWEST} seeds.",
         Table(("agent", *names), rows),
         "The interquartile mean is that of the middle half of all seeds. "
         + "The optimality gap is how far scores fall short of 100 on average; lower is better. "
@@ -169,6 +201,13 @@ def together(data: Data) -> Section | None:
         + "95 % intervals in brackets, from seeds resampled within their task, where each has "
         f"{stats.FEWEST} or more.",
     )
+
+
+def task_names(data: Data) -> tuple[str, dict[str, str]]:
+    """What the names of several tasks have in common, in words, and what is left of each."""
+    if len(data.tasks) > 1 and len({task.dataset for task in data.tasks}) == 1:
+        return f" Dataset: {data.tasks[0].dataset}.", {t.name: t.env for t in data.tasks}
+    return "", {task.name: task.name for task in data.tasks}
 
 
 def shown(value: float | None, digits: int = 0) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -139,7 +140,9 @@ def score_table(runs: Sequence[Run]) -> list[Score]:
                 return_digits=digits_of(runs, dataset),
             )
         )
-    lines.sort(key=lambda s: (s.dataset, s.env, s.context, -(s.mean_target or 0), s.agent))
+    lines.sort(
+        key=lambda s: (s.dataset, _counted(s.env), s.context, -(s.mean_target or 0), s.agent)
+    )
     return [_marked(line, lines) for line in lines]
 
 
@@ -159,7 +162,7 @@ def choose_tasks(runs: Sequence[Run], scores: Sequence[Score]) -> list[Task]:
     """What agents are compared on, one task for each dataset and environment."""
     tasks = []
     cuts = {target_label(row): cut_off(row) for run in runs for row in run.rows}
-    for dataset, env in sorted({(s.dataset, s.env) for s in scores}):
+    for dataset, env in dict.fromkeys((s.dataset, s.env) for s in scores):
         own = [s for s in scores if (s.dataset, s.env) == (dataset, env)]
         contexts = Counter(context for context, _ in {(s.context, s.agent) for s in own})
         context = max(contexts, key=lambda c: (contexts[c], c))
@@ -244,13 +247,13 @@ def comparisons(tasks: Sequence[Task]) -> list[Comparison]:
     """The leader of each task against every other agent, and that of all tasks together."""
     lines = []
     for task in tasks:
-        leader, *others = _ranked({agent: stats.mean(np.array(task.of(agent)))
-                                   for agent in task.scores})  # fmt: skip
+        leader, *others = _ranked({a: float(np.mean(task.of(a))) for a in task.scores}, [task])
         lines += [compare([task], leader, other, task.name) for other in others]
     pooled = pooled_tasks(tasks)
     if len(pooled) > 1:
         totals = aggregate(pooled)
-        leader, *others = _ranked({a: totals[a]["interquartile mean"].value for a in totals})
+        found = {a: totals[a]["interquartile mean"].value for a in totals}
+        leader, *others = _ranked(found, pooled)
         lines += [compare(pooled, leader, other, "all") for other in others]
     return lines
 
@@ -259,9 +262,9 @@ def summary(
     scores: Sequence[Score], runs: Sequence[Run], tasks: Sequence[Task], lines: Sequence[Comparison]
 ) -> list[str]:
     """What the tables say, in plain words, with how much to trust it."""
-    sentences = []
+    said: dict[tuple[str, str], list[str]] = {}  # dataset and words -> environments
     for task in tasks:
-        leader = _ranked({a: float(np.mean(task.of(a))) for a in task.scores})[0]
+        leader = _ranked({a: float(np.mean(task.of(a))) for a in task.scores}, [task])[0]
         target = task.target if any(
             s.agent == leader and s.target == task.target for s in scores
         ) else task.unasked  # fmt: skip
@@ -270,17 +273,22 @@ def summary(
         places = line.return_digits
         goal = "" if line.mean_target is None else f" when asked for {line.mean_target:.{places}f}"
         data = next(r.dataset for r in runs if r.dataset["name"] == task.dataset)
-        place = task.dataset if _alone(task, tasks) else f"{task.dataset} in {task.env}"
         interval = f", 95 % interval{bracket(line.interval, line.digits)}" if line.interval else ""
         reached = f"return {line.mean:z.{line.digits}f}{goal}{interval}"
         if line.unit == "normalized":
             score = f"{line.mean:z.1f}{interval}"
             reached = f"return {line.mean_return:z.{places}f}{goal} (normalized: {score})"
-        sentences.append(
-            f"On {place}, the highest mean is {leader}'s: {reached}; the data's mean return is "
+        words = (
+            f"the highest mean is {leader}'s: {reached}; the data's mean return is "
             f"{data['return_mean']:.{places}f}. "
             + verdict([c for c in lines if c.task == task.name])
         )
+        said.setdefault((task.dataset, words), []).append(task.env)
+    alone = {name for name, count in Counter(t.dataset for t in tasks).items() if count == 1}
+    sentences = [
+        f"On {dataset}{'' if dataset in alone else ' in ' + ', '.join(envs)}, {words}"
+        for (dataset, words), envs in said.items()
+    ]
     if overall := [c for c in lines if c.task == "all"]:
         sentences.insert(
             0,
@@ -289,10 +297,13 @@ def summary(
         )
     if unrolled := ", ".join(dict.fromkeys(run.agent for run in runs if not run.rows)):
         sentences.append(f"Without an environment, and so without rollouts: {unrolled}.")
-    fewest = min((len(s.seeds) for s in scores), default=stats.FEWEST)
-    if fewest < stats.FEWEST:
+    few = {s.agent: len(s.seeds) for s in scores if len(s.seeds) < stats.FEWEST}
+    if few:
+        counts = " to ".join(map(str, sorted({min(few.values()), max(few.values())})))
+        everyone = few.keys() == {s.agent for s in scores}
+        whose = "these numbers" if everyone else f"the numbers of {', '.join(few)}"
         sentences.append(
-            f"With {fewest} training seed{'s' if fewest > 1 else ''} these numbers can be "
+            f"With {counts} training seed{'s' if counts != '1' else ''} {whose} can be "
             f"chance: no interval is given below {stats.FEWEST} seeds, and none should be imagined."
         )
     return [sentence.strip() for sentence in sentences]
@@ -312,18 +323,25 @@ def verdict(lines: Sequence[Comparison]) -> str:
             f"It is better than {others} on the same seeds, with 95 % confidence in each "
             f"comparison: by {lead(rival)} over {rival.worse}."
         )
-    names = ", ".join(c.worse for c in unsure)
-    if unsure[0].sure is None:
-        few = unsure[0].seeds
-        return f"Whether it is better than {names} cannot be said: too few seeds ({few} in common)."
-    beaten = ", ".join(c.worse for c in lines if c.sure)
-    nearest = min(unsure, key=lambda c: c.difference.value if c.difference else 0)
-    assert nearest.difference is not None
-    return (
-        f"{f'It is better than {beaten} with 95 % confidence in each comparison. ' * bool(beaten)}"
-        f"Its lead over {names} can be chance: {lead(nearest)} over {nearest.worse} on the same "
-        "seeds, an interval that holds zero."
-    )
+    sentences = []
+    if beaten := ", ".join(c.worse for c in lines if c.sure):
+        sentences.append(f"It is better than {beaten} with 95 % confidence in each comparison.")
+    equal = [c for c in unsure if c.difference and c.difference.interval == stats.Interval(0, 0)]
+    if equal:
+        names = ", ".join(c.worse for c in equal)
+        sentences.append(f"On the same seeds it scores exactly what {names} scores.")
+    if ties := [c for c in unsure if c.sure is False and c not in equal]:
+        nearest = min(ties, key=lambda c: c.difference.value if c.difference else 0)
+        sentences.append(
+            f"Its lead over {', '.join(c.worse for c in ties)} can be chance: {lead(nearest)} over "
+            f"{nearest.worse} on the same seeds, an interval that holds zero."
+        )
+    if few := [c for c in unsure if c.sure is None]:
+        sentences.append(
+            f"Whether it is better than {', '.join(c.worse for c in few)} cannot be said: too few "
+            f"seeds ({min(c.seeds for c in few)} in common)."
+        )
+    return " ".join(sentences)
 
 
 def lead(line: Comparison) -> str:
@@ -345,12 +363,15 @@ def bracket(interval: stats.Interval | None, digits: int) -> str:
     return f" [{interval.low:z.{digits}f}, {interval.high:z.{digits}f}]"
 
 
-def _ranked(means: dict[str, Any]) -> list[str]:
-    return sorted(means, key=lambda agent: (-float(means[agent]), agent))
+def _ranked(means: dict[str, float], tasks: Sequence[Task]) -> list[str]:
+    """The highest first; of equals that with more seeds, of which more can be said."""
+    seeds = {agent: min(len(task.scores[agent]) for task in tasks) for agent in means}
+    return sorted(means, key=lambda agent: (-means[agent], -seeds[agent], agent))
 
 
-def _alone(task: Task, tasks: Sequence[Task]) -> bool:
-    return sum(other.dataset == task.dataset for other in tasks) == 1
+def _counted(name: str) -> list[str | int]:
+    """A key that sorts TMaze9 before TMaze30."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
 def _marked(line: Score, lines: list[Score]) -> Score:

@@ -20,6 +20,7 @@ from decision_seq.eval.report.score_sections import (
     glance,
     scores,
     shown,
+    side_by_side,
     success,
     together,
 )
@@ -29,8 +30,8 @@ from decision_seq.eval.report.tables import FAR, Cost, PairedScores
 
 def sections(data: Data) -> list[Section]:
     """All sections that have something to say, in reading order."""
-    makers = (glance, scores, film, success, comparison, together, targets, learning, checkpoints,
-              spending, tried, contexts, cost, lookback)  # fmt: skip
+    makers = (glance, side_by_side, scores, film, success, comparison, together, targets, learning,
+              checkpoints, spending, tried, contexts, cost, lookback)  # fmt: skip
     return [section for maker in makers if (section := maker(data)) is not None]
 
 

@@ -53,6 +53,23 @@ def standings(
     return lines
 
 
+def price(lines: Sequence[Standing]) -> list[str]:
+    """In a sentence, what runs of the first and the second of the first task cost; none where rows
+    do not tell."""
+    words = [
+        (s.agent, f"{s.training_seconds:.0f} s", f"{s.milliseconds_per_step:.2g} ms")
+        for s in lines
+        if s.task == lines[0].task
+        and s.training_seconds is not None
+        and s.milliseconds_per_step is not None
+    ]
+    if not words or words[0][0] != lines[0].agent:
+        return []
+    (agent, training, step), *others = words
+    beside = "".join(f", one of {a} {t} and {s}" for a, t, s in others[:1])
+    return [f"A run of {agent} took {training} to train and {step} a rollout step{beside}."]
+
+
 def _block(
     name: str,
     statistic: str,

@@ -39,12 +39,13 @@ class PairedScores:
     difference: stats.Estimate  # other - base, on common training and environment seeds
     unit: str
     digits: int  # decimals of the scores
-    milliseconds: tuple[float, float]  # a step, of both
+    milliseconds: tuple[float, float]  # a step, of both; medians over episodes
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What training and acting cost; means over runs."""
+    """What training and acting cost. Medians over runs: one that shared its machine takes many
+    times as long."""
 
     agent: str
     dataset: str
@@ -168,8 +169,8 @@ def _paired_scores(
                 unit=unit,
                 digits=score_digits([run for run, _, _ in pairs], key[0], unit),
                 milliseconds=(
-                    float(np.mean([mate["milliseconds_per_step"] for _, mate, _ in matched])),
-                    float(np.mean([row["milliseconds_per_step"] for _, _, row in matched])),
+                    float(np.median([mate["milliseconds_per_step"] for _, mate, _ in matched])),
+                    float(np.median([row["milliseconds_per_step"] for _, _, row in matched])),
                 ),
             )
         )
@@ -195,12 +196,15 @@ def costs(runs: Sequence[Run]) -> list[Cost]:
                 checkpoint=checkpoints((run, row) for run, own in members for row in own),
                 runs=len(members),
                 parameters=next((r["parameters"] for r in rows if r["parameters"]), None),
-                training_seconds=_mean([run.training_seconds for run, _ in members]),
-                training_memory_mib=_mean([run.training_memory_mib for run, _ in members]),
-                milliseconds_per_step=float(np.mean([r["milliseconds_per_step"] for r in rows])),
-                rollout_memory_mib=_mean([r["peak_memory_mib"] for r in rows]),
+                training_seconds=_median([run.training_seconds for run, _ in members]),
+                training_memory_mib=_median([run.training_memory_mib for run, _ in members]),
+                milliseconds_per_step=float(
+                    np.median([np.mean([r["milliseconds_per_step"] for r in own])
+                               for _, own in members])
+                ),
+                rollout_memory_mib=_median([r["peak_memory_mib"] for r in rows]),
             )
-        )
+        )  # fmt: skip
     return lines
 
 
@@ -330,6 +334,6 @@ def hardware_of(row: Row) -> str:
     return ", ".join([*parts, found["gpu"]] if found["gpu"] else [*parts, "no GPU"])
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
+def _median(values: Sequence[float | None]) -> float | None:
     known = [v for v in values if v is not None]
-    return float(np.mean(known)) if known else None
+    return float(np.median(known)) if known else None
