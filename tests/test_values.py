@@ -276,7 +276,7 @@ def test_presets_ask_for_guidance() -> None:
         fields = {"env": "point-run", "data": {"sources": ["a.npz"]}, "agent": {"preset": name}}
         config = run_config(fields, {}, "test")
         assert config.name == name and config.agent.guidance == GuidanceConfig()
-        weaker = {"preset": name, "guidance": {"q_scale": 0.02}}
+        weaker = {"preset": name, "guidance": {"q_scale": 0.01}}
         assert run_config(fields | {"agent": weaker}, {}, "test").name == name
         assert PRESETS[name]["backbone"] == PRESETS[name.removeprefix("q-")]["backbone"]
     with pytest.raises(UserError, match="expectile is 2"):

@@ -12,12 +12,12 @@ PRESETS: dict[str, dict[str, Any]] = {  # those that say more come before those 
     # with values in the loss (QCS, arXiv:2402.02017)
     "q-decision-mamba": {
         "kind": "return_conditioned",
-        "guidance": {"q_scale": 0.5},
+        "guidance": {},
         "backbone": {"kind": "mamba"},
     },
     "q-decision-transformer": {
         "kind": "return_conditioned",
-        "guidance": {"q_scale": 0.5},
+        "guidance": {},
         "backbone": {"kind": "attention"},
     },
     "decision-transformer": {"kind": "return_conditioned", "backbone": {"kind": "attention"}},

@@ -22,7 +22,7 @@ from decision_seq.spaces import Table
 class GuidanceConfig:
     """QCS's term in the loss (arXiv:2402.02017), see `decision_seq.values.guide`."""
 
-    q_scale: float = 0.5  # how much Q counts, by how far an episode's return falls short
+    q_scale: float = 0.02  # how much Q counts, by how far an episode's return falls short
     q_min: float = 0.0  # least weight of Q
     return_star: float = 1.1  # what an episode falls short of, in returns of the best one
 
