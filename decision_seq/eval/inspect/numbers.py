@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from decision_seq.digits import decimals
 from decision_seq.errors import UserError
 
 LAGS = (0, 1, 2, 5, 10, 20, 30)  # of the table, in tokens
@@ -67,11 +68,14 @@ def print_tables(numbers: dict[str, Any]) -> None:
 
 
 def _layer_line(view: dict[str, Any]) -> str:
-    parts = [f"layer {view['layer'] + 1}, {view['mixer']}:"]
+    parts = []
     if "mean_lag" in view:
         heads = ", ".join(f"{lag:.1f}" for lag in view["mean_lag"])
         parts.append(f"looks {heads} tokens back on average")
     if "memory_tokens" in view:
-        spans = ", ".join(f"{share} {n:.2g}" for share, n in view["memory_tokens"].items())
-        parts.append(f"state remembers for (tokens, quantiles) {spans}")
-    return " ".join(parts if len(parts) > 1 else [*parts, "has no token map"])
+        spans = ", ".join(
+            f"{share} {n:.{decimals([n], 0)}f}" for share, n in view["memory_tokens"].items()
+        )
+        parts.append(f"its state remembers for (tokens, quantiles) {spans}")
+    said = "; ".join(parts) or "has no token map"
+    return f"layer {view['layer'] + 1}, {view['mixer']}: {said}"
