@@ -80,12 +80,12 @@ REPORT_INTRODUCTION = """\
 # Behaviour policies
 
 The actors that collect the embedded datasets, as `scripts/train_behaviour_policies.py` trained
-them on one core (Intel Sapphire Rapids; `replay` and the expert of HalfCheetah: AMD Zen 3, where the
-same command gives another medium tier). *Steps* counts the environment steps
-before the snapshot. *Return* (mean ± standard deviation) and *score* (D4RL's: 0 is random, 100 its
-expert) are those of the policy as it collects data, with exploration noise; *deterministic* is the
-return of its mean action. All are over 100 episodes on seeds that did not choose the snapshot. An
-episode of a `replay` dataset is by one of the five policies of that tier.
+them on one core (Intel Sapphire Rapids; `replay` and the expert of HalfCheetah: AMD Zen 3, where
+the same command gives another medium tier). *Steps* counts the environment steps before the
+snapshot. *Return* (mean ± standard deviation) and *score* (D4RL's: 0 is random, 100 its expert)
+are those of the policy as it collects data, with exploration noise; *deterministic* is the return
+of its mean action. All are over 100 episodes on seeds that did not choose the snapshot. An episode
+of a `replay` dataset is by one of the five policies of that tier.
 """
 
 
