@@ -73,7 +73,7 @@ def test_every_promised_tier_is_there() -> None:
         (env, tier)
         for env in ("hopper", "halfcheetah", "walker2d")
         for tier in ("medium", "expert")
-    } | {("hopper", "replay"), ("walker2d", "replay")}
+    } | {("hopper", "replay"), ("walker2d", "replay"), ("halfcheetah", "replay")}
     assert {(env, tier) for env, tier, _ in TIERS} == promised
 
 
