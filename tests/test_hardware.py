@@ -28,4 +28,5 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 def test_freed_memory_is_not_given_back() -> None:
     command = [sys.executable, "-c", FAULTS]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 500  # of 30,720 pages that such a step fills
+    # of 30,720 pages that such a step fills; a kernel that reclaims idle pages takes some meanwhile
+    assert int(done.stdout) < 5_000
