@@ -22,14 +22,15 @@ import torch
 from torch import Tensor
 
 from decision_seq.behaviours.actors import POLICY_DIRECTORY, MLPPolicy
-from decision_seq.data.store import EpisodeStore, open_store
-from decision_seq.data.transforms import ObservationNorm
+from decision_seq.data.store import open_store
+from decision_seq.envs.registry import env_id
 from decision_seq.hardware import hardware
 from decision_seq.values.critic import Critic, ValuesConfig
 from decision_seq.values.fit import ensure_values, read_diagnostics
+from decision_seq.values.transitions import Transitions
 
-BODIES = {"hopper": "Hopper-v5", "walker2d": "Walker2d-v5", "halfcheetah": "HalfCheetah-v5"}
-HORIZON, DISCOUNT = 300, 0.99
+BODIES = ("hopper", "walker2d", "halfcheetah")
+HORIZON = 300
 LENGTHS = (0.1, 0.3)  # of a move, in units of the action's bounds
 AROUND, SPREAD = 8, 0.3  # actions that are ranked, and their standard deviation
 
@@ -38,7 +39,7 @@ class Simulator:
     """The discounted return of an action in a state, and of a policy from there on."""
 
     def __init__(self, body: str, policy: MLPPolicy) -> None:
-        self.env: Any = gymnasium.make(BODIES[body]).unwrapped
+        self.env: Any = gymnasium.make(env_id(body)).unwrapped
         self.env.reset(seed=0)
         self.policy, self.rng = policy, np.random.default_rng(0)
 
@@ -50,7 +51,7 @@ class Simulator:
         total = 0.0
         for t in range(HORIZON):
             observation, reward, terminated, _, _ = self.env.step(action)
-            total += DISCOUNT**t * float(reward)
+            total += ValuesConfig.discount**t * float(reward)
             if terminated:
                 break
             action = self.policy.act(observation[None], self.rng, deterministic=True)[0]
@@ -108,10 +109,6 @@ def _correlation(a: Tensor, b: np.ndarray) -> float:
     return float(np.corrcoef(a.detach().numpy(), b)[0, 1])
 
 
-def _states(store: EpisodeStore, count: int) -> np.ndarray:
-    return np.random.default_rng(0).choice(store.steps, count, replace=False)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("body", choices=BODIES)
@@ -130,16 +127,14 @@ def main() -> None:
     config = ValuesConfig(
         steps=arguments.steps, width=arguments.width, expectile=arguments.expectile
     )
+    scale = torch.ones(store.action_dim)
     with tempfile.TemporaryDirectory() as folder:
-        critic = ensure_values(
-            Path(folder), store, config, arguments.seed, torch.ones(store.action_dim)
-        )
+        critic = ensure_values(Path(folder), store, config, arguments.seed, scale)
         print(arguments, hardware(torch.device("cpu")), read_diagnostics(Path(folder)), sep="\n")
-    rows = _states(store, arguments.states)
-    norm = ObservationNorm.of(store.observations)
+    transitions = Transitions.of(store, scale)
+    rows = np.random.default_rng(0).choice(store.steps, arguments.states, replace=False)
+    seen, actions = transitions.observe(torch.from_numpy(rows)), transitions.actions[rows]
     observations = store.observations[rows]
-    seen = torch.from_numpy((observations - norm.mean) / norm.std)
-    actions = torch.from_numpy(store.actions[rows])
     policy = MLPPolicy.load(POLICY_DIRECTORY / f"{arguments.body}-{arguments.policy}.safetensors")
     sim = Simulator(arguments.body, policy)
     moves(critic, seen, actions, observations, sim)
