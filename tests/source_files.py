@@ -36,16 +36,17 @@ def write_hdf5(path: Path, episodes: Episodes, timeouts: bool = True) -> Path:
     return path
 
 
-def write_minari(dataset_id: str, episodes: Episodes) -> str:
-    """The same episodes as a Minari dataset."""
+def write_minari(dataset_id: str, episodes: Episodes, finals: np.ndarray | None = None) -> str:
+    """The same episodes as a Minari dataset, with `finals` or the last observation twice."""
     import gymnasium as gym
 
     buffers = []
-    for start, stop in zip(episodes.offsets[:-1], episodes.offsets[1:], strict=True):
+    for m, (start, stop) in enumerate(pairwise(episodes.offsets)):
         observations = episodes.observations[start:stop]
+        after = observations[-1:] if finals is None else finals[m : m + 1]
         buffers.append(
             EpisodeBuffer(
-                observations=np.concatenate([observations, observations[-1:]]),
+                observations=np.concatenate([observations, after]),
                 actions=episodes.actions[start:stop],
                 rewards=list(episodes.rewards[start:stop]),
                 terminations=list(episodes.terminated[start:stop]),

@@ -38,6 +38,7 @@ from decision_seq.model.encoders import ImageEncoderConfig, NatureConfig
 from decision_seq.policy import Policy
 from decision_seq.run_config import run_config
 from decision_seq.training.loop import train
+from decision_seq.values.transitions import Transitions
 
 
 def store_of(episodes: Episodes, folder: Path) -> EpisodeStore:
@@ -213,6 +214,22 @@ def test_a_store_is_written_and_hashed_piece_by_piece(
     pieces = store_of(episodes, tmp_path / "pieces")
     assert pieces.hash == whole.hash == checksum(vars(pieces))
     assert np.array_equal(pieces.observations, episodes.observations)
+
+
+def test_the_stack_after_an_episode_ends_with_what_was_seen_then(tmp_path: Path) -> None:
+    episodes = frame_episodes([3, 12, 1])
+    episodes.truncated, episodes.terminated = episodes.terminated, episodes.truncated
+    finals = np.random.default_rng(9).integers(0, 256, (3, *SIDES), dtype=np.uint8)
+    store = store_of(dataclasses.replace(episodes, final_observations=finals), tmp_path / "store")
+    assert store.final_observations is not None
+    for n in (1, 4):
+        table = Transitions.of(store, torch.ones(()), n)
+        last = store.offsets[1:] - 1
+        after = table.observe(table.following[torch.from_numpy(np.append(last, 0))])  # and a step
+        for m in range(3):
+            stack = naive_stack(episodes, m, store.lengths[m] - 1)
+            assert np.array_equal(after[m], [*stack[5 - n :], finals[m]])
+        assert np.array_equal(after[3], naive_stack(episodes, 0, 1)[4 - n :])
 
 
 # ---- agents ---------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ from decision_seq.policy import Policy
 from decision_seq.run_config import RunConfig, run_config
 from decision_seq.run_folder import agent_path
 from decision_seq.spaces import Table, table_of
+from decision_seq.spaces.steps import StepForm
 from decision_seq.spaces.table import from_json, to_json
 from decision_seq.training.loop import train
 from decision_seq.training.stacked import train_seeds
@@ -142,6 +143,13 @@ def small(seen: str, acts: str, **agent: Any) -> RunConfig:
 def test_the_whole_journey(seen: str, acts: str, tmp_path: Path) -> None:
     store = collected(seen, acts)
     env = make(f"Any/{seen}-{acts}-v0")
+    observation, _ = env.reset(seed=store.seeds[0])
+    form, first = StepForm(env), store.info.get("action_start", 0)
+    for action in store.actions[:LENGTH] + first:
+        observation, *_ = env.step(form.action(action))
+    assert store.final_observations is not None
+    final = store.final_observations[0]
+    assert final.tobytes() == np.asarray(form.observe(observation), final.dtype).tobytes()
     # nothing to find, and what was recorded is what its seeds give
     assert [f for f in check(read([f"any/{seen}-{acts}-v0"]), env) if f.severity != "note"] == []
     text = seen == "text-beside"
@@ -172,7 +180,7 @@ def test_npz_keeps_what_a_step_looks_like(tmp_path: Path) -> None:
         store = collected(seen, acts)
         to_npz(store, str(tmp_path / f"{seen}.npz"))
         again = open_store([str(tmp_path / f"{seen}.npz")])
-        assert again.hash == store.hash
+        assert (again.hash, again.finals_hash) == (store.hash, store.finals_hash)
         assert (again.observation_table, again.action_table) == (
             store.observation_table,
             store.action_table,

@@ -117,6 +117,41 @@ def test_a_step_that_was_cut_off_is_no_transition(tmp_path: Path) -> None:
     np.testing.assert_allclose(discounted_returns(episodes, 0.9)[:3], by_hand, rtol=1e-5)
 
 
+def test_a_truncated_episode_is_learned_to_its_end(tmp_path: Path) -> None:
+    """Two states, episodes of one step: action 1 of the first earns 0.5 and is cut off in the
+    second. All others end."""
+    states, actions = np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1])
+    known, ended = np.eye(2, dtype=np.float32), np.array([True, False, True, True])
+    columns = {
+        "observations": known[states],
+        "actions": actions,
+        "rewards": np.array([0.2, 0.5, 0.2, 1.0], np.float32),
+        "terminations": ended,
+        "truncations": ~ended,
+    }
+    path, scale = tmp_path / "two.npz", torch.ones(())
+    np.savez(path, **columns)
+    without = open_store([str(path)])
+    assert Transitions.of(without, scale).rows.tolist() == [0, 2, 3]
+    np.savez(path, **columns, final_observations=known[1 - states])
+    store = open_store([str(path)])
+    assert store.hash == without.hash
+    for data in (without, store):
+        ensure_values(tmp_path, data, ValuesConfig(steps=1, width=32), 0, scale)
+    assert len([*(fit.cache_dir() / "values").iterdir()]) == 2  # the critic of each
+    table = Transitions.of(store, scale)
+    seen = table.observe(torch.arange(4))
+    assert torch.equal(table.observe(table.following), seen.flip(0))  # standardised alike
+    config = ValuesConfig(
+        steps=600, batch_size=32, learning_rate=3e-3, discount=GAMMA, expectile=EXPECTILE,
+        target_rate=0.1, width=32, layer_norm=False,
+    )  # fmt: skip
+    fitted = ensure_values(tmp_path, store, config, 0, scale)
+    v = EXPECTILE * 1.0 + (1 - EXPECTILE) * 0.2
+    found = fitted.q(seen, torch.from_numpy(actions)).amin(0)
+    np.testing.assert_allclose(found, [0.2, 0.5 + GAMMA * v, 0.2, 1.0], atol=0.05)
+
+
 def test_fitting_continues_bit_for_bit_and_is_done_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

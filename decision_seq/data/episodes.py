@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from decision_seq.data.columns import numbers_in, rounded, to_float32
+from decision_seq.data.finals import formed
 from decision_seq.data.findings import Finding
 from decision_seq.data.frames import joined, single_frames
 from decision_seq.data.origin import together
 from decision_seq.errors import UserError
 from decision_seq.spaces.arrays import guessed_table
 from decision_seq.spaces.kinds.image import MOST_CHANNELS
-from decision_seq.spaces.table import to_json
+from decision_seq.spaces.table import from_json, to_json
 
 MAX_DISCRETE_ACTIONS = 65_536  # beyond that it is no list of actions
 
@@ -43,6 +44,9 @@ class Episodes:
     incomplete: tuple[int, ...] = ()  # episodes without an end flag, which were marked truncated
     seeds: tuple[int, ...] = ()  # of the environment, an episode each, where the source has them
     findings: tuple[Finding, ...] = ()  # of reading: what had to be guessed or could not be kept
+    # [M, ...] in the form of observations, what was seen after each episode's last step, where the
+    # source has it for all
+    final_observations: np.ndarray | None = None
 
     @property
     def lengths(self) -> np.ndarray:
@@ -58,10 +62,13 @@ def from_flat(
     terminated: np.ndarray,
     truncated: np.ndarray,
     info: dict[str, Any],
+    after: np.ndarray | None = None,
 ) -> Episodes:
     """Cut flat arrays into episodes where `terminated` or `truncated` is set, and check them.
 
     Steps after the last end were cut off by whoever stopped recording: they stay, as truncated.
+    `after` is what was seen after each step [N, ...] or each episode's last one [M, ...], as
+    `observations`; what cannot be that is left out.
 
     Raises:
         UserError: no steps, unequal lengths, wrong widths.
@@ -89,6 +96,7 @@ def from_flat(
     cut_off = not (terminated[-1] or truncated[-1])
     truncated[-1] |= cut_off
     ends = np.flatnonzero(terminated | truncated) + 1
+    raw = observations
     observations, info, guessed = _formed(source, observations, info)
     kept, start = _actions(source, actions, info)
     given, info = info, info | ({"action_start": start} if start else {})
@@ -105,6 +113,9 @@ def from_flat(
     if start and "action_start" not in given:
         episodes.findings += (_below_zero(start),)
     episodes.findings += guessed
+    if after is not None:
+        table = from_json(info["observation_space"], source) if guessed else None
+        episodes.final_observations = formed(after, raw, episodes.observations, ends, table)
     if lost := rounded(_columns(observations, actions, rewards)):
         episodes.findings += (lost,)
     return episodes
@@ -121,7 +132,8 @@ def _below_zero(start: int) -> Finding:
 
 
 def concatenate(parts: list[Episodes], names: list[str]) -> Episodes:
-    """Several sources as one dataset, `incomplete`, `seeds` and `findings` over all.
+    """Several sources as one dataset, `incomplete`, `seeds` and `findings` over all; with final
+    observations where all have them.
 
     Raises UserError where widths or kinds differ, or nothing is named.
     """
@@ -161,6 +173,7 @@ def concatenate(parts: list[Episodes], names: list[str]) -> Episodes:
         before += len(part.lengths)
     known = all(part.seeds for part in parts)
     seeds = [seed for part in parts for seed in part.seeds] if known else []
+    finals = [part.final_observations for part in parts if part.final_observations is not None]
     findings = [f.of_source(n) for p, n in zip(parts, names, strict=True) for f in p.findings]
     return Episodes(
         **arrays,
@@ -169,6 +182,7 @@ def concatenate(parts: list[Episodes], names: list[str]) -> Episodes:
         incomplete=(*incomplete,),
         seeds=(*seeds,),
         findings=(*differing, *findings),
+        final_observations=joined(finals) if len(finals) == len(parts) else None,
     )
 
 

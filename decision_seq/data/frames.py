@@ -33,10 +33,8 @@ def single_frames(source: str, array: np.ndarray) -> np.ndarray:
     Raises:
         UserError: anything else, such as RGB.
     """
-    if array.ndim == 3:
-        return array
-    if array.ndim == 4 and array.shape[-1] == 1:
-        return array[..., 0]
+    if array.ndim == 3 or (array.ndim == 4 and array.shape[-1] == 1):
+        return newest_frames(array)
     if array.ndim != 4 or array.shape[1] != FRAME_STACK:
         shape = " x ".join(map(str, array.shape[1:]))
         raise UserError(
@@ -51,7 +49,14 @@ def single_frames(source: str, array: np.ndarray) -> np.ndarray:
             f"{source}: `observations` are no stacks of successive frames, oldest first; store one "
             "frame a step, [steps, 84, 84]"
         )
-    return array[:, -1]
+    return newest_frames(array)
+
+
+def newest_frames(array: np.ndarray) -> np.ndarray:
+    """[N, H, W] of what `single_frames` takes, unchecked: rows need not follow one another."""
+    if array.ndim == 3:
+        return array
+    return array[..., 0] if array.shape[-1] == 1 else array[:, -1]
 
 
 def array_on_disk(shape: tuple[int, ...], dtype: Any = np.uint8) -> np.ndarray:

@@ -12,15 +12,16 @@ from typing import Any
 import numpy as np
 
 from decision_seq.data.episodes import Episodes, check_finite, concatenate
+from decision_seq.data.finals import FINALS, fits
 from decision_seq.data.findings import Finding
 from decision_seq.data.frames import chunks, is_vector, save
 from decision_seq.data.sources import resolve, stored
 from decision_seq.envs.atari import FRAME_STACK
 from decision_seq.errors import UserError
-from decision_seq.files import atomic_folder, cache_dir, remove_leftovers
+from decision_seq.files import atomic_file, atomic_folder, cache_dir, remove_leftovers, write_text
 from decision_seq.spaces.table import Table, from_json
 
-LAYOUT = 6  # part of the cache key: raise it when the files' meaning changes
+LAYOUT = 7  # part of the cache key: raise it when the files' meaning changes
 ARRAYS = (
     "observations",
     "actions",
@@ -56,6 +57,10 @@ class EpisodeStore:
     incomplete: tuple[int, ...] = ()  # episodes without an end flag, which were marked truncated
     seeds: tuple[int, ...] = ()  # of the environment, an episode each, where the source has them
     findings: tuple[Finding, ...] = ()  # of reading: what had to be guessed or could not be kept
+    # [M, ...] in the form of observations: what was seen after each episode's last step, where all
+    # sources have it
+    final_observations: np.ndarray | None = None
+    finals_hash: str = ""  # of these alone: `hash` is the same with and without them
 
     @property
     def steps(self) -> int:
@@ -152,7 +157,8 @@ def returns_to_go(rewards: np.ndarray, offsets: np.ndarray) -> np.ndarray:
 
 
 def write_store(folder: Path, episodes: Episodes, meta: dict[str, Any]) -> None:
-    """Write episodes in our layout, atomically: a .npy file an array, and meta.json."""
+    """Write episodes in our layout, atomically: a .npy file an array, and meta.json. Final
+    observations, where there are any, have a checksum of their own."""
     lengths, offsets = episodes.lengths, episodes.offsets
     arrays: dict[str, Any] = {name: getattr(episodes, name, None) for name in ARRAYS}
     arrays["returns_to_go"] = returns_to_go(episodes.rewards, offsets)
@@ -161,10 +167,31 @@ def write_store(folder: Path, episodes: Episodes, meta: dict[str, Any]) -> None:
         for name in ARRAYS:
             save(temporary / f"{name}.npy", arrays[name])
         findings = [finding.plain() for finding in episodes.findings]
-        kept = {"incomplete": episodes.incomplete, "seeds": episodes.seeds, "findings": findings}
+        kept: dict[str, Any] = {
+            "incomplete": episodes.incomplete,
+            "seeds": episodes.seeds,
+            "findings": findings,
+        }
+        if episodes.final_observations is not None:
+            kept["finals_hash"] = _save_finals(temporary, episodes)
         meta = {"episodes_per_source": [len(lengths)], "info": episodes.info, **kept} | meta
         text = json.dumps({"hash": checksum(arrays), "layout": LAYOUT, **meta})
         (temporary / "meta.json").write_text(text, encoding="utf-8")
+
+
+def add_finals(folder: Path, episodes: Episodes) -> None:
+    """Add the final observations of `episodes` to a stored dataset of the same without any."""
+    meta = stored.read_meta(folder) | {"finals_hash": _save_finals(folder, episodes)}
+    write_text(folder / "meta.json", json.dumps(meta))
+
+
+def _save_finals(folder: Path, episodes: Episodes) -> str:
+    finals = episodes.final_observations
+    if finals is None or not fits(finals, episodes.observations, len(episodes.lengths)):
+        raise UserError(f"{folder}: `{FINALS}` must be what observations are, one row an episode")
+    with atomic_file(folder / f"{FINALS}.npy") as temporary:
+        save(temporary, finals)
+    return checksum(vars(episodes), (FINALS,))
 
 
 def _check_sums(folder: Path, arrays: Mapping[str, Any]) -> None:
@@ -178,10 +205,10 @@ def _check_sums(folder: Path, arrays: Mapping[str, Any]) -> None:
         )
 
 
-def checksum(arrays: Mapping[str, Any]) -> str:
+def checksum(arrays: Mapping[str, Any], names: Sequence[str] = ARRAYS) -> str:
     """16 hexadecimal digits of a store's arrays: names, types, shapes and every byte."""
     digest = hashlib.sha256()
-    for name in ARRAYS:
+    for name in names:
         array = arrays[name]
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
         for chunk in chunks(array):
@@ -192,7 +219,7 @@ def checksum(arrays: Mapping[str, Any]) -> str:
 def open_folder(folder: Path, name: str) -> EpisodeStore:
     """Open a dataset in our layout. Raises UserError if it is damaged."""
     meta = stored.read_meta(folder)
-    arrays = stored.load_arrays(folder, ARRAYS)
+    arrays = stored.load_arrays(folder, ARRAYS, meta)
     if "layout" not in meta:
         _check_sums(folder, arrays)
     return EpisodeStore(
@@ -201,5 +228,6 @@ def open_folder(folder: Path, name: str) -> EpisodeStore:
         hash=meta["hash"],
         name=name,
         episodes_per_source=tuple(meta["episodes_per_source"]),
+        finals_hash=meta.get("finals_hash", ""),
         **stored.recorded(folder, meta, len(arrays["offsets"]) - 1),
     )

@@ -53,6 +53,8 @@ def ensure_values(
         UserError: actions are of a kind that no values are fitted of, or the fit diverges.
     """
     identity = {"layout": LAYOUT, "data": store.hash, "seed": seed, **to_plain(config)}
+    if store.finals_hash:
+        identity["finals"] = store.finals_hash
     stack = None
     if agent is not None and store.frames:
         stack = agent.frame_stack

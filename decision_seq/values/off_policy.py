@@ -86,7 +86,9 @@ def estimate(
             f"{store.name}: images and actions of several parts are not evaluated off-policy; roll "
             "the agent out in an environment, with --env"
         )
-    transitions = Transitions.of(store, agent.action_scale.cpu())
+    # what the agent would do after an episode's last step is not known: no final observations
+    known = dataclasses.replace(store, final_observations=None)
+    transitions = Transitions.of(known, agent.action_scale.cpu())
     acts = actions_on_data(agent, store, target)
     returns = discounted_returns(store, config.discount)
     scale = float(np.abs(returns).mean()) or 1.0

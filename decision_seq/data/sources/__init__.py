@@ -158,9 +158,11 @@ def _of_ogbench(path: Path, text: str) -> Source:
 
 
 def _stored(name: str, folder: Path) -> Source:
-    return Source(
-        name, lambda: stored.read(folder), lambda: stored.read_meta(folder)["hash"], folder
-    )
+    def fingerprint() -> str:
+        meta = stored.read_meta(folder)
+        return f"{meta['hash']}{meta.get('finals_hash', '')}"
+
+    return Source(name, lambda: stored.read(folder), fingerprint, folder)
 
 
 def _minari(dataset_id: str, source: str) -> Source:

@@ -4,8 +4,8 @@ Read with h5py; the d4rl package is not needed. An episode ends where `terminals
 set, as in d4rl's own reader of sequences. The families differ in this: locomotion v0, kitchen and
 adroit v0 have no `timeouts`, so there an episode also ends at the environment's time limit, which
 the dataset's name gives, and a finding says so (of a file whose name says nothing no limit is
-known); maze2d never terminates and has timeouts only. Other keys (infos/, metadata/,
-next_observations) are ignored.
+known); maze2d never terminates and has timeouts only. Of next_observations those
+behind episodes are kept. Other keys (infos/, metadata/) are ignored.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from decision_seq.envs.d4rl_environments import recorded
 from decision_seq.envs.reference_scores import find_d4rl
 from decision_seq.errors import UserError
 
+AFTER = "next_observations"
 LIMIT = 1000  # steps an episode in the environments below
 LARGEST_RATIO = 1100  # of an array to its file: deflate packs 1,032 bytes into one at best
 ENVIRONMENTS = {"hopper": "Hopper", "halfcheetah": "HalfCheetah", "walker2d": "Walker2d"}
@@ -45,6 +46,7 @@ def read(path: Path) -> Episodes:
                 )
             observations, actions, rewards, terminals = (_array(path, file, k) for k in keys)
             timeouts = _array(path, file, "timeouts") if "timeouts" in file else None
+            after = _array(path, file, AFTER) if AFTER in file else None
     except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
         raise UserError(
             f"{path}: cannot be read as HDF5 ({' '.join(str(error).split())}); the file may be "
@@ -52,11 +54,13 @@ def read(path: Path) -> Episodes:
         ) from None
     info = dataset_info(path)
     if timeouts is not None:
-        return from_flat(str(path), observations, actions, rewards, terminals, timeouts, info)
+        return from_flat(
+            str(path), observations, actions, rewards, terminals, timeouts, info, after
+        )
     dataset = find_d4rl(path.stem)
     limit = dataset.steps if dataset else LIMIT if "env_id" in info else None
     timeouts = _time_limit(terminals.reshape(-1) != 0, limit)
-    flat = from_flat(str(path), observations, actions, rewards, terminals, timeouts, info)
+    flat = from_flat(str(path), observations, actions, rewards, terminals, timeouts, info, after)
     return replace(flat, findings=(*flat.findings, *_assumed(limit, int(timeouts.sum()))))
 
 

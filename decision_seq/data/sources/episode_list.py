@@ -21,19 +21,18 @@ def gather(source: str, episodes: Iterable[Mapping[str, Any]], info: dict[str, A
     Args:
         source: what messages call them.
         episodes: each with observations [T, S] (or [T + 1, S]: what follows the last action is
-            left out), actions [T, A] or [T], rewards [T], `terminated` and, if there were time
-            limits, `truncated`: one flag an episode, or [T] flags of which only the last may be
-            set. An episode with neither was cut off by whoever recorded it: it is truncated, and
-            incomplete if `truncated` was given.
+            the final observation, kept if all have one), actions [T, A] or [T], rewards [T],
+            `terminated` and, if there were time limits, `truncated`: one flag an episode, or [T]
+            flags of which only the last may be set. An episode with neither was cut off by whoever
+            recorded it: it is truncated, and incomplete if `truncated` was given.
         info: what is known about the environment.
 
     Raises:
         UserError: an episode lacks a key, has no steps, ends before its last step, or is of
             another shape than the first.
     """
-    columns: dict[str, list[np.ndarray]] = {
-        key: [] for key in ("observations", "actions", "rewards", "terminated", "truncated")
-    }
+    keys = ("observations", "actions", "rewards", "terminated", "truncated", "after")
+    columns: dict[str, list[np.ndarray]] = {key: [] for key in keys}
     incomplete = []
     for number, episode in enumerate(episodes):
         place = f"{source}: episode {number}"
@@ -98,6 +97,7 @@ def _one(place: str, episode: Mapping[str, Any]) -> dict[str, np.ndarray]:
     steps = len(arrays["rewards"])
     if steps == 0:
         raise UserError(f"{place}: has no steps; leave it out")
+    after = arrays["observations"][steps : steps + 1]
     if len(arrays["observations"]) == steps + 1:
         arrays["observations"] = arrays["observations"][:-1]
     for key in ("observations", "actions"):
@@ -111,7 +111,7 @@ def _one(place: str, episode: Mapping[str, Any]) -> dict[str, np.ndarray]:
         raise UserError(f"{place}: `rewards` has several columns; expected one number a step")
     terminated = _end(place, "terminated", episode["terminated"], steps)
     truncated = _end(place, "truncated", episode.get("truncated", False), steps)
-    return arrays | {"terminated": terminated, "truncated": truncated}
+    return arrays | {"terminated": terminated, "truncated": truncated, "after": after}
 
 
 def _end(place: str, key: str, value: Any, steps: int) -> np.ndarray:

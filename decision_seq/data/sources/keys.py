@@ -55,8 +55,14 @@ def check_keys(source: str, keys: Any) -> None:
         )
 
 
-def from_keys(source: str, arrays: Mapping[str, np.ndarray], info: dict[str, Any]) -> Episodes:
-    """Episodes of `arrays` by their names (see above). Raises UserError where they do not fit."""
+def from_keys(
+    source: str,
+    arrays: Mapping[str, np.ndarray],
+    info: dict[str, Any],
+    finals: np.ndarray | None = None,
+) -> Episodes:
+    """Episodes of `arrays` by their names (see above), with `finals` [M, ...] or those of their
+    `next_observations` that follow episodes. Raises UserError where they do not fit."""
     check_keys(source, arrays)
     names = names_in(set(arrays))
     one = {ours: arrays[theirs] for ours, theirs in names.items()}
@@ -67,8 +73,9 @@ def from_keys(source: str, arrays: Mapping[str, np.ndarray], info: dict[str, Any
         rewards, info = np.zeros(steps, np.float32), info | WITHOUT
         findings.append(NO_REWARDS)
     terminated, truncated, guesses = _ends(one, names, steps, "rewards" in one)
+    after = one.get("next_observations") if finals is None else finals
     flat = from_flat(
-        source, one["observations"], one["actions"], rewards, terminated, truncated, info
+        source, one["observations"], one["actions"], rewards, terminated, truncated, info, after
     )
     return replace(flat, findings=(*flat.findings, *findings, *guesses))
 

@@ -137,6 +137,7 @@ def read(dataset_id: str) -> Episodes:
         terminated,
         truncated,
         info,
+        end_to_end(read.after),
     )
     incomplete = [
         m for m, e in enumerate(episodes) if not (e.truncations[-1] or e.terminations[-1])
@@ -180,6 +181,7 @@ class Reader:
     def __init__(self, dataset_id: str, dataset: Any) -> None:
         self.name, self.steps, self.row = dataset_id, int(dataset.total_steps), 0
         self.images: np.ndarray | None = None
+        self.after: list[np.ndarray] = []  # [1, ...] of each episode, what followed its last step
         tables = []
         for what in ("observation", "action"):
             try:
@@ -211,10 +213,13 @@ class Reader:
         except (ValueError, KeyError, TypeError, IndexError) as error:
             raise UserError(f"{place}: does not fit the dataset's spaces ({error})") from None
         episode = dataclasses.replace(episode, observations=seen, actions=acts)
-        if not isinstance(seen, np.ndarray) or is_vector(seen):
+        if not isinstance(seen, np.ndarray):
             return episode
-        if self.seen is None and seen.dtype == np.uint8:
+        if self.seen is None and seen.dtype == np.uint8 and seen.ndim > 2:
             seen = single_frames(self.name, seen)
+        self.after.append(seen[steps : steps + 1].copy())  # no view: images go to disk
+        if is_vector(seen):
+            return episode
         return dataclasses.replace(episode, observations=self._on_disk(place, seen[:steps]))
 
     def _on_disk(self, place: str, seen: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 They may have other names, and some may be missing (see keys.py). Optional: `meta`, a JSON text (of
 which env_id, eval_env_id, ref_min, ref_max, action_count, action_start, rewards, tables of spaces
 and the findings of an export are used); `episode_seeds`, what each episode's environment was reset
-with;
+with; `final_observations`, what was seen after each episode's last step;
 `incomplete_episodes` (once called `unended_episodes`), numbers of those whose truncation was not
 recorded but assumed. Other keys are ignored.
 """
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from decision_seq.data.episodes import Episodes
+from decision_seq.data.finals import FINALS
 from decision_seq.data.findings import Finding, from_plain
 from decision_seq.data.frames import NpyRows, array_on_disk, release
 from decision_seq.data.sources import ogbench
@@ -43,6 +44,7 @@ def read(path: Path) -> Episodes:
             names = [*names_in(set(file.files)).values()]
             arrays = {name: _array(file, name) for name in names}
             meta = str(file["meta"]) if "meta" in file.files else "{}"
+            finals = _array(file, FINALS) if FINALS in file.files else None
             none = np.empty(0, int)
             seeds, incomplete = (
                 next((file[k] for k in (key, FORMER.get(key, key)) if k in file.files), none)
@@ -68,7 +70,8 @@ def read(path: Path) -> Episodes:
     info, findings = _info(path, meta)
     if "rewards" not in arrays and "env_id" not in info:
         info |= ogbench.environment(path)
-    flat = from_keys(str(path), arrays, info)
+    flat = from_keys(str(path), arrays, info, finals)
+    seen = arrays[names_in(arrays)["observations"]]
     episodes = len(flat.lengths)
     seeds, incomplete = (
         _numbers(path, k, a) for k, a in zip(EPISODE_KEYS, (seeds, incomplete), strict=True)
@@ -77,6 +80,11 @@ def read(path: Path) -> Episodes:
         raise UserError(
             f"{path}: `episode_seeds` has {len(seeds)} numbers for {episodes} episodes; give one "
             "each, or leave the key out"
+        )
+    if finals is not None and finals.shape != (episodes, *seen.shape[1:]):
+        raise UserError(
+            f"{path}: `{FINALS}` is of shape {finals.shape}; expected one of the observations for "
+            f"each of {episodes} episodes, or leave the key out"
         )
     if max(incomplete, default=0) >= episodes:
         raise UserError(

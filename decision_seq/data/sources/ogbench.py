@@ -83,6 +83,7 @@ def _with_goals(path: Path, plain: Episodes, known: str) -> Episodes:
     return replace(
         plain,
         observations=np.concatenate([seen[last], seen], axis=1),
+        final_observations=None,
         info=plain.info | {"env_id": env, "observation_space": to_json(table)},
     )
 

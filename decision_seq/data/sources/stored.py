@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from decision_seq.data.episodes import Episodes
+from decision_seq.data.finals import FINALS, fits
 from decision_seq.data.findings import from_plain
 from decision_seq.errors import UserError
 from decision_seq.files import cache_dir, in_home
@@ -57,8 +58,9 @@ def read_meta(folder: Path) -> dict[str, Any]:
         ) from None
 
 
-def load_arrays(folder: Path, names: tuple[str, ...]) -> dict[str, Any]:
-    """Arrays of a stored dataset, memory-mapped copy-on-write. Raises UserError if damaged."""
+def load_arrays(folder: Path, names: tuple[str, ...], meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Arrays of a stored dataset, memory-mapped copy-on-write, and its final observations where
+    meta.json has a checksum of them. Raises UserError if damaged."""
     try:
         # mode "c": nothing is written back, and torch accepts the arrays without a warning
         arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="c") for name in names}
@@ -67,6 +69,10 @@ def load_arrays(folder: Path, names: tuple[str, ...]) -> dict[str, Any]:
             raise ValueError
         if arrays["offsets"][-1] != steps:
             raise ValueError
+        if "finals_hash" in meta:
+            arrays[FINALS] = np.load(folder / f"{FINALS}.npy", mmap_mode="c")
+            if not fits(arrays[FINALS], arrays["observations"], len(arrays["offsets"]) - 1):
+                raise ValueError
         return arrays
     except (OSError, ValueError, KeyError, EOFError, IndexError, TypeError):
         raise UserError(
@@ -77,7 +83,8 @@ def load_arrays(folder: Path, names: tuple[str, ...]) -> dict[str, Any]:
 
 def read(folder: Path) -> Episodes:
     """The episodes of a stored dataset."""
-    arrays, meta = load_arrays(folder, COLUMNS), read_meta(folder)
+    meta = read_meta(folder)
+    arrays = load_arrays(folder, COLUMNS, meta)
     kept = recorded(folder, meta, len(arrays["offsets"]) - 1)
     return Episodes(**arrays, info=meta["info"], **kept)
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from decision_seq.data.episodes import Episodes, concatenate
+from decision_seq.data.finals import FINALS
 from decision_seq.data.findings import SEVERITIES, Finding, Severity
 from decision_seq.data.origin import recorded
 from decision_seq.data.sources import npz, resolve
@@ -139,6 +140,8 @@ def write_npz(path: Path, episodes: Episodes, which: np.ndarray) -> None:
         "incomplete_episodes": np.flatnonzero(np.isin(which, episodes.incomplete)),
         "episode_seeds": np.array(episodes.seeds, np.uint64)[which if episodes.seeds else []],
     }
+    if episodes.final_observations is not None:
+        recorded[FINALS] = episodes.final_observations[which]
     with atomic_file(path) as temporary, temporary.open("wb") as file:
         np.savez(
             file,

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from decision_seq.data.episodes import Episodes
+from decision_seq.data.finals import FINALS
 from decision_seq.data.sources import minari_dataset
 from decision_seq.data.store import EpisodeStore
 from decision_seq.data.tools.check import write_npz
@@ -29,7 +30,7 @@ def to_npz(store: EpisodeStore, out: str) -> None:
     if path.exists():
         raise UserError(f"{out}: exists already; choose another --out")
     columns = ("observations", "actions", "rewards", "terminated", "truncated", "offsets")
-    recorded = ("info", "incomplete", "seeds", "findings")
+    recorded = ("info", "incomplete", "seeds", "findings", FINALS)
     episodes = Episodes(**{key: getattr(store, key) for key in (*columns, *recorded)})
     write_npz(path, episodes, np.arange(store.episodes))
 
@@ -37,9 +38,9 @@ def to_npz(store: EpisodeStore, out: str) -> None:
 def to_minari(store: EpisodeStore, out: str) -> None:
     """Write a dataset into Minari's local storage. Raises UserError if the id is bad or taken.
 
-    Minari keeps one observation more than there are actions; a store does not have what followed
-    an episode's last action, so its last observation stands there twice. An episode that came with
-    no end has none there either.
+    Minari keeps one observation more than there are actions; where a store does not have what
+    followed an episode's last action, its last observation stands there twice. An episode that came
+    with no end has none there either.
     """
     import minari
     from minari.data_collector.episode_buffer import EpisodeBuffer
@@ -48,11 +49,17 @@ def to_minari(store: EpisodeStore, out: str) -> None:
     first = store.info.get("action_start", 0)  # what the environment calls the first action
     truncated = np.array(store.truncated)
     truncated[store.offsets[1:][list(store.incomplete)] - 1] = False
+    after = store.final_observations
     buffers = (  # made as they are written: frames need not fit into memory
         EpisodeBuffer(
             id=number,
             seed=store.seeds[number] if store.seeds else None,
-            observations=np.concatenate([store.observations[a:b], store.observations[b - 1 : b]]),
+            observations=np.concatenate(
+                [
+                    store.observations[a:b],
+                    store.observations[b - 1 : b] if after is None else after[number : number + 1],
+                ]
+            ),
             actions=store.actions[a:b] + first if first else np.array(store.actions[a:b]),
             rewards=store.rewards[a:b].tolist(),
             terminations=store.terminated[a:b].tolist(),

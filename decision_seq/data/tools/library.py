@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from decision_seq.data.episodes import Episodes, check_finite, concatenate
+from decision_seq.data.finals import FINALS
 from decision_seq.data.frames import chunks
 from decision_seq.data.origin import recorded
 from decision_seq.data.sources import (
@@ -21,7 +22,14 @@ from decision_seq.data.sources import (
     stored,
 )
 from decision_seq.data.sources.episode_list import gather
-from decision_seq.data.store import EpisodeStore, checksum, open_folder, write_store
+from decision_seq.data.store import (
+    ARRAYS,
+    EpisodeStore,
+    add_finals,
+    checksum,
+    open_folder,
+    write_store,
+)
 from decision_seq.envs.registry import typed
 from decision_seq.errors import UserError
 from decision_seq.files import exclusive, remove_leftovers
@@ -91,11 +99,13 @@ def _line(name: str, episodes: int, steps: int, env: str, kept: str) -> str:
 
 def verify(store: EpisodeStore) -> None:
     """Raise UserError if the arrays are not those that were written: a damaged disk or copy."""
-    if checksum(vars(store)) != store.hash:
-        raise UserError(
-            f"{store.name}: its arrays do not have the checksum {store.hash} they were stored "
-            "with; delete its folder and import or collect it again"
-        )
+    finals = (FINALS,) if store.finals_hash else ()
+    for expected, names in ((store.hash, ARRAYS), (store.finals_hash, finals)):
+        if names and checksum(vars(store), names) != expected:
+            raise UserError(
+                f"{store.name}: its arrays do not have the checksum {expected} they were stored "
+                "with; delete its folder and import or collect it again"
+            )
 
 
 def check_name(name: str) -> None:
@@ -140,10 +150,14 @@ def _keep(name: str, episodes: Episodes, env: str | None, sources: list[str]) ->
             write_store(folder, episodes, {"sources": sources})
             return open_folder(folder, name)
         remove_leftovers(folder.parent, name)  # of a process killed while it tidied up
-    kept = stored.read(folder)
-    arrays = ((getattr(kept, key), getattr(episodes, key)) for key in stored.COLUMNS)
-    if not all(_same(a, b) for a, b in arrays):
-        raise UserError(
-            f"{name}: another dataset has this name; choose another with --as, or delete {folder}"
-        )
+        kept = stored.read(folder)
+        arrays = [(getattr(kept, k), getattr(episodes, k)) for k in (*stored.COLUMNS, FINALS)]
+        # either may be without final observations, which were not always kept
+        if not all(_same(a, b) for a, b in arrays if a is not None and b is not None):
+            raise UserError(
+                f"{name}: another dataset has this name; choose another with --as, or delete "
+                f"{folder}"
+            )
+        if kept.final_observations is None and episodes.final_observations is not None:
+            add_finals(folder, episodes)
     return open_folder(folder, name)
