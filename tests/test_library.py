@@ -45,6 +45,15 @@ def test_import_list_and_open_again(tmp_path: Path) -> None:
     np.testing.assert_array_equal(mixed.actions[:23], first.actions)
 
 
+def test_a_dataset_put_aside_in_minaris_storage_hides_no_other(tmp_path: Path) -> None:
+    """A folder that is renamed to keep it has a name that is no id; Minari's own listing fails."""
+    kept = by_minari(tmp_path, random_episodes(LENGTHS))
+    root = minari_dataset.folder("")
+    shutil.copytree(minari_dataset.folder(kept), root / "old-same")
+    assert len(listing()) == 1 and listing()[0].startswith(kept)
+    assert minari_dataset.local_summary() == f"local: {kept}"
+
+
 def test_an_environment_of_a_known_package_is_shown_as_commands_take_it(tmp_path: Path) -> None:
     """Behind the module that registers it, which is not imported to look at data."""
     before, recorded = set(sys.modules), "MiniGrid-MemoryS9-v0"

@@ -51,7 +51,7 @@ def agents() -> Iterator[str]:
     rows = [(kind, config.summary) for kind, config in sorted(AgentConfig.registry.items())]
     for preset, fields in PRESETS.items():
         parts = {key: value for key, value in fields.items() if isinstance(value, dict)}
-        own = [f"{key} {_plain(value)}" for key, value in parts.items()]
+        own = [f"{key} {_plain(value)}".rstrip() for key, value in parts.items()]
         rows.append((preset, f"preset: {fields['kind']} with {', '.join(own)}"))
     return _aligned(rows)
 

@@ -7,6 +7,7 @@ A dataset that is in the local storage is never fetched again.
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -43,14 +44,28 @@ def id_of(source: str) -> str | None:
 
 
 def local() -> dict[str, dict[str, Any]]:
-    """The datasets in Minari's local storage, by id what Minari says of each."""
-    import minari
+    """The datasets in Minari's local storage, by id what Minari says of each.
 
+    Minari's own listing fails on a folder whose name is no id, such as a dataset put aside.
+    """
     try:
-        folder("")
-        return dict(sorted(minari.list_local_datasets().items()))
+        root = folder("")
+        return {name: json.loads(_metadata(root, name).read_text()) for name in sorted(_ids(root))}
     except (OSError, ValueError, UserError):
         return {}
+
+
+def _ids(root: Path, name: str = "") -> Iterator[str]:
+    if is_id(name) and _metadata(root, name).is_file():
+        yield name
+    elif not (root / name / "data").is_dir():
+        for path in (root / name).iterdir():
+            if path.is_dir() and not path.name.startswith("."):
+                yield from _ids(root, f"{name}/{path.name}".lstrip("/"))
+
+
+def _metadata(root: Path, name: str) -> Path:
+    return root / name / "data" / "metadata.json"
 
 
 def local_summary() -> str:
