@@ -365,6 +365,16 @@ def test_a_module_that_fails_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tm
         make("broken_package:Task-v0")
 
 
+def test_a_module_that_python_does_not_find_comes_with_what_to_do() -> None:
+    own = r"'no_package' cannot be imported \(No module named 'no_package'\); .*PYTHONPATH=\$PWD"
+    with pytest.raises(UserError, match=own):
+        make("no_package:Task-v0")
+    with pytest.raises(UserError, match=r"pip install highway-env` has it"):
+        make("highway_env:highway-v0")
+    with pytest.raises(UserError, match=r"^[^;]*; json was imported and registers none"):
+        make("json:Task-v0")
+
+
 def test_versions_of_mujoco_that_go_together_are_named(
     register, monkeypatch: pytest.MonkeyPatch  # type: ignore[no-untyped-def]
 ) -> None:  # fmt: skip

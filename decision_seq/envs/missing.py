@@ -64,7 +64,19 @@ def advice(wanted: Identity, known: Iterable[str]) -> str:
         return f"install its package, `pip install {package.install}`, and write {write}"
     close = difflib.get_close_matches(wanted.id, known, n=1)
     nearest = f"the nearest is {close[0]}" if close else "see `decision-seq list envs`"
+    if wanted.module is not None:
+        return f"{wanted.module} was imported and registers none of that name; {nearest}"
     return f"{nearest}; an environment of another package is written `package:{wanted.id}`"
+
+
+def module_advice(wanted: Identity, error: Exception) -> str:
+    """What to do where importing the module that was named before `wanted` raised `error`: said
+    where Python does not find the module itself."""
+    if not isinstance(error, ModuleNotFoundError) or error.name != wanted.module:
+        return "look for the fault in it"
+    if (package := package_of(wanted)) and package.module == wanted.module:
+        return f"`pip install {package.install}` has it"
+    return "if it is in this folder, `export PYTHONPATH=$PWD` lets Python find it"
 
 
 def remedy(wanted: Identity, entry_point: object, error: Exception) -> str:

@@ -82,7 +82,7 @@ def resolve(name: str) -> Identity:
         except Exception as error:  # a package may fail in any way
             raise UserError(
                 f"environment {name!r}: {typed.module!r} cannot be imported "
-                f"({' '.join(str(error).split())})"
+                f"({' '.join(str(error).split())}); {missing.module_advice(typed, error)}"
             ) from None
     found = canonical(typed)
     if found is None:
