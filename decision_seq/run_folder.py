@@ -63,7 +63,7 @@ def agent_hash(run: Path, step: int) -> str | None:
     try:
         data = agent_at(run, step).read_bytes()
         length = int.from_bytes(data[:8], "little")  # of safetensors' header
-        header = json.loads(data[8 : 8 + length])  # in no order that stays the same
+        header = json.loads(data[8 : 8 + length])  # older files: in any order
     except (OSError, ValueError):
         return None
     digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())

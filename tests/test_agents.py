@@ -194,6 +194,15 @@ def test_a_checkpoint_acts_by_itself(kind: str, config: type[AgentConfig], tmp_p
     assert np.array_equal(roll(loaded, "stream", 6), roll(agent, "stream", 6))
 
 
+def test_equal_agents_are_equal_files(tmp_path: Path) -> None:
+    """So that `sha256sum` tells whether two runs gave the same."""
+    agent, paths = make("mamba"), [tmp_path / f"{m}.safetensors" for m in range(6)]
+    for path in paths:
+        save_agent(agent, path)
+    assert len({path.read_bytes() for path in paths}) == 1
+    assert load_agent(paths[0]).config == agent.config
+
+
 @pytest.mark.parametrize("keep", [0, 4, 0.5, 0.99])
 def test_a_checkpoint_cut_in_half_is_one_sentence(keep: float, tmp_path: Path) -> None:
     path = tmp_path / "agent.safetensors"

@@ -61,7 +61,7 @@ def test_a_bad_batch_stops_with_step_windows_and_file(
         for i, window in enumerate(fault["windows"]):
             row = store.offsets[window["episode"]] + window["step"]
             assert np.array_equal(file["observations"][i, 0], store.observations[row])
-    loss, norm = reproduce(folder)
+    loss, norm = reproduce(str(folder))  # as one types it
     assert f"{loss}" == fault["loss"] and f"{norm}" == fault["gradient_norm"]
     # what was saved before is whole: the run goes on from there and meets the batch again
     assert loop.read_summary(tmp_path / "run" / "dataset.json")

@@ -13,7 +13,7 @@ from decision_seq.agents.base import SequenceAgent
 from decision_seq.agents.spec import AgentConfig, AgentSpec
 from decision_seq.config import build, to_plain
 from decision_seq.errors import UserError
-from decision_seq.files import atomic_file
+from decision_seq.files import atomic_file, same_bytes
 
 FORMAT = "decision-seq agent 1"
 
@@ -27,7 +27,7 @@ def save_agent(agent: SequenceAgent, path: Path) -> None:
     }
     tensors = agent.state_dict()
     with atomic_file(path) as temporary:
-        data = save({n: t.contiguous().cpu() for n, t in tensors.items()}, header)
+        data = same_bytes(save({n: t.contiguous().cpu() for n, t in tensors.items()}, header))
         temporary.write_bytes(data)  # unlike safetensors' own writing, a full disk is an OSError
 
 

@@ -28,7 +28,7 @@ from decision_seq.data.columns import least_deviation, magnitude
 from decision_seq.data.store import EpisodeStore
 from decision_seq.data.transforms import top_fraction
 from decision_seq.errors import UserError
-from decision_seq.files import atomic_file
+from decision_seq.files import atomic_file, same_bytes
 from decision_seq.hopfield.boltzmann import AttnBM
 from decision_seq.hopfield.mixture import fit_mixture
 
@@ -186,7 +186,7 @@ def ensure_prior(run: Path, store: EpisodeStore, fraction: float, seed: int) -> 
         return
     prior = ReturnPrior.fit(store, top_fraction(store, fraction), seed)
     with atomic_file(run / FILE) as temporary:
-        temporary.write_bytes(save(prior.state_dict(), header))
+        temporary.write_bytes(same_bytes(save(prior.state_dict(), header)))
 
 
 def load_prior(run: Path) -> ReturnPrior | None:

@@ -116,8 +116,9 @@ def stop_for_fault(
     )
 
 
-def reproduce(folder: Path) -> tuple[float, float]:
+def reproduce(folder: str | Path) -> tuple[float, float]:
     """Loss and gradient norm of a saved fault, computed again (without dropout)."""
+    folder = Path(folder)
     agent = load_agent(folder / "agent.safetensors")
     with np.load(folder / "batch.npz", allow_pickle=False) as file:
         fields = {name: torch.from_numpy(file[name]) for name in file.files}
