@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from decision_seq.run_config import run_config
 from decision_seq.run_folder import agent_path
 from decision_seq.training.loop import train
 from decision_seq.values.critic import ValuesConfig
-from decision_seq.values.off_policy import actions_on_data, fitted_q
+from decision_seq.values.off_policy import actions_on_data, estimate, fitted_q
 from decision_seq.values.transitions import Transitions
 
 GAMMA = 0.9
@@ -120,6 +121,14 @@ def test_a_run_without_an_environment_is_estimated(tmp_path: Path) -> None:
     assert off_policy(run, [3.0], steps=20).estimates[0] == done.estimates[0]  # by its seed
     with pytest.raises(UserError, match="missing"):
         off_policy(tmp_path / "missing")
+    # what an agent does after the last step of a truncated episode is not asked
+    store, agent = open_store([str(tmp_path / "mdp.npz")]), load_agent(agent_path(run))
+    cut = replace(store, terminated=np.zeros_like(store.terminated), truncated=store.terminated)
+    known = replace(cut, final_observations=store.observations[: store.episodes])
+    without, found = (
+        estimate(agent, data, 3.0, ValuesConfig(steps=3, width=16)) for data in (cut, known)
+    )
+    assert found == without
 
 
 def test_what_is_not_evaluated_off_policy_is_one_sentence(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ from decision_seq.spaces.steps import StepForm
 from decision_seq.spaces.table import from_json, to_json
 from decision_seq.training.loop import train
 from decision_seq.training.stacked import train_seeds
+from decision_seq.values.transitions import Transitions
 
 BOX = spaces.Box(-1, 1, (3,), np.float32)
 LENGTH = 12
@@ -198,6 +199,10 @@ def test_windows_of_records_hold_what_was_stored() -> None:
     found = batch.observations.numpy().view(store.observations.dtype)[..., 0]  # [B, K, n]
     assert (found[1, 2, 1] == store.observations[7]) and (found[1, 2, 0] == store.observations[6])
     assert not batch.observations[0, 0, 0].any()  # before the episode began
+    values = Transitions.of(store, torch.ones(()), 2)
+    after = values.observe(values.following[[LENGTH - 1]]).numpy().view(store.observations.dtype)
+    assert after[0, 0] == store.observations[LENGTH - 1]
+    assert store.final_observations is not None and after[0, 1] == store.final_observations[0]
     lanes = Lanes("Any/images-and-vector-start-v0", 2, 2)
     assert lanes.reset([0, 1]).shape == (2, 2, store.observations.dtype.itemsize)
 
