@@ -128,6 +128,9 @@ def test_stacks_are_stored_as_single_frames(store: EpisodeStore) -> None:
     columns = (episodes.actions, episodes.rewards, episodes.terminated, episodes.truncated)
     same = from_flat("stacks", stacks, *columns, info={})
     assert np.array_equal(same.observations, episodes.observations)
+    after = stacks[[1, 7]]
+    ended = from_flat("stacks", stacks, *columns, info={}, after=after)
+    assert np.array_equal(np.array(ended.final_observations), after[:, -1])
     with pytest.raises(UserError, match=r"no stacks of successive frames, oldest first"):
         from_flat("newest first", stacks[:, ::-1], *columns, info={})
     rgb = from_flat("rgb", np.zeros((11, *SIDES, 3), np.uint8), *columns, info={})
