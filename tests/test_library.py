@@ -52,6 +52,8 @@ def test_a_dataset_put_aside_in_minaris_storage_hides_no_other(tmp_path: Path) -
     shutil.copytree(minari_dataset.folder(kept), root / "old-same")
     assert len(listing()) == 1 and listing()[0].startswith(kept)
     assert minari_dataset.local_summary() == f"local: {kept}"
+    import_dataset([by_npz(tmp_path, random_episodes([4]))], "longer-" * 5 + "than-most")
+    assert len({line.index(" episodes") for line in listing()}) == 1  # columns stay columns
 
 
 def test_an_environment_of_a_known_package_is_shown_as_commands_take_it(tmp_path: Path) -> None:

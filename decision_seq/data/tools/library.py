@@ -81,20 +81,22 @@ def from_episodes(
 
 def listing() -> list[str]:
     """A line for each imported dataset, and for each in Minari's local storage: collected ones."""
-    lines = []
+    rows: list[tuple[str, int, int, str, str]] = []
     for name in stored.names():
         store = open_folder(stored.library() / name, name)
         env = ", ".join(map(typed, recorded(store.info))) or "-"
-        lines.append(_line(name, store.episodes, store.steps, env, store.hash))
+        rows.append((name, store.episodes, store.steps, env, store.hash))
     for name, about in minari_dataset.local().items():
         env = typed(json.loads(about.get("env_spec") or "{}").get("id", "-"))
-        lines.append(_line(name, about["total_episodes"], about["total_steps"], env, "Minari"))
-    none = "`decision-seq collect` and `data import` make some"
-    return lines or [f"no datasets in {stored.library()}, nor in Minari's storage; {none}"]
-
-
-def _line(name: str, episodes: int, steps: int, env: str, kept: str) -> str:
-    return f"{name:32} {episodes:>8} episodes {steps:>10} steps  {env:28} {kept}"
+        rows.append((name, about["total_episodes"], about["total_steps"], env, "Minari"))
+    if not rows:
+        none = "`decision-seq collect` and `data import` make some"
+        return [f"no datasets in {stored.library()}, nor in Minari's storage; {none}"]
+    first, fourth = (max(len(str(row[m])) for row in rows) for m in (0, 3))
+    return [
+        f"{name:{first}} {episodes:>8} episodes {steps:>10} steps  {env:{fourth}}  {kept}"
+        for name, episodes, steps, env, kept in rows
+    ]
 
 
 def verify(store: EpisodeStore) -> None:
