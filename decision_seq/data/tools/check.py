@@ -97,7 +97,7 @@ def _differing(episodes: Episodes, env: str) -> Iterator[Finding]:
 
 def drop_bad(examined: Examined, out: Path) -> list[dict[str, Any]]:
     """Write the episodes that no finding drops to `out` (.npz), and what was dropped and why to
-    OUT.dropped.json. The sources are only read.
+    OUT.npz.dropped.json. The sources are only read.
 
     Returns:
         What was dropped: `{"episode", "steps", "rules"}` each, episodes counted over all sources.
