@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -61,20 +62,27 @@ def load_run_config(config: Path | str, overrides: Sequence[str] = ()) -> RunCon
     path = config_file(config)
     base, override = load_yaml(path), parse_overrides(overrides)
     check_command(base, path, "train")
-    try:
+    with blaming(path, overrides):
         return run_config(base, override, str(path))
+
+
+@contextmanager
+def blaming(path: Path, overrides: Sequence[str]) -> Iterator[None]:
+    """A UserError about a key of the config at `path` names the `--set` that gave it, where one
+    did."""
+    try:
+        yield
     except UserError as error:
-        raise UserError(_blamed(str(error), path, overrides)) from None
-
-
-def _blamed(said: str, path: Path, overrides: Sequence[str]) -> str:
-    """The same of the `--set` that gave the key, where one did."""
-    about = re.match(r"`?([\w.]*)", said.removeprefix(f"{path}: "))
-    for typed in reversed(overrides):
-        keys = f"{about[1] if about else ''}.", f"{typed.partition('=')[0]}."
-        if keys[0].startswith(keys[1]) or keys[1].startswith(keys[0]):
-            return said.replace(str(path), f"--set {typed}", 1)
-    return said
+        said = str(error)
+        at = re.escape(str(path))  # perhaps with its base in brackets and what a sweep tried
+        about = re.match(rf"{at}(?: \([^)]*\))?: ([\w.]+)", said)
+        about = about or re.match(rf"{at}.*?: `([\w.]+)", said)
+        for typed in reversed(overrides):
+            keys = f"{about[1]}." if about else "", f"{typed.partition('=')[0]}."
+            if about and (keys[0].startswith(keys[1]) or keys[1].startswith(keys[0])):
+                source, rest = said[: about.start(1)], said[about.start(1) :]
+                raise UserError(f"--set {typed}{source[source.rindex(': ') :]}{rest}") from None
+        raise
 
 
 def run_config(base: Mapping[str, Any], override: Mapping[str, Any], source: str) -> RunConfig:

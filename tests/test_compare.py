@@ -342,6 +342,15 @@ def test_an_agent_may_have_settings_of_its_own(toy_file: Path, tmp_path: Path) -
     assert rates == {"dt usual": 1e-3, "dt slow": 1e-5, "wide usual": 1e-2, "wide slow": 1e-5}
 
 
+@pytest.mark.parametrize("typed", ["nonsense=1", "train.stps=2", "seeds=one"])
+def test_what_was_typed_wrongly_is_said_of_what_was_typed(
+    typed: str, toy_file: Path, tmp_path: Path
+) -> None:
+    """Not of the file that it is laid over, nor of its base."""
+    with pytest.raises(UserError, match=f"^--set {typed}: `{typed.partition('=')[0]}` "):
+        load_matrix(matrix(toy_file, tmp_path), tmp_path, ["train.steps=3", typed])
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

@@ -157,3 +157,8 @@ def test_bad_input_is_one_sentence(
     with pytest.raises(UserError) as raised:
         load_sweep(search(toy_file, tmp_path, **changes), tmp_path / "out")
     assert said in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_what_was_typed_wrongly_is_said_of_what_was_typed(toy_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^--set train\.stps=1: `train\.stps` is not a known key"):
+        load_sweep(search(toy_file, tmp_path), tmp_path / "out", ["train.stps=1", "trials=2"])

@@ -18,7 +18,7 @@ from decision_seq.eval.compare.ledger import Ledger
 from decision_seq.eval.compare.live_table import LiveTable
 from decision_seq.eval.compare.runners import RUNNERS, Runner
 from decision_seq.files import HAS_LOCKS, exclusive
-from decision_seq.run_config import check_same_run, run_config, write_run_config
+from decision_seq.run_config import blaming, check_same_run, run_config, write_run_config
 from decision_seq.shipped import config_file
 
 SET_BY_MATRIX = ("seed", "name")  # of every job; an option would make two jobs one
@@ -48,6 +48,11 @@ def load_matrix(named: Path | str, out: Path, assignments: Sequence[str] = ()) -
     folder `out`. `assignments` are `--set`s over all of them, or over the matrix itself where they
     begin with one of its keys, such as `datasets.medium=[a.npz]`."""
     path = config_file(named)
+    with blaming(path, assignments):
+        return _jobs(path, out, assignments)
+
+
+def _jobs(path: Path, out: Path, assignments: Sequence[str]) -> list[Job]:
     given = parse_overrides(assignments)
     keys = given.keys() & CompareConfig.__dataclass_fields__.keys()
     read = load_yaml(path)

@@ -35,7 +35,7 @@ from decision_seq.eval.compare.jobs import Job
 from decision_seq.eval.compare.matrix import run_matrix
 from decision_seq.eval.rows import read_rows
 from decision_seq.files import exclusive, write_text
-from decision_seq.run_config import RunConfig, run_config
+from decision_seq.run_config import RunConfig, blaming, run_config
 from decision_seq.run_folder import TRIAL, read_index
 from decision_seq.settings import check_seed
 from decision_seq.shipped import config_file
@@ -145,6 +145,11 @@ def load_sweep(named: Path | str, out: Path, assignments: Sequence[str] = ()) ->
     Raises UserError where a key is unknown, or the objective cannot be had.
     """
     path = config_file(named)
+    with blaming(path, assignments):
+        return _sweep(path, out, assignments)
+
+
+def _sweep(path: Path, out: Path, assignments: Sequence[str]) -> Sweep:
     given = parse_overrides(assignments)
     keys = given.keys() & SweepConfig.__dataclass_fields__.keys()
     read = load_yaml(path)
