@@ -163,15 +163,20 @@ def hash_files(files: Sequence[Path], labels: Sequence[str] = ()) -> str:
     return digest.hexdigest()
 
 
+def safetensors_parts(data: bytes) -> tuple[dict[str, Any], bytes]:
+    """A safetensors file's header and the tensors behind it. Raises ValueError if damaged."""
+    length = int.from_bytes(data[:8], "little")
+    return json.loads(data[8 : 8 + length]), data[8 + length :]
+
+
 def same_bytes(safetensors: bytes) -> bytes:
     """A safetensors file with its metadata sorted: the library writes them in an order that differs
     from one call to the next, and equal weights are to be equal files."""
-    length = int.from_bytes(safetensors[:8], "little")
-    header = json.loads(safetensors[8 : 8 + length])
+    header, tensors = safetensors_parts(safetensors)
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8
-    return len(text).to_bytes(8, "little") + text + safetensors[8 + length :]
+    return len(text).to_bytes(8, "little") + text + tensors
 
 
 def write_text(path: Path, text: str) -> None:

@@ -77,11 +77,14 @@ def blaming(path: Path, overrides: Sequence[str]) -> Iterator[None]:
         at = re.escape(str(path))  # perhaps with its base in brackets and what a sweep tried
         about = re.match(rf"{at}(?: \([^)]*\))?: ([\w.]+)", said)
         about = about or re.match(rf"{at}.*?: `([\w.]+)", said)
+        if about is None:
+            raise
+        key = f"{about[1]}."
         for typed in reversed(overrides):
-            keys = f"{about[1]}." if about else "", f"{typed.partition('=')[0]}."
-            if about and (keys[0].startswith(keys[1]) or keys[1].startswith(keys[0])):
-                source, rest = said[: about.start(1)], said[about.start(1) :]
-                raise UserError(f"--set {typed}{source[source.rindex(': ') :]}{rest}") from None
+            given = f"{typed.partition('=')[0]}."
+            if key.startswith(given) or given.startswith(key):
+                rest = said[said.rindex(": ", 0, about.start(1)) :]
+                raise UserError(f"--set {typed}{rest}") from None
         raise
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from decision_seq.errors import UserError
+from decision_seq.files import safetensors_parts
 
 Which = Literal["last", "validation"]  # the latter has the lowest validation loss
 SHARED, SHARED_INDEX = "agent.safetensors", "policy.json"
@@ -61,13 +62,12 @@ def agent_hash(run: Path, step: int) -> str | None:
     """16 hexadecimal digits of the agent of the checkpoint at `step`: two trainings in one folder
     give different ones. None if there is no such file, or it is damaged."""
     try:
-        data = agent_at(run, step).read_bytes()
-        length = int.from_bytes(data[:8], "little")  # of safetensors' header
-        header = json.loads(data[8 : 8 + length])  # older files: in any order
+        header, tensors = safetensors_parts(agent_at(run, step).read_bytes())
     except (OSError, ValueError):
         return None
+    # sorted: older files have it in any order
     digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
-    digest.update(data[8 + length :])
+    digest.update(tensors)
     return digest.hexdigest()[:16]
 
 

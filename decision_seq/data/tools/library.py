@@ -101,9 +101,11 @@ def listing() -> list[str]:
 
 def verify(store: EpisodeStore) -> None:
     """Raise UserError if the arrays are not those that were written: a damaged disk or copy."""
-    finals = (FINALS,) if store.finals_hash else ()
-    for expected, names in ((store.hash, ARRAYS), (store.finals_hash, finals)):
-        if names and checksum(vars(store), names) != expected:
+    stored_with: list[tuple[str, tuple[str, ...]]] = [(store.hash, ARRAYS)]
+    if store.finals_hash:
+        stored_with.append((store.finals_hash, (FINALS,)))
+    for expected, names in stored_with:
+        if checksum(vars(store), names) != expected:
             raise UserError(
                 f"{store.name}: its arrays do not have the checksum {expected} they were stored "
                 "with; delete its folder and import or collect it again"
