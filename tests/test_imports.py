@@ -163,11 +163,18 @@ def test_help_does_not_wait_for_torch() -> None:
     assert "quickstart" in done.stdout
 
 
-def test_commands_do_not_wait_for_torchs_compiler() -> None:
+def test_commands_do_not_wait_for_torchs_compiler(toy_file: Path, tmp_path: Path) -> None:
     """Importing it takes as long as all of torch."""
+    run = str(tmp_path / "run")
+    config = str(PACKAGE.parent / "configs" / "point-run-decision-mamba.yaml")
+    small = ["--set", f"data.sources=[{toy_file}]", "--set", "train.steps=2"]
     code = (
-        "import sys, decision_seq.training.loop, decision_seq.eval.rollout.protocol\n"
-        "assert 'torch._dynamo' not in sys.modules"
+        "import sys\n"
+        "from decision_seq.cli import main\n"
+        f"for words in {[['train', config, '--out', run, *small], ['evaluate', run]]}:\n"
+        "    sys.argv = ['decision-seq', *words]\n"
+        "    main()\n"
+        "    assert 'torch._dynamo' not in sys.modules, words"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

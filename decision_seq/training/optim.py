@@ -7,17 +7,18 @@ import math
 import torch
 from torch import nn
 
+from decision_seq.ops.adamw import AdamW
 from decision_seq.run_config import TrainConfig
 
 
-def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+def make_optimizer(model: nn.Module, config: TrainConfig) -> AdamW:
     """AdamW over two groups: matrices decay; biases, norms, embeddings, A_log and D do not."""
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for name, parameter in model.named_parameters():
         path, _, own = name.rpartition(".")
         table = isinstance(model.get_submodule(path), nn.Embedding)
         groups[parameter.ndim >= 2 and not table and own not in ("bias", "A_log")].append(parameter)
-    return torch.optim.AdamW(
+    return AdamW(
         [
             {"params": groups[True], "weight_decay": config.weight_decay},
             {"params": groups[False], "weight_decay": 0.0},

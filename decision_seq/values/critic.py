@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from decision_seq.errors import UserError
 from decision_seq.model.encoders.base import FrameEncoder
 from decision_seq.model.encoders.record import RecordEncoder
+from decision_seq.ops.adamw import AdamW
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,8 @@ class Learner:
     def __init__(self, critic: Critic, config: ValuesConfig) -> None:
         self.critic, self.config = critic, config
         self.slow = copy.deepcopy(critic).requires_grad_(False)
-        self.optimizer = torch.optim.Adam(critic.parameters(), lr=config.learning_rate, fused=True)
+        weights = critic.parameters()
+        self.optimizer = AdamW(weights, lr=config.learning_rate, weight_decay=0, fused=True)
 
     def state(self) -> dict[str, Any]:
         """What resuming needs."""
