@@ -1,6 +1,6 @@
-"""torch's AdamW without its guards against torch.compile: to keep the compiler off an optimiser they
-import it, which takes as long as all of torch (2 s), in every process that trains. Nothing here
-compiles an optimiser."""
+"""torch's AdamW without its guards against torch.compile: to keep the compiler off an optimiser
+they import it, which takes as long as all of torch (2 s), in every process that trains. Nothing
+here compiles an optimiser."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from decision_seq.ops.operators import batched, differentiable, operator
 from decision_seq.ops.seeds import looped
 
 TIME_BLOCK = 16
@@ -19,7 +20,7 @@ CPU_BATCH_BLOCK = 4
 def selective_scan(
     u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor | None = None
 ) -> Tensor:
-    y, _ = torch.ops.decision_seq.scan_blocked(u, dt, A, B, C)
+    y, _ = scan_blocked(u, dt, A, B, C)
     y = torch.addcmul(y, u, D)
     return y if z is None else y * F.silu(z)
 
@@ -46,8 +47,7 @@ def run_states(
     return decay, states
 
 
-@torch.library.custom_op("decision_seq::scan_blocked", mutates_args=())
-def scan_blocked(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
+def _scan(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
     """sum_n C h: [B, L, E], and the state before every time block: [L / TIME_BLOCK, B, N, E]."""
     with torch.autocast(u.device.type, enabled=False):
         At = A.t().contiguous()
@@ -64,8 +64,7 @@ def scan_blocked(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tupl
     return y, starts
 
 
-@torch.library.custom_op("decision_seq::scan_blocked_backward", mutates_args=())
-def scan_blocked_backward(
+def _scan_backward(
     dy: Tensor, u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, starts: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     with torch.autocast(u.device.type, enabled=False):
@@ -101,13 +100,11 @@ def checkpoint_shape(u: Tensor, A: Tensor) -> tuple[int, int, int, int]:
     return (length + TIME_BLOCK - 1) // TIME_BLOCK, batch, A.shape[1], width
 
 
-@scan_blocked.register_fake
-def _(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
+def _shapes(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
     return u.new_empty(u.shape), u.new_empty(checkpoint_shape(u, A))
 
 
-@scan_blocked_backward.register_fake
-def _(
+def _shapes_backward(
     dy: Tensor, u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, starts: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     du, ddt, dA, dB, dC = (u.new_empty(t.shape) for t in (u, dt, A, B, C))
@@ -119,8 +116,11 @@ def _save(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple
 
 
 def _backward(ctx: torch.autograd.function.FunctionCtx, dy: Tensor, _: Tensor) -> tuple:
-    return scan_blocked_backward(dy, *ctx.saved_tensors)  # type: ignore[attr-defined]
+    gradients: tuple = scan_blocked_backward(dy, *ctx.saved_tensors)  # type: ignore[attr-defined]
+    return gradients
 
 
-scan_blocked.register_autograd(_backward, setup_context=_save)
-scan_blocked.register_vmap(looped(scan_blocked))
+scan_blocked = operator("scan_blocked", _scan, _shapes)
+scan_blocked_backward = operator("scan_blocked_backward", _scan_backward, _shapes_backward)
+differentiable("scan_blocked", _backward, _save)
+batched("scan_blocked", looped(scan_blocked))
