@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from decision_seq.backbones.mamba import STARTS, Mamba, MambaConfig
 
 WIDTH, WINDOW = 24, 9  # WINDOW: 3 steps of 3 tokens
 VARIANTS: dict[str, tuple[str, dict[str, object]]] = {  # beside the defaults of every kind
+    "attention-rotary": ("attention", {"positions": "rotary", "heads": 3}),
     "imixer-plain": ("imixer", {"n_iter": 0}),
     "mamba-dense": ("mamba", {"dense": 6, "expand": 1}),
     "hybrid-of-windows": ("hybrid", {"mixers": ("mixer", "imixer", "conv", "lstm"), "layers": 4}),
@@ -183,10 +185,18 @@ def test_bfloat16_autocast_stays_close(kind: str, length: int) -> None:
 # ---- attention against a plain one ---------------------------------------------------------
 
 
+def turned(x: Tensor, angle: float) -> Tensor:
+    """x [B, 8] as four complex numbers, turned by `angle` over 1, 10, 100 and 1,000."""
+    number = torch.complex(*x.double().chunk(2, dim=-1))  # [B, 4]
+    number = number * torch.exp(1j * angle / 10.0 ** torch.arange(4.0, dtype=torch.float64))
+    return torch.cat([number.real, number.imag], dim=-1).float()
+
+
+@pytest.mark.parametrize("positions", ["none", "rotary"])
 @pytest.mark.parametrize("length", [5, 20])
-def test_attention_equals_a_loop_over_queries(length: int) -> None:
+def test_attention_equals_a_loop_over_queries(length: int, positions: Any) -> None:
     torch.manual_seed(0)
-    config = AttentionConfig(width=WIDTH, heads=3, dropout=0.0)
+    config = AttentionConfig(width=WIDTH, heads=3, dropout=0.0, positions=positions)
     mixer, x = Attention(config, window=WINDOW), tokens(2, length)
     nn.init.normal_(mixer.qkv.weight, std=0.3)
     q, k, v = (t.unflatten(-1, (3, 8)) for t in mixer.qkv(x).split(WIDTH, dim=-1))
@@ -194,7 +204,11 @@ def test_attention_equals_a_loop_over_queries(length: int) -> None:
     for t in range(length):
         first = max(0, t - WINDOW + 1)
         for head in range(3):
-            scores = k[:, first : t + 1, head] @ q[:, t, head, :, None] / math.sqrt(8)
+            seen = k[:, first : t + 1, head]  # [B, s, d]
+            if positions == "rotary":  # only how far back a key lies counts
+                turns = [turned(seen[:, s - first], s - t) for s in range(first, t + 1)]
+                seen = torch.stack(turns, dim=1)
+            scores = seen @ q[:, t, head, :, None] / math.sqrt(8)
             out[:, t, head] = (scores.softmax(1) * v[:, first : t + 1, head]).sum(1)
     torch.testing.assert_close(mixer(x), mixer.out(out.flatten(2)), rtol=1e-5, atol=1e-6)
 

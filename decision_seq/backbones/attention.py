@@ -14,7 +14,7 @@ from decision_seq.backbones.block import BackboneConfig, Block
 from decision_seq.backbones.contract import EVERY, LayerState, Layout, Mixer
 from decision_seq.config import register
 from decision_seq.errors import UserError
-from decision_seq.ops.layers import attention, attention_weights, band, split_heads
+from decision_seq.ops.layers import attention, attention_weights, band, rotate, split_heads
 
 
 @register("attention", "causal attention over the last K steps; cost L^2; streams by a KV cache")
@@ -24,11 +24,17 @@ class AttentionConfig(BackboneConfig):
 
     heads: int = 1  # the paper's value for Gym; 8 for Atari
     activation: Literal["gelu", "relu"] = "gelu"  # of the MLP; relu in the paper's code for Gym
+    positions: Literal["none", "rotary"] = "none"  # what attention itself knows of distances
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.heads < 1 or self.width % self.heads:
             raise UserError(f"heads is {self.heads}; it must divide width {self.width}")
+        if self.positions == "rotary" and self.width % (2 * self.heads):
+            raise UserError(
+                f"heads is {self.heads}; with rotary positions twice as many must divide width "
+                f"{self.width}"
+            )
 
     def make_mixer(self, layout: Layout) -> Mixer:
         return Attention(self, layout.context_tokens)
@@ -43,13 +49,14 @@ class AttentionConfig(BackboneConfig):
 class Attention(Mixer):
     """y_l = sum over s in (l - window, l] of softmax(q_l . k_s / sqrt(d)) v_s, H heads of d = D/H.
 
-    No positions: the timestep embedding of the tokens carries them, as published.
+    As published it knows no positions: the timestep embedding of the tokens carries them. With rotary
+    ones (arXiv:2104.09864) q_l . k_s depends on l - s too.
     """
 
     def __init__(self, config: AttentionConfig, window: int) -> None:
         super().__init__()
         self.heads, self.window = config.heads, window
-        self.dropout = config.dropout
+        self.dropout, self.rotary = config.dropout, config.positions == "rotary"
         self.qkv = nn.Linear(config.width, 3 * config.width)
         self.out = nn.Linear(config.width, config.width)
         nn.init.normal_(self.qkv.weight, std=0.02)
@@ -66,7 +73,8 @@ class Attention(Mixer):
         kv = F.linear(x, tell, tell_bias)  # [B, L, 2 D]
         positions = range(x.shape[1])[output_slice]
         dropout = self.dropout if self.training else 0.0
-        return self.out(attention(q, kv, self.heads, self.window, positions, dropout))
+        y = attention(q, kv, self.heads, self.window, positions, dropout, self.rotary)
+        return self.out(y)
 
     def outputs(self, x: Tensor, output_slice: slice) -> Tensor:
         """Queries, and all that follows from them, of those tokens alone."""
@@ -91,6 +99,8 @@ class Attention(Mixer):
         last = range(keys.shape[1] - n, keys.shape[1])
         seen = band(last, keys.shape[1], self.window, x.device) & valid[:, None]  # [B, n, T + n]
         q, k, v = (split_heads(t, self.heads) for t in (q, keys, values))
+        if self.rotary:  # by the place in the cache: it is the distance that counts
+            q, k = rotate(q, last), rotate(k, range(keys.shape[1]))
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None])  # [B, H, n, d]
         keep = slice(max(0, keys.shape[1] - self.window), None)
         cache = {"keys": keys[:, keep], "values": values[:, keep], "valid": valid[:, keep]}
@@ -100,4 +110,7 @@ class Attention(Mixer):
     def token_map(self, x: Tensor) -> Tensor:
         """[B, L, D] -> [B, H, L, L]: the softmax weights of each head; every row sums to one."""
         q, k, _ = (split_heads(t, self.heads) for t in self.qkv(x).chunk(3, dim=-1))
-        return attention_weights(q, k, self.window, range(x.shape[1]))
+        every = range(x.shape[1])
+        if self.rotary:
+            q, k = rotate(q, every), rotate(k, every)
+        return attention_weights(q, k, self.window, every)

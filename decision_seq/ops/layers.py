@@ -59,7 +59,13 @@ def _mask(x: Tensor, p: float) -> Tensor:
 
 
 def attention(
-    q: Tensor, kv: Tensor, heads: int, window: int, positions: range, p: float = 0.0
+    q: Tensor,
+    kv: Tensor,
+    heads: int,
+    window: int,
+    positions: range,
+    p: float = 0.0,
+    rotary: bool = False,
 ) -> Tensor:
     """Causal attention over a sliding window, with dropout on its weights.
 
@@ -72,12 +78,15 @@ def attention(
         window: tokens that a query sees, its own included.
         positions: of the queries among the L tokens, ascending; l of them.
         p: probability with which a weight is dropped.
+        rotary: queries and keys are turned by their positions (`rotate`).
 
     Returns:
         y, [B, l, D].
     """
     length = kv.shape[1]
     q, k, v = (split_heads(t, heads) for t in (q, *kv.chunk(2, dim=-1)))  # [B, H, ., d]
+    if rotary:
+        q, k = rotate(q, positions), rotate(k, range(length))
     if p and q.is_cpu:  # PyTorch has no fused kernel for it, slow masks
         blocks = (slice(i, i + QUERIES) for i in range(0, len(positions), QUERIES))
         parts = [_attend(q, k, v, window, positions, block, p) for block in blocks]
@@ -108,6 +117,19 @@ def attention_weights(q: Tensor, k: Tensor, window: int, positions: range) -> Te
     seen = band(positions, k.shape[2], window, q.device)
     scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
     return scores.masked_fill(~seen, -math.inf).softmax(-1)
+
+
+def rotate(x: Tensor, positions: range) -> Tensor:
+    """Rotary positions (arXiv:2104.09864): x [.., l, d], d even, with features i and i + d / 2 turned
+    by the angle position * 10000^(-2 i / d). A product q . k then depends on the distance alone."""
+    half = x.shape[-1] // 2
+    kind = torch.promote_types(x.dtype, torch.float32)
+    at = torch.arange(positions.start, positions.stop, positions.step, device=x.device, dtype=kind)
+    rates = 10_000 ** (-torch.arange(half, device=x.device, dtype=kind) / half)
+    angles = at[:, None] * rates  # [l, d / 2]
+    cos, sin = angles.cos(), angles.sin()
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1).to(x.dtype)
 
 
 def band(positions: range, length: int, window: int, device: torch.device) -> Tensor:
