@@ -120,8 +120,8 @@ def attention_weights(q: Tensor, k: Tensor, window: int, positions: range) -> Te
 
 
 def rotate(x: Tensor, positions: range) -> Tensor:
-    """Rotary positions (arXiv:2104.09864): x [.., l, d], d even, with features i and i + d / 2 turned
-    by the angle position * 10000^(-2 i / d). A product q . k then depends on the distance alone."""
+    """Rotary positions (arXiv:2104.09864): x [.., l, d], d even, with features i and i + d / 2
+    turned by position * 10000^(-2 i / d). Of positions, q . k then knows the distance alone."""
     half = x.shape[-1] // 2
     kind = torch.promote_types(x.dtype, torch.float32)
     at = torch.arange(positions.start, positions.stop, positions.step, device=x.device, dtype=kind)
