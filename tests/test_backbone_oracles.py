@@ -272,9 +272,11 @@ def test_mamba2_heads_must_divide_its_channels() -> None:
 # ---- token maps and memory lengths ---------------------------------------------------------
 
 
-def test_attention_token_map_weighs_the_values() -> None:
+@pytest.mark.parametrize("positions", ["none", "rotary"])
+def test_attention_token_map_weighs_the_values(positions: Any) -> None:
     torch.manual_seed(0)
-    mixer = Attention(AttentionConfig(width=WIDTH, heads=3, dropout=0.0), window=9)
+    config = AttentionConfig(width=WIDTH, heads=3, dropout=0.0, positions=positions)
+    mixer = Attention(config, window=9)
     nn.init.normal_(mixer.qkv.weight, std=0.3)
     x = tokens(2, 20)
     token_map = mixer.token_map(x)

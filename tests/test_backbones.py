@@ -18,7 +18,6 @@ from decision_seq.backbones.mamba import STARTS, Mamba, MambaConfig
 WIDTH, WINDOW = 24, 9  # WINDOW: 3 steps of 3 tokens
 VARIANTS: dict[str, tuple[str, dict[str, object]]] = {  # beside the defaults of every kind
     "attention-rotary": ("attention", {"positions": "rotary", "heads": 3}),
-    "attention-gated": ("attention", {"gate": True}),
     "imixer-plain": ("imixer", {"n_iter": 0}),
     "mamba-dense": ("mamba", {"dense": 6, "expand": 1}),
     "hybrid-of-windows": ("hybrid", {"mixers": ("mixer", "imixer", "conv", "lstm"), "layers": 4}),

@@ -283,11 +283,11 @@ def test_c_carries_out_any_other_mixer(
 @needs_c
 @needs_make
 @pytest.mark.parametrize("to", ["onnx", "c"])
-def test_attention_of_today_is_exported(
+def test_rotary_positions_are_exported(
     to: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CFLAGS", "-O1")
-    backbone = AttentionConfig(width=16, layers=2, heads=2, positions="rotary", gate=True)
+    backbone = AttentionConfig(width=16, layers=2, heads=2, positions="rotary")
     written(to, agent_for("vectors", "attention", backbone=backbone), "stream", tmp_path)
 
 

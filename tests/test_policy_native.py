@@ -126,7 +126,6 @@ def test_weights_that_are_not_finite_show() -> None:
         ("mamba3", {}, "Mamba3"),
         ("mamba", {"dense": 3}, "DenseBlock"),
         ("attention", {"positions": "rotary"}, "rotary positions"),
-        ("attention", {"gate": True}, "gated attention"),
     ],
 )
 def test_what_c_does_not_know_acts_by_pytorch(kind: str, fields: dict[str, Any], name: str) -> None:

@@ -25,7 +25,6 @@ class AttentionConfig(BackboneConfig):
     heads: int = 1  # the paper's value for Gym; 8 for Atari
     activation: Literal["gelu", "relu"] = "gelu"  # of the MLP; relu in the paper's code for Gym
     positions: Literal["none", "rotary"] = "none"  # what attention itself knows of distances
-    gate: bool = False  # sigmoids of a token, by which what it found is multiplied
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,8 +50,7 @@ class Attention(Mixer):
     """y_l = sum over s in (l - window, l] of softmax(q_l . k_s / sqrt(d)) v_s, H heads of d = D/H.
 
     As published it knows no positions: the timestep embedding of the tokens carries them. With
-    rotary ones (arXiv:2104.09864) q_l . k_s depends on l - s too. With a gate (arXiv:2505.06708)
-    y_l is multiplied by sigmoid(W x_l + b), so that a token can take nothing from any other.
+    rotary ones (arXiv:2104.09864) q_l . k_s depends on l - s too.
     """
 
     def __init__(self, config: AttentionConfig, window: int) -> None:
@@ -65,7 +63,6 @@ class Attention(Mixer):
         nn.init.normal_(self.out.weight, std=0.02 / math.sqrt(2 * config.layers))
         nn.init.zeros_(self.qkv.bias)
         nn.init.zeros_(self.out.bias)
-        self.gate = nn.Linear(config.width, config.width) if config.gate else None
 
     def forward(self, x: Tensor, output_slice: slice = EVERY) -> Tensor:
         """[B, L, D] -> [B, l, D]; only the l tokens of `output_slice` ask, all are asked."""
@@ -77,11 +74,7 @@ class Attention(Mixer):
         positions = range(x.shape[1])[output_slice]
         dropout = self.dropout if self.training else 0.0
         y = attention(q, kv, self.heads, self.window, positions, dropout, self.rotary)
-        return self._taken(y, x[:, output_slice])
-
-    def _taken(self, y: Tensor, x: Tensor) -> Tensor:
-        """What x asked, [B, l, D], of the values y that it found."""
-        return self.out(y if self.gate is None else y * self.gate(x).sigmoid())
+        return self.out(y)
 
     def outputs(self, x: Tensor, output_slice: slice) -> Tensor:
         """Queries, and all that follows from them, of those tokens alone."""
@@ -111,7 +104,7 @@ class Attention(Mixer):
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None])  # [B, H, n, d]
         keep = slice(max(0, keys.shape[1] - self.window), None)
         cache = {"keys": keys[:, keep], "values": values[:, keep], "valid": valid[:, keep]}
-        return self._taken(y.transpose(1, 2).flatten(2), x), cache
+        return self.out(y.transpose(1, 2).flatten(2)), cache
 
     @torch.no_grad()
     def token_map(self, x: Tensor) -> Tensor:

@@ -43,9 +43,7 @@ def unpackable(agent: SequenceAgent) -> str:
     mixers: list[Any] = [block.mixer for block in agent.backbone.blocks]
     unknown = [type(mixer).__name__ for mixer in mixers if type(mixer) not in MIXERS]
     unknown += [type(b).__name__ for b in agent.backbone.blocks if type(b) is not Block]
-    attentions = [mixer for mixer in mixers if isinstance(mixer, Attention)]
-    unknown += ["rotary positions" for mixer in attentions if mixer.rotary]
-    unknown += ["gated attention" for mixer in attentions if mixer.gate is not None]
+    unknown += ["rotary positions" for m in mixers if isinstance(m, Attention) and m.rotary]
     mlps: list[Any] = [getattr(block, "mlp", None) for block in agent.backbone.blocks]
     unknown += [
         type(mlp[1]).__name__ for mlp in mlps if not unknown and type(mlp[1]) is not nn.GELU
