@@ -269,6 +269,11 @@ def test_mamba2_heads_must_divide_its_channels() -> None:
         Mamba2Config(heads=5)
 
 
+def test_rotary_positions_need_pairs_of_features() -> None:
+    with pytest.raises(UserError, match="heads is 3; with rotary positions twice as many must"):
+        AttentionConfig(width=15, heads=3, positions="rotary")
+
+
 # ---- token maps and memory lengths ---------------------------------------------------------
 
 
