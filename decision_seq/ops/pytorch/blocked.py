@@ -6,6 +6,8 @@ state at the start of each time block is kept, and backward recomputes the rest,
 O(B L E). The skip D u and the gate silu(z) are ordinary differentiable operations around the core.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -111,13 +113,12 @@ def _shapes_backward(
     return du, ddt, dA, dB, dC
 
 
-def _save(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple) -> None:
+def _save(ctx: Any, inputs: tuple, output: tuple) -> None:
     ctx.save_for_backward(*inputs, output[1])
 
 
-def _backward(ctx: torch.autograd.function.FunctionCtx, dy: Tensor, _: Tensor) -> tuple:
-    gradients: tuple = scan_blocked_backward(dy, *ctx.saved_tensors)  # type: ignore[attr-defined]
-    return gradients
+def _backward(ctx: Any, dy: Tensor, _: Tensor) -> tuple:
+    return tuple(scan_blocked_backward(dy, *ctx.saved_tensors))
 
 
 scan_blocked = operator("scan_blocked", _scan, _shapes)
