@@ -1,7 +1,7 @@
 """Is a critic right about actions? Asked of the simulator, before any policy is trained.
 
-    python -m benchmarks.critic hopper replay replay-5 --steps 100000
-    python -m benchmarks.critic walker2d medium+expert expert --steps 20000 --width 128
+    python -m benchmarks.critic hopper replay replay-5
+    python -m benchmarks.critic walker2d medium+expert expert --set width=128 expectile=0.9
 
 At states drawn from the data MuJoCo is set to the state, and what follows an action is rolled out:
 `HORIZON` steps, discounted, by a behaviour policy of the package (third argument) that takes its
@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from decision_seq.behaviours.actors import POLICY_DIRECTORY, MLPPolicy
-from decision_seq.data.store import open_store
+from decision_seq.config import build, parse_overrides
+from decision_seq.data.store import EpisodeStore, open_store
 from decision_seq.envs.registry import env_id
 from decision_seq.hardware import hardware
 from decision_seq.values.critic import Critic, ValuesConfig
@@ -36,7 +37,8 @@ AROUND, SPREAD = 8, 0.3  # actions that are ranked, and their standard deviation
 
 
 class Simulator:
-    """The discounted return of an action in a state, and of a policy from there on."""
+    """The return of an action in a state, and of a policy from there on, discounted by the default,
+    0.99, whatever the critic's discount."""
 
     def __init__(self, body: str, policy: MLPPolicy) -> None:
         self.env: Any = gymnasium.make(env_id(body)).unwrapped
@@ -105,6 +107,19 @@ def ranks(
     print(f"{AROUND} actions of a state: rank correlation {np.mean(found):.2f} ± {error:.2f}")
 
 
+def ask(
+    critic: Critic, store: EpisodeStore, scale: Tensor, body: str, policy: str, states: int
+) -> None:
+    """Print all of it for a critic of `store`, whose actions are in units of `scale` [A]."""
+    transitions = Transitions.of(store, scale)
+    rows = np.random.default_rng(0).choice(store.steps, states, replace=False)
+    seen, actions = transitions.observe(torch.from_numpy(rows)), transitions.actions[rows]
+    goes_on = MLPPolicy.load(POLICY_DIRECTORY / f"{body}-{policy}.safetensors")
+    asked = (critic, seen, actions, store.observations[rows], Simulator(body, goes_on))
+    moves(*asked)
+    ranks(*asked)
+
+
 def _correlation(a: Tensor, b: np.ndarray) -> float:
     return float(np.corrcoef(a.detach().numpy(), b)[0, 1])
 
@@ -114,31 +129,22 @@ def main() -> None:
     parser.add_argument("body", choices=BODIES)
     parser.add_argument("tiers", help="of the data, as medium+expert")
     parser.add_argument("policy", help="that goes on, as replay-5 or expert")
-    parser.add_argument("--steps", type=int, default=ValuesConfig.steps)
-    parser.add_argument("--width", type=int, default=ValuesConfig.width)
-    parser.add_argument("--expectile", type=float, default=ValuesConfig.expectile)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--states", type=int, default=200)
+    parser.add_argument(
+        "--set", nargs="*", default=[], help="settings of `values`", dest="settings"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     store = open_store(
         [f"decision-seq/{arguments.body}/{t}-v0" for t in arguments.tiers.split("+")]
     )
-    config = ValuesConfig(
-        steps=arguments.steps, width=arguments.width, expectile=arguments.expectile
-    )
+    config = build(ValuesConfig, parse_overrides(arguments.settings), "--set", "values")
     scale = torch.ones(store.action_dim)
     with tempfile.TemporaryDirectory() as folder:
         critic = ensure_values(Path(folder), store, config, arguments.seed, scale)
         print(arguments, hardware(torch.device("cpu")), read_diagnostics(Path(folder)), sep="\n")
-    transitions = Transitions.of(store, scale)
-    rows = np.random.default_rng(0).choice(store.steps, arguments.states, replace=False)
-    seen, actions = transitions.observe(torch.from_numpy(rows)), transitions.actions[rows]
-    observations = store.observations[rows]
-    policy = MLPPolicy.load(POLICY_DIRECTORY / f"{arguments.body}-{arguments.policy}.safetensors")
-    sim = Simulator(arguments.body, policy)
-    moves(critic, seen, actions, observations, sim)
-    ranks(critic, seen, actions, observations, sim)
+    ask(critic, store, scale, arguments.body, arguments.policy, arguments.states)
 
 
 if __name__ == "__main__":

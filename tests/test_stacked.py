@@ -82,13 +82,14 @@ def leaves(state: Any, name: str = "") -> dict[str, torch.Tensor]:
 
 
 def assert_close(actual: dict[str, Any], expected: dict[str, Any]) -> None:
-    """Training states, to rounding: random numbers and step counts are the same."""
+    """Training states, to rounding, which AdamW makes larger where a gradient is almost 0: its steps
+    are of 3e-3 all the same. Random numbers and step counts are the same."""
     here, there = leaves(actual), leaves(expected)
     assert not there.keys() - here.keys()  # weights without a gradient have no moments
     for name, tensor in there.items():
         if name.endswith("mixer.gates.bias"):  # mLSTM's norm takes it out: its gradient is rounding
             continue
-        torch.testing.assert_close(here[name], tensor, rtol=1e-4, atol=1e-5, msg=name)
+        torch.testing.assert_close(here[name], tensor, rtol=1e-4, atol=5e-5, msg=name)
 
 
 def check(
