@@ -14,9 +14,8 @@ from __future__ import annotations
 import argparse
 import tempfile
 from pathlib import Path
-from typing import Any
 
-import gymnasium
+import mujoco
 import numpy as np
 import torch
 from torch import Tensor
@@ -24,7 +23,8 @@ from torch import Tensor
 from decision_seq.behaviours.actors import POLICY_DIRECTORY, MLPPolicy
 from decision_seq.config import build, parse_overrides
 from decision_seq.data.store import EpisodeStore, open_store
-from decision_seq.envs.registry import env_id
+from decision_seq.envs.mujoco import MujocoLanes
+from decision_seq.envs.registry import env_id, make
 from decision_seq.hardware import hardware
 from decision_seq.values.critic import Critic, ValuesConfig
 from decision_seq.values.fit import ensure_values, read_diagnostics
@@ -36,32 +36,37 @@ LENGTHS = (0.1, 0.3)  # of a move, in units of the action's bounds
 AROUND, SPREAD = 8, 0.3  # actions that are ranked, and their standard deviation
 
 
-class Simulator:
+class Simulator(MujocoLanes):
     """The return of an action in a state, and of a policy from there on, discounted by the default,
     0.99, whatever the critic's discount."""
 
-    def __init__(self, body: str, policy: MLPPolicy) -> None:
-        self.env: Any = gymnasium.make(env_id(body)).unwrapped
-        self.env.reset(seed=0)
+    def __init__(self, body: str, policy: MLPPolicy, lanes: int) -> None:
+        name = env_id(body)
+        super().__init__(name, make(name), lanes)
         self.policy, self.rng = policy, np.random.default_rng(0)
 
-    def worth(self, observation: np.ndarray, action: np.ndarray) -> float:
-        """Of one action [A] in the state behind observation [S]: positions but x, velocities."""
-        split = self.env.model.nq - 1
-        positions = np.concatenate([[0.0], observation[:split]])
-        self.env.set_state(positions, observation[split:].astype(np.float64))
-        total = 0.0
-        for t in range(HORIZON):
-            observation, reward, terminated, _, _ = self.env.step(action)
-            total += ValuesConfig.discount**t * float(reward)
-            if terminated:
-                break
-            action = self.policy.act(observation[None], self.rng, deterministic=True)[0]
-        return total
-
     def worths(self, observations: np.ndarray, actions: np.ndarray) -> np.ndarray:
-        """[B] of [B, S] and [B, A]."""
-        return np.array([self.worth(o, a) for o, a in zip(observations, actions, strict=True)])
+        """[B] of [B, S] and [B, A], B at most the number of lanes."""
+        self.reset([0] * len(self._data))
+        active = np.zeros(len(self._data), bool)
+        active[: len(actions)] = True
+        total, acts = np.zeros(len(active)), np.zeros((len(active), actions.shape[1]), np.float32)
+        self._place(observations)
+        acts[active] = actions
+        for t in range(HORIZON):
+            seen, rewards, terminated, _ = self.step(acts, active)
+            total += ValuesConfig.discount**t * rewards
+            active = active & ~terminated
+            acts = self.policy.act(seen, self.rng, deterministic=True)
+        return total[: len(actions)]
+
+    def _place(self, observations: np.ndarray) -> None:
+        """Lane i into the state behind observation i [B, S]: positions but x, and velocities."""
+        for data, observation in zip(self._data, observations, strict=False):
+            data.qpos[:] = [0.0, *observation[: len(data.qpos) - 1]]
+            data.qvel[:] = observation[len(data.qpos) - 1 :]
+            mujoco.mj_forward(self._env.model, data)  # type: ignore[attr-defined]
+        self._x[:] = 0.0
 
 
 def moves(
@@ -94,15 +99,17 @@ def ranks(
     critic: Critic, seen: Tensor, actions: Tensor, observations: np.ndarray, sim: Simulator
 ) -> None:
     """Print how well Q ranks actions around the data's."""
-    rng, found = np.random.default_rng(0), []
-    for i, observation in enumerate(observations):
-        noise = SPREAD * rng.standard_normal((AROUND, actions.shape[1]))
-        tried = np.clip(actions[i].numpy() + noise, -1, 1).astype(np.float32)  # [n, A]
-        with torch.no_grad():
-            q = critic.q(seen[i].expand(AROUND, -1), torch.from_numpy(tried)).amin(0)
-        worths = sim.worths(np.repeat(observation[None], AROUND, 0), tried)
-        if np.ptp(worths) > 0:
-            found.append(_correlation(q.argsort().argsort(), worths.argsort().argsort()))
+    shape = (AROUND, *actions.shape)
+    noise = SPREAD * np.random.default_rng(0).standard_normal(shape)
+    tried = np.clip(actions.numpy() + noise, -1, 1).astype(np.float32)  # [n, B, A]
+    with torch.no_grad():
+        q = critic.q(seen.expand(AROUND, -1, -1), torch.from_numpy(tried)).amin(0)  # [n, B]
+    worths = np.array([sim.worths(observations, each) for each in tried])  # [n, B]
+    found = [
+        _correlation(said.argsort().argsort(), given.argsort().argsort())
+        for said, given in zip(q.T, worths.T, strict=True)
+        if np.ptp(given) > 0
+    ]
     error = np.std(found) / len(found) ** 0.5
     print(f"{AROUND} actions of a state: rank correlation {np.mean(found):.2f} ± {error:.2f}")
 
@@ -115,7 +122,7 @@ def ask(
     rows = np.random.default_rng(0).choice(store.steps, states, replace=False)
     seen, actions = transitions.observe(torch.from_numpy(rows)), transitions.actions[rows]
     goes_on = MLPPolicy.load(POLICY_DIRECTORY / f"{body}-{policy}.safetensors")
-    asked = (critic, seen, actions, store.observations[rows], Simulator(body, goes_on))
+    asked = (critic, seen, actions, store.observations[rows], Simulator(body, goes_on, states))
     moves(*asked)
     ranks(*asked)
 
