@@ -23,6 +23,12 @@ SIDES = (36, 40)  # H, W of frames: the smallest that the convolutions take
 ACTIONS = 4  # with frames
 
 
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist, for `-n auto`
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than cores: tests that wait for what they have started leave one idle."""
+    return (os.cpu_count() or 1) + 1
+
+
 @pytest.fixture(scope="session")
 def homes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Folders without end. `mktemp` itself reads the names of all that it has made: of thousands of
