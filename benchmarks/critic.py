@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import mujoco
@@ -23,6 +24,7 @@ from torch import Tensor
 from decision_seq.behaviours.actors import POLICY_DIRECTORY, MLPPolicy
 from decision_seq.config import build, parse_overrides
 from decision_seq.data.store import EpisodeStore, open_store
+from decision_seq.data.transforms import ObservationNorm
 from decision_seq.envs.mujoco import MujocoLanes
 from decision_seq.envs.registry import env_id, make
 from decision_seq.hardware import hardware
@@ -34,6 +36,8 @@ BODIES = ("hopper", "walker2d", "halfcheetah")
 HORIZON = 300
 LENGTHS = (0.1, 0.3)  # of a move, in units of the action's bounds
 AROUND, SPREAD = 8, 0.3  # actions that are ranked, and their standard deviation
+APART = 1e-3  # of a state that is asked again, in standard deviations of the data
+Values = Callable[[np.ndarray], np.ndarray]  # of observations [B, S]: [B]
 
 
 class Simulator(MujocoLanes):
@@ -45,19 +49,28 @@ class Simulator(MujocoLanes):
         super().__init__(name, make(name), lanes)
         self.policy, self.rng = policy, np.random.default_rng(0)
 
-    def worths(self, observations: np.ndarray, actions: np.ndarray) -> np.ndarray:
-        """[B] of [B, S] and [B, A], B at most the number of lanes."""
+    def worths(
+        self,
+        observations: np.ndarray,
+        actions: np.ndarray,
+        steps: int = HORIZON,
+        v: Values | None = None,
+    ) -> np.ndarray:
+        """[B] of [B, S] and [B, A], B at most the number of lanes; `v` says what is still to come
+        after so many steps."""
         self.reset([0] * len(self._data))
         active = np.zeros(len(self._data), bool)
         active[: len(actions)] = True
         total, acts = np.zeros(len(active)), np.zeros((len(active), actions.shape[1]), np.float32)
         self._place(observations)
         acts[active] = actions
-        for t in range(HORIZON):
+        for t in range(steps):
             seen, rewards, terminated, _ = self.step(acts, active)
             total += ValuesConfig.discount**t * rewards
             active = active & ~terminated
             acts = self.policy.act(seen, self.rng, deterministic=True)
+        if v is not None:
+            total += ValuesConfig.discount**steps * active * v(seen)
         return total[: len(actions)]
 
     def _place(self, observations: np.ndarray) -> None:
@@ -96,35 +109,68 @@ def moves(
 
 
 def ranks(
-    critic: Critic, seen: Tensor, actions: Tensor, observations: np.ndarray, sim: Simulator
+    critic: Critic,
+    seen: Tensor,
+    actions: Tensor,
+    observations: np.ndarray,
+    sim: Simulator,
+    v: Values | None,
 ) -> None:
-    """Print how well Q ranks actions around the data's."""
-    shape = (AROUND, *actions.shape)
-    noise = SPREAD * np.random.default_rng(0).standard_normal(shape)
+    """Print how well Q ranks actions around the data's, and what keeps it from it: how well the
+    simulator agrees with itself from states a thousandth apart, Q with what it was fitted to,
+    r + gamma V(s'), and that, after 1 and 10 steps, with the simulator."""
+    rng = np.random.default_rng(0)
+    noise = SPREAD * rng.standard_normal((AROUND, *actions.shape))
     tried = np.clip(actions.numpy() + noise, -1, 1).astype(np.float32)  # [n, B, A]
     with torch.no_grad():
-        q = critic.q(seen.expand(AROUND, -1, -1), torch.from_numpy(tried)).amin(0)  # [n, B]
-    worths = np.array([sim.worths(observations, each) for each in tried])  # [n, B]
-    found = [
-        _correlation(said.argsort().argsort(), given.argsort().argsort())
-        for said, given in zip(q.T, worths.T, strict=True)
-        if np.ptp(given) > 0
-    ]
-    error = np.std(found) / len(found) ** 0.5
-    print(f"{AROUND} actions of a state: rank correlation {np.mean(found):.2f} ± {error:.2f}")
+        q = critic.q(seen.expand(AROUND, -1, -1), torch.from_numpy(tried)).amin(0).numpy()  # [n, B]
+
+    def given(near: np.ndarray, steps: int = HORIZON, v: Values | None = None) -> np.ndarray:
+        return np.array([sim.worths(near, each, steps, v) for each in tried])  # [n, B]
+
+    worths = given(observations)
+    moved = APART * observations.std(0) * rng.standard_normal(observations.shape)
+    pairs = {
+        "Q and the simulator": (q, worths),
+        "the simulator and itself": (worths, given(observations + moved.astype(np.float32))),
+    }
+    if v is not None:
+        one, ten = given(observations, 1, v), given(observations, 10, v)
+        pairs |= {"Q and r + gamma V": (q, one), "r + gamma V and the simulator": (one, worths)}
+        pairs["ten steps and V, and the simulator"] = (ten, worths)
+    print(f"rank correlation over {AROUND} actions of a state, mean of the states:")
+    for name, (some, others) in pairs.items():
+        found = [
+            float(np.corrcoef(a.argsort().argsort(), b.argsort().argsort())[0, 1])
+            for a, b in zip(some.T, others.T, strict=True)
+            if np.ptp(a) > 0 and np.ptp(b) > 0
+        ]
+        print(f"  {name}: {np.mean(found):.2f} ± {np.std(found) / len(found) ** 0.5:.2f}")
 
 
 def ask(
-    critic: Critic, store: EpisodeStore, scale: Tensor, body: str, policy: str, states: int
+    critic: Critic,
+    store: EpisodeStore,
+    scale: Tensor,
+    body: str,
+    policy: str,
+    states: int,
+    has_v: bool = True,
 ) -> None:
     """Print all of it for a critic of `store`, whose actions are in units of `scale` [A]."""
-    transitions = Transitions.of(store, scale)
+    transitions, norm = Transitions.of(store, scale), ObservationNorm.of(store.observations)
     rows = np.random.default_rng(0).choice(store.steps, states, replace=False)
     seen, actions = transitions.observe(torch.from_numpy(rows)), transitions.actions[rows]
     goes_on = MLPPolicy.load(POLICY_DIRECTORY / f"{body}-{policy}.safetensors")
-    asked = (critic, seen, actions, store.observations[rows], Simulator(body, goes_on, states))
+    sim = Simulator(body, goes_on, states)
+
+    @torch.no_grad()
+    def v(observations: np.ndarray) -> np.ndarray:
+        return critic.value(torch.from_numpy((observations - norm.mean) / norm.std)).numpy()
+
+    asked = (critic, seen, actions, store.observations[rows], sim)
     moves(*asked)
-    ranks(*asked)
+    ranks(*asked, v if has_v else None)
 
 
 def _correlation(a: Tensor, b: np.ndarray) -> float:

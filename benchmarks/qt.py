@@ -111,7 +111,8 @@ def main() -> None:
         train_all([run], lambda _: [gradient_step(run.learner, run.training, config)])
     store = open_store(config.data.sources)
     critic = beside.critic.requires_grad_(False)
-    ask(critic, store, agent.action_scale, arguments.body, arguments.policy, arguments.states)
+    body, policy, states = arguments.body, arguments.policy, arguments.states
+    ask(critic, store, agent.action_scale, body, policy, states, has_v=False)
 
 
 if __name__ == "__main__":
