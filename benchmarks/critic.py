@@ -138,6 +138,8 @@ def ranks(
         one, ten = given(observations, 1, v), given(observations, 10, v)
         pairs |= {"Q and r + gamma V": (q, one), "r + gamma V and the simulator": (one, worths)}
         pairs["ten steps and V, and the simulator"] = (ten, worths)
+    among, over = worths.std(0).mean(), worths.mean(0).std()
+    print(f"the simulator's returns differ by {among:.2f} among actions, {over:.2f} over states")
     print(f"rank correlation over {AROUND} actions of a state, mean of the states:")
     for name, (some, others) in pairs.items():
         found = [
