@@ -82,8 +82,8 @@ def leaves(state: Any, name: str = "") -> dict[str, torch.Tensor]:
 
 
 def assert_close(actual: dict[str, Any], expected: dict[str, Any]) -> None:
-    """Training states, to rounding, which AdamW makes larger where a gradient is almost 0: its steps
-    are of 3e-3 all the same. Random numbers and step counts are the same."""
+    """Training states, to rounding, which AdamW makes larger where a gradient is almost 0: it steps
+    by 3e-3 all the same. Random numbers and step counts are the same."""
     here, there = leaves(actual), leaves(expected)
     assert not there.keys() - here.keys()  # weights without a gradient have no moments
     for name, tensor in there.items():
