@@ -56,26 +56,23 @@ class Simulator(MujocoLanes):
         steps: int = HORIZON,
         v: Values | None = None,
     ) -> np.ndarray:
-        """[B] of [B, S] and [B, A], B at most the number of lanes; `v` says what is still to come
-        after so many steps."""
-        self.reset([0] * len(self._data))
-        active = np.zeros(len(self._data), bool)
-        active[: len(actions)] = True
-        total, acts = np.zeros(len(active)), np.zeros((len(active), actions.shape[1]), np.float32)
+        """[B] of [B, S] and [B, A], a lane each; `v` says what is still to come after so many
+        steps."""
+        self.reset([0] * len(actions))
         self._place(observations)
-        acts[active] = actions
+        active, total = np.ones(len(actions), bool), np.zeros(len(actions))
         for t in range(steps):
-            seen, rewards, terminated, _ = self.step(acts, active)
+            seen, rewards, terminated, _ = self.step(actions, active)
             total += ValuesConfig.discount**t * rewards
             active = active & ~terminated
-            acts = self.policy.act(seen, self.rng, deterministic=True)
+            actions = self.policy.act(seen, self.rng, deterministic=True)
         if v is not None:
             total += ValuesConfig.discount**steps * active * v(seen)
-        return total[: len(actions)]
+        return total
 
     def _place(self, observations: np.ndarray) -> None:
         """Lane i into the state behind observation i [B, S]: positions but x, and velocities."""
-        for data, observation in zip(self._data, observations, strict=False):
+        for data, observation in zip(self._data, observations, strict=True):
             data.qpos[:] = [0.0, *observation[: len(data.qpos) - 1]]
             data.qvel[:] = observation[len(data.qpos) - 1 :]
             mujoco.mj_forward(self._env.model, data)  # type: ignore[attr-defined]
@@ -90,9 +87,8 @@ def moves(
     q = critic.q(seen, asked).amin(0)  # [B]
     (up,) = torch.autograd.grad(q.sum(), asked)
     base = sim.worths(observations, actions.numpy())
-    print(
-        f"Q against what the simulator gives, over states: correlation {_correlation(q, base):.2f}"
-    )
+    over = _correlation(q.detach().numpy(), base)
+    print(f"Q against what the simulator gives, over states: correlation {over:.2f}")
     generator = torch.Generator().manual_seed(0)
     for length in LENGTHS:
         for name, way in (("up Q", up), ("random", torch.randn(up.shape, generator=generator))):
@@ -143,7 +139,7 @@ def ranks(
     print(f"rank correlation over {AROUND} actions of a state, mean of the states:")
     for name, (some, others) in pairs.items():
         found = [
-            float(np.corrcoef(a.argsort().argsort(), b.argsort().argsort())[0, 1])
+            _correlation(a.argsort().argsort(), b.argsort().argsort())
             for a, b in zip(some.T, others.T, strict=True)
             if np.ptp(a) > 0 and np.ptp(b) > 0
         ]
@@ -154,12 +150,12 @@ def ask(
     critic: Critic,
     store: EpisodeStore,
     scale: Tensor,
-    body: str,
-    policy: str,
-    states: int,
+    arguments: argparse.Namespace,
     has_v: bool = True,
 ) -> None:
-    """Print all of it for a critic of `store`, whose actions are in units of `scale` [A]."""
+    """Print all of it for a critic of `store`, whose actions are in units of `scale` [A], as the
+    `arguments` of `questions` say."""
+    body, policy, states = arguments.body, arguments.policy, arguments.states
     transitions, norm = Transitions.of(store, scale), ObservationNorm.of(store.observations)
     rows = np.random.default_rng(0).choice(store.steps, states, replace=False)
     seen, actions = transitions.observe(torch.from_numpy(rows)), transitions.actions[rows]
@@ -175,31 +171,38 @@ def ask(
     ranks(*asked, v if has_v else None)
 
 
-def _correlation(a: Tensor, b: np.ndarray) -> float:
-    return float(np.corrcoef(a.detach().numpy(), b)[0, 1])
+def _correlation(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.corrcoef(a, b)[0, 1])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+def questions(doc: str) -> argparse.ArgumentParser:
+    """The arguments of who asks a critic: `doc` is the asking module's."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("body", choices=BODIES)
     parser.add_argument("tiers", help="of the data, as medium+expert")
     parser.add_argument("policy", help="that goes on, as replay-5 or expert")
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--states", type=int, default=200)
-    parser.add_argument(
-        "--set", nargs="*", default=[], help="settings of `values`", dest="settings"
-    )
+    parser.add_argument("--set", nargs="*", default=[], help="settings", dest="settings")
+    return parser
+
+
+def sources(arguments: argparse.Namespace) -> list[str]:
+    """The datasets that are asked about."""
+    return [f"decision-seq/{arguments.body}/{tier}-v0" for tier in arguments.tiers.split("+")]
+
+
+def main() -> None:
+    parser = questions(__doc__ or "")
+    parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    store = open_store(
-        [f"decision-seq/{arguments.body}/{t}-v0" for t in arguments.tiers.split("+")]
-    )
+    store = open_store(sources(arguments))
     config = build(ValuesConfig, parse_overrides(arguments.settings), "--set", "values")
     scale = torch.ones(store.action_dim)
     with tempfile.TemporaryDirectory() as folder:
         critic = ensure_values(Path(folder), store, config, arguments.seed, scale)
         print(arguments, hardware(torch.device("cpu")), read_diagnostics(Path(folder)), sep="\n")
-    ask(critic, store, scale, arguments.body, arguments.policy, arguments.states)
+    ask(critic, store, scale, arguments)
 
 
 if __name__ == "__main__":

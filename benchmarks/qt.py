@@ -7,7 +7,6 @@ scheme of QT (arXiv:2405.17098), in training alone, with any agent of the packag
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import copy
 from pathlib import Path
@@ -16,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.critic import BODIES, ask
+from benchmarks.critic import ask, questions, sources
 from decision_seq.agents.base import SequenceAgent
 from decision_seq.data.store import open_store
 from decision_seq.data.windows import Batch
@@ -89,18 +88,13 @@ class Beside:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("body", choices=BODIES)
-    parser.add_argument("tiers", help="of the data, as medium+expert")
-    parser.add_argument("policy", help="that goes on where the critic is asked, as replay-5")
+    parser = questions(__doc__ or "")
     parser.add_argument("--eta", type=float, default=1.0)
-    parser.add_argument("--states", type=int, default=200)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--set", nargs="*", default=[], help="settings of the run", dest="settings")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    sources = ",".join(f"decision-seq/{arguments.body}/{t}-v0" for t in arguments.tiers.split("+"))
-    config = load_run_config(arguments.body, [f"data.sources=[{sources}]", *arguments.settings])
+    data = f"data.sources=[{','.join(sources(arguments))}]"
+    config = load_run_config(arguments.body, [data, *arguments.settings])
     with joined(torch.device("cpu")) as (world, device), contextlib.ExitStack() as held:
         (run,) = open_runs([config], [arguments.out], device, False, [None], world, held)
         agent = run.learner.agent
@@ -111,8 +105,7 @@ def main() -> None:
         train_all([run], lambda _: [gradient_step(run.learner, run.training, config)])
     store = open_store(config.data.sources)
     critic = beside.critic.requires_grad_(False)
-    body, policy, states = arguments.body, arguments.policy, arguments.states
-    ask(critic, store, agent.action_scale, body, policy, states, has_v=False)
+    ask(critic, store, agent.action_scale, arguments, has_v=False)
 
 
 if __name__ == "__main__":

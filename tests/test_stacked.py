@@ -82,14 +82,13 @@ def leaves(state: Any, name: str = "") -> dict[str, torch.Tensor]:
 
 
 def assert_close(actual: dict[str, Any], expected: dict[str, Any]) -> None:
-    """Training states, to rounding, which AdamW makes larger where a gradient is almost 0: it steps
-    by 3e-3 all the same. Random numbers and step counts are the same."""
+    """Training states, to rounding: random numbers and step counts are the same."""
     here, there = leaves(actual), leaves(expected)
     assert not there.keys() - here.keys()  # weights without a gradient have no moments
     for name, tensor in there.items():
         if name.endswith("mixer.gates.bias"):  # mLSTM's norm takes it out: its gradient is rounding
             continue
-        torch.testing.assert_close(here[name], tensor, rtol=1e-4, atol=5e-5, msg=name)
+        torch.testing.assert_close(here[name], tensor, rtol=1e-4, atol=1e-5, msg=name)
 
 
 def check(
@@ -207,7 +206,8 @@ def test_each_seed_is_guided_by_its_own_values(
     if images:
         toy_file = write_npz(tmp_path / "frames.npz", frame_episodes([9, 12, 11]))
         values = {"values": {"steps": 2, "batch_size": 4, "width": 8}, "env": None}
-    config = config_for(toy_file, agent=agent, train={"steps": 3}, **values)
+    # small steps: where a gradient is almost 0, AdamW makes as much of its rounding as of any other
+    config = config_for(toy_file, agent=agent, train={"steps": 3, "learning_rate": 1e-3}, **values)
     assert train_seeds(config, SEEDS, tmp_path, CPU)
     for seed in SEEDS:
         train(replace(config, seed=seed), tmp_path / f"alone{seed}", CPU)
