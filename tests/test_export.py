@@ -287,8 +287,13 @@ def test_rotary_positions_are_exported(
     to: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CFLAGS", "-O1")
-    backbone = AttentionConfig(width=16, layers=2, heads=2, positions="rotary")
-    written(to, agent_for("vectors", "attention", backbone=backbone), "stream", tmp_path)
+    agents = {}
+    for positions in ("none", "rotary"):
+        backbone = AttentionConfig(width=16, layers=2, heads=2, positions=positions)
+        agents[positions] = agent_for("vectors", "attention", backbone=backbone)
+    without = recorded(agents["none"], "stream")[1].prediction  # the same weights
+    record = written(to, agents["rotary"], "stream", tmp_path)
+    assert np.abs(record.prediction - without).max() > 100 * TOLERANCE  # so leaving it out shows
 
 
 @needs_c
