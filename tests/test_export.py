@@ -42,6 +42,7 @@ from decision_seq.spaces import table_of
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install .[export])")
 K, STEPS = 4, 30
 both_contexts = pytest.mark.parametrize("context", ["window", "stream"])
+needs_make = pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
 SLOW = (pytest.mark.slow,)
 SPECS = {
     "vectors": AgentSpec((3,), 2, False, max_timestep=9),
@@ -203,7 +204,14 @@ class Nested(gym.Env[Any, Any]):
         return self.observation_space.sample(), 1.0, False, False, {}
 
 
-@pytest.mark.parametrize("to", ["onnx", "c", pytest.param("torch", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "to",
+    [
+        "onnx",
+        pytest.param("c", marks=[needs_c, needs_make]),
+        pytest.param("torch", marks=pytest.mark.slow),
+    ],
+)
 def test_several_parts(to: Literal["onnx", "torch", "c"], tmp_path: Path) -> None:
     """Each image is an input of its own; a row of numbers is the action, sampled where it is made
     of choices."""
@@ -248,7 +256,6 @@ def test_several_parts(to: Literal["onnx", "torch", "c"], tmp_path: Path) -> Non
             np.testing.assert_allclose(action[0], rows[t], atol=TOLERANCE)
 
 
-needs_make = pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
 KNOWN_TO_C = ("attention", "conv", "hybrid", "mamba", "pointwise")
 OTHERS = [  # a window is the same operations over several tokens: one by default, all with -m slow
     pytest.param(kind, context, marks=() if context == "stream" or kind == "mamba2" else SLOW)
