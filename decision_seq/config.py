@@ -123,7 +123,7 @@ def build(cls: type[T], data: Any, source: str, key: str = "") -> T:
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
     for name in values:
         if name not in fields:
-            hint = _nearest(str(name), fields, prefix)
+            hint = nearest(str(name), fields, prefix)
             raise UserError(f"{source}: `{prefix}{name}` is not a known key; {hint}")
     for name, field in fields.items():
         if name not in values and _required(field):
@@ -174,7 +174,7 @@ def _variant(cls: Any, values: dict[str, Any], source: str, prefix: str) -> Any:
         choices = ", ".join(sorted(cls.registry))
         raise UserError(f"{source}: `{prefix}kind` is {kind!r}; it must be one of {choices}")
     if kind not in cls.registry:
-        hint = _nearest(str(kind), cls.registry, "")
+        hint = nearest(str(kind), cls.registry)
         raise UserError(f"{source}: `{prefix}kind` is {kind!r}, which does not exist; {hint}")
     return cls.registry[kind]
 
@@ -242,7 +242,8 @@ def _required(field: dataclasses.Field[Any]) -> bool:
     return field.default is missing and field.default_factory is missing
 
 
-def _nearest(name: str, valid: typing.Iterable[str], prefix: str) -> str:
+def nearest(name: str, valid: typing.Iterable[str], prefix: str = "") -> str:
+    """What was meant by `name`, where one of the valid names is near; else all of them."""
     valid = sorted(valid)
     close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
     if close:

@@ -146,8 +146,8 @@ def check_space(path: Path, needed: int, held: int = 0) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(
-            f"{path}: needs about {needed / 1e6:.1f} MB, but {free / 1e6:.1f} MB are free there; "
-            "free space or choose another folder"
+            f"{path}: needs about {needed / 1e6:.1f} MB, {(needed - free) / 1e6:.2g} MB more than "
+            "are free there; free space or choose another folder"
         )
 
 

@@ -21,6 +21,7 @@ from decision_seq.config import (
     in_words,
     load_yaml,
     merge,
+    nearest,
     parse_overrides,
     to_plain,
 )
@@ -154,9 +155,8 @@ def _expand_preset(agent: Any, source: str) -> dict[str, Any]:
     if preset is None:
         return agent
     if not isinstance(preset, str) or preset not in PRESETS:
-        raise UserError(
-            f"{source}: `agent.preset` is {preset!r}; it must be one of {', '.join(PRESETS)}"
-        )
+        hint = nearest(str(preset), PRESETS)
+        raise UserError(f"{source}: `agent.preset` is {preset!r}, which there is not; {hint}")
     return merge(PRESETS[preset], agent)
 
 

@@ -143,7 +143,7 @@ def test_another_preset_replaces_the_agent() -> None:
         ("train.learning_rate=.nan", ["`train.learning_rate`", "finite"]),
         ("agent.backbone.kind=mambo", ["`agent.backbone.kind`", "mambo", "`mamba`"]),
         ("agent.backbone.dropout=1.5", ["agent.backbone.dropout is 1.5"]),
-        ("agent.preset=decision-tree", ["decision-tree", "decision-mamba"]),
+        ("agent.preset=decision-mambo", ["decision-mambo", "the nearest is `decision-mamba`"]),
         ("agent.tokens=action", ["`agent.tokens`", "list"]),
         ("agent.tokens=[observation]", ["agent.tokens is [observation]", "[return_to_go, obs"]),
         ("agent.temperature=-1", ["agent.temperature is -1"]),

@@ -160,6 +160,12 @@ def test_versions_and_switches_that_fit_a_width_are_found() -> None:
     assert fitting(None, "hopper", 5) is None
 
 
+def test_what_is_tried_for_a_suggestion_warns_of_nothing(recwarn: pytest.WarningsRecorder) -> None:
+    """Old versions are out of date, which who asked for another need not hear."""
+    assert fitting(None, "Hopper-v5", 5) is None
+    assert not recwarn.list
+
+
 def test_d4rls_ant_sees_no_forces_and_moves_as_version_4() -> None:
     ours, plain = make("d4rl-ant"), make("Ant-v4")
     for env in (ours, plain):

@@ -108,7 +108,7 @@ def test_constant_columns_are_named_once_in_training(
     plain = {"env": "point-run", "data": {"sources": [str(tmp_path / "a.npz")]}, "agent": agent}
     config = run_config(plain | {"train": {"steps": 2, "batch_size": 2}}, {}, "test")
     train(config, tmp_path / "run", torch.device("cpu"))
-    assert capsys.readouterr().err.count("1 of 2 observation columns are constant") == 1
+    assert capsys.readouterr().err.count("1 of 2 observation columns is constant") == 1
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

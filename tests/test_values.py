@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -161,19 +162,23 @@ def test_fitting_continues_bit_for_bit_and_is_done_once(
     steps, step = [], critic.Learner.step
 
     def count(self: critic.Learner, batch: Any) -> Any:
-        if len(steps) == stop:
+        if len(steps) == killed:
             raise KeyboardInterrupt
+        if len(steps) == told:
+            signal.raise_signal(signal.SIGINT)
         steps.append(1)
         return step(self, batch)
 
     monkeypatch.setattr(critic.Learner, "step", count)
-    stop = 25
+    killed, told = 25, 28
     with pytest.raises(KeyboardInterrupt):
         ensure_values(tmp_path, store, config, 0, torch.ones(1))
     assert not (tmp_path / "values.safetensors").exists()
-    stop = 1000
+    killed = 1000
+    with pytest.raises(KeyboardInterrupt, match="24 steps of values are kept"):
+        ensure_values(tmp_path, store, config, 0, torch.ones(1))
     resumed = ensure_values(tmp_path, store, config, 0, torch.ones(1)).state_dict()
-    assert len(steps) == 25 + 10  # from step 20 on
+    assert len(steps) == 25 + 10  # from step 20 on, and from 24
     with monkeypatch.context() as patched:  # what is in the cache asks nothing of the data
         patched.setattr(Transitions, "of", None)
         again = ensure_values(tmp_path, store, config, 0, torch.ones(1)).state_dict()

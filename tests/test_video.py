@@ -106,6 +106,13 @@ def test_actions_are_recorded_and_change_no_row() -> None:
     assert {step.shape for step in actions} == {(6, 1)}
 
 
+def test_targets_below_zero_have_films_of_their_own(tmp_path: Path) -> None:
+    rows, actions = evaluated(DRAWN, [-5.0, 5.0], 1)
+    written = video.write_videos(tmp_path, rows, actions, ["best"])
+    assert [path.stem.split("_")[3] for path in written[::2]] == ["-5", "5"]
+    assert all(path.exists() for path in written)
+
+
 def test_a_film_is_the_episode(tmp_path: Path) -> None:
     rows, actions = evaluated(DRAWN, [50.0], 5)
     shown: list[tuple[int, int]] = []

@@ -131,12 +131,17 @@ def collect(
     file = None if policy is None else Path(policy)
     behaviour, provenance = behaviour_for(env, tier, file, trust_policy)
     with progress_bar() as bar:
-        task = bar.add_task("collecting", total=steps, note="")
+        task = bar.add_task("collecting", total=steps, note="", visible=False)
 
         def on_step(done: int) -> None:
-            bar.update(task, completed=done)
+            bar.update(task, completed=done, visible=True)
 
-        counted = collect(env, behaviour, steps, dataset_id, seed, provenance, on_step, simulator)
+        try:
+            counted = collect(
+                env, behaviour, steps, dataset_id, seed, provenance, on_step, simulator
+            )
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"{dataset_id} is not written") from None
     return Dataset([dataset_id], counted)
 
 

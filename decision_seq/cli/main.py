@@ -69,8 +69,8 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("decision-seq: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stopped:
+        print("; ".join(["decision-seq: interrupted", *map(str, stopped.args)]), file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # the reader, `head` say, has seen enough: no fault of ours or theirs
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor of the flush at exit

@@ -51,12 +51,13 @@ def constant(episodes: Any) -> Finding | None:
         columns = [column for column in columns if scaled[column]]
     if not columns:
         return None
+    verbs = "is constant, or changes" if len(columns) == 1 else "are constant, or change"
     return Finding(
         "note",
         "constant",
         len(columns),
-        f"{len(columns)} of {observations.shape[1]} observation columns are constant, or change by "
-        f"no more than rounding: {spans(columns)}",
+        f"{len(columns)} of {observations.shape[1]} observation columns {verbs} by no more than "
+        f"rounding: {spans(columns)}",
         "their mean is subtracted and they are not scaled; nothing is learned from them",
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -104,7 +105,8 @@ def fitting(recorded: str | None, used: str, width: int) -> str | None:
             tried += [identifier, *map(str, _switched(identifier))]
     for name in tried:
         try:
-            env = make(name)
+            with warnings.catch_warnings(action="ignore"):  # of old versions, unasked
+                env = make(name)
         except UserError:
             continue
         shape = env.observation_space.shape

@@ -1,14 +1,13 @@
-"""What training says while it runs (metrics.jsonl, loggers), and how it is told to stop."""
+"""What training says while it runs: metrics.jsonl, loggers."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import math
-import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 
 from decision_seq.files import read_jsonl, write_text, writing
 from decision_seq.run_config import RunConfig
@@ -71,32 +70,3 @@ class NoLog(contextlib.AbstractContextManager["NoLog", None]):
 
     def __exit__(self, *_: object) -> None:
         """Nothing."""
-
-
-class StopRequest:
-    """Whether Ctrl-C or SIGTERM arrived; a second one interrupts at once, unless `patient`."""
-
-    def __init__(self, patient: bool) -> None:
-        self.requested, self.patient = False, patient
-
-    def __call__(self, _signal: int, _frame: FrameType | None) -> None:
-        if self.requested and not self.patient:
-            raise KeyboardInterrupt
-        self.requested = True
-
-
-@contextlib.contextmanager
-def stop_on_signal(patient: bool = False) -> Iterator[StopRequest]:
-    """Turn Ctrl-C and SIGTERM into a request to save and stop after the current step. `torchrun`
-    passes on what its processes may have got already, so with `patient` a second one is ignored:
-    who cannot wait is `torchrun`, which kills after 30 s."""
-    request = StopRequest(patient)
-    try:
-        old = {s: signal.signal(s, request) for s in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: whoever runs us there handles signals
-        old = {}
-    try:
-        yield request
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)

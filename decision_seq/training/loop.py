@@ -26,10 +26,11 @@ from decision_seq.hardware import peak_memory_mib
 from decision_seq.progress import progress_bar
 from decision_seq.run_config import RunConfig, write_run_config
 from decision_seq.run_folder import has_checkpoint
+from decision_seq.signals import stop_on_signal
 from decision_seq.training.checkpoint import check_run_folder, load_state, save_checkpoint
 from decision_seq.training.distributed import World, joined
 from decision_seq.training.faults import FiniteGuard, stop_for_fault
-from decision_seq.training.log import MetricsLog, NoLog, stop_on_signal
+from decision_seq.training.log import MetricsLog, NoLog
 from decision_seq.training.loggers import check_loggers
 from decision_seq.training.optim import learning_rate, make_optimizer
 from decision_seq.training.random import RandomStream

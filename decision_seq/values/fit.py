@@ -21,12 +21,13 @@ from decision_seq.errors import UserError
 from decision_seq.files import atomic_file, cache_dir, exclusive, write_text
 from decision_seq.model.encoders.choice import observation_encoder
 from decision_seq.progress import progress_bar
+from decision_seq.signals import stop_on_signal
 from decision_seq.values.critic import Critic, Learner, ValuesConfig
 from decision_seq.values.transitions import Transitions
 
 FILE, DIAGNOSTICS, PROGRESS = "values.safetensors", "values.json", "progress.pt"
 LAYOUT = 2  # of these files; what an earlier one left in the cache is not read
-SAVE_EVERY = 5_000  # steps
+SAVE_EVERY = 1_000  # steps, for who is killed; a signal saves where it is
 SAMPLE, SAMPLE_OF_IMAGES = 10_000, 500  # transitions that the diagnostics look at
 
 
@@ -101,7 +102,7 @@ def _fit(
         done = state.pop("step")
         learner.restore(state)
     watched: dict[str, Tensor] = {}
-    with progress_bar() as bar:
+    with stop_on_signal() as stop, progress_bar() as bar:
         task = bar.add_task("values", total=config.steps, completed=done, note="")
         while done < config.steps:
             generator = np.random.Generator(np.random.Philox(key=seed, counter=done))
@@ -109,8 +110,10 @@ def _fit(
             done += 1
             if done % 100 == 0:
                 bar.update(task, completed=done, note=f"TD error {watched['td_error']:.3f}")
-            if done % SAVE_EVERY == 0 and done < config.steps:
+            if (done % SAVE_EVERY == 0 or stop.requested) and done < config.steps:
                 _keep(folder / PROGRESS, {"step": done, **learner.state()})
+                if stop.requested:
+                    raise KeyboardInterrupt(f"{done:,} steps of values are kept, and gone on from")
     if not all(weight.isfinite().all() for weight in critic.parameters()):
         raise UserError(f"{store.name}: its values are not finite; lower values.learning_rate")
     diagnostics = diagnose(critic, transitions, store, config.discount)

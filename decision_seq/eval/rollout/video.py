@@ -214,7 +214,7 @@ def write_videos(
         row = rows[lane]
         checkpoint = f"{row['checkpoint']}-{row['step']}"
         words = [row["env"], checkpoint, row["context"], target_label(row), pick]
-        name = "_".join(re.sub(r"[^\w.]+", "-", word).strip("-") for word in words)
+        name = "_".join(re.sub(r"[^\w.]+", "-", word).rstrip("-") for word in words)
         own = np.stack([step[lane] for step in actions[: row["length"]]])
         clips[run / "videos" / name] = Clip(row, own, f"{pick} of {number}")
     with contextlib.closing(to_film(rows[0]["env"])) as env:
