@@ -65,6 +65,9 @@ def to_svg(figure: Figure, axes: Sequence[Axes]) -> str:
         handles, labels = ax.get_legend_handles_labels()
         if handles:
             columns = 2 if max(map(len, labels)) <= 24 else 1
+            lines = math.ceil(len(labels) / columns)
+            if alone:  # the axes keep their height beside the legend of many agents
+                figure.set_figheight(figure.get_figheight() + 0.2 * max(0, lines - 3))
             below: Any = {"loc": "outside lower center", "ncols": columns, "handles": handles}
             legend = (
                 figure.legend(labels=labels, **below, **LEGEND) if alone else ax.legend(**LEGEND)
