@@ -175,6 +175,14 @@ def test_killed_it_completes_and_names_what_fails(toy_file: Path, tmp_path: Path
     assert "/nowhere/data.npz" in Path(failure["log"]).read_text()
 
 
+def test_without_any_data_it_says_so_once_and_starts_nothing(tmp_path: Path) -> None:
+    path = matrix(tmp_path, tmp_path, datasets={"missing": ["/nowhere/data.npz"]}, seeds=[0, 1, 2])
+    said: list[str] = []
+    with pytest.raises(UserError, match=r"/nowhere/data\.npz: no such file"):
+        run_matrix(load_matrix(path, tmp_path / "out"), said.append)
+    assert not said and read_ledger(tmp_path / "out") == []
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_killed_at_random_moments_it_completes(seed: int, toy_file: Path, tmp_path: Path) -> None:

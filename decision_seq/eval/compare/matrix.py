@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from decision_seq.config import build, check_command, dump_yaml, load_yaml, merge, parse_overrides
+from decision_seq.data.sources import resolve
 from decision_seq.errors import UserError
 from decision_seq.eval.compare.evaluations import Evaluation
 from decision_seq.eval.compare.jobs import POLL, Job
@@ -133,12 +134,29 @@ def run_matrix(
             elif ledger.last(job.name) != "finished":  # killed before it could be written down
                 ledger.add(job.name, "finished")
         failed = {}
+        if len(todo) == len(matrix):
+            check_data(todo)
         if todo:
             workers = RUNNERS[runner](len(todo), jobs, gpus_per_job)
             if workers.allocation.gpus:
                 todo = seeds_together(todo)
             failed = _run(todo, [job.name for job in matrix], ledger, workers, runner, say)
     return [job.run for job in matrix if job.name not in failed], failed
+
+
+def check_data(todo: Sequence[Job]) -> None:
+    """Raise UserError where there is no data for any of the jobs; where there is for some, the
+    others fail by themselves."""
+    missing = []
+    for sources in dict.fromkeys(job.config.data.sources for job in todo):
+        try:
+            for source in sources:
+                resolve(source)
+        except UserError as error:
+            missing.append(error)
+        else:
+            return
+    raise missing[0]
 
 
 def seeds_together(todo: Sequence[Job]) -> list[Job]:
