@@ -177,6 +177,9 @@ def test_fitting_continues_bit_for_bit_and_is_done_once(
     killed = 1000
     with pytest.raises(KeyboardInterrupt, match="24 steps of values are kept"):
         ensure_values(tmp_path, store, config, 0, torch.ones(1))
+    told = 34
+    with pytest.raises(KeyboardInterrupt, match="all steps of values are kept"):
+        ensure_values(tmp_path, store, config, 0, torch.ones(1))
     resumed = ensure_values(tmp_path, store, config, 0, torch.ones(1)).state_dict()
     assert len(steps) == 25 + 10  # from step 20 on, and from 24
     with monkeypatch.context() as patched:  # what is in the cache asks nothing of the data

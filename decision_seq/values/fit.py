@@ -122,6 +122,8 @@ def _fit(
         weights = critic.state_dict()
         temporary.write_bytes(save({name: w.contiguous() for name, w in weights.items()}))
     (folder / PROGRESS).unlink(missing_ok=True)
+    if stop.requested:  # in the last step
+        raise KeyboardInterrupt("all steps of values are kept, and gone on from")
 
 
 @torch.no_grad()
