@@ -488,16 +488,13 @@ def test_bad_settings_are_refused(config: Callable[[], object], says: str) -> No
 @pytest.mark.parametrize(
     ("config", "spec"),
     [
-        ("compare-memory", AgentSpec((4,), 4, discrete=True, max_timestep=29)),  # t-maze-30
-        ("compare-mixers-mujoco", AgentSpec((11,), 3, discrete=False, max_timestep=999)),  # hopper
-        (
-            "compare-mixers-mujoco",
-            AgentSpec((17,), 6, discrete=False, max_timestep=999),
-        ),  # walker2d
+        pytest.param("memory", AgentSpec((4,), 4, True, max_timestep=29), id="t-maze-30"),
+        pytest.param("mixers-mujoco", AgentSpec((11,), 3, False, max_timestep=999), id="hopper"),
+        pytest.param("mixers-mujoco", AgentSpec((17,), 6, False, max_timestep=999), id="walker2d"),
     ],
 )
 def test_mixers_are_compared_at_one_size(config: str, spec: AgentSpec, tmp_path: Path) -> None:
-    jobs = load_matrix(CONFIGS / f"{config}.yaml", tmp_path)
+    jobs = load_matrix(CONFIGS / f"compare-{config}.yaml", tmp_path)
     sizes = {}
     for job in jobs[:: len({job.config.seed for job in jobs})]:
         agent = job.config.agent.agent(job.config.agent, spec)
