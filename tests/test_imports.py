@@ -19,7 +19,7 @@ import decision_seq
 PACKAGE = Path(decision_seq.__file__).parent
 ORDER = [
     {"errors"},
-    {"digits", "files", "hardware", "pickles", "progress", "spans", "variables"},
+    {"digits", "files", "hardware", "pickles", "progress", "signals", "spans", "variables"},
     {"config", "run_folder", "settings", "shipped"},
     {"spaces"},
     {"envs"},
