@@ -1,87 +1,51 @@
-"""Mixers compared, from rows of `compare-memory` and `compare-mixers-mujoco`: a table, agents by
-tasks, and a figure, score against how many steps back the answer lies.
+"""The score of mixers against how many steps back the answer lies, from rows of `compare-memory`.
 
-    python -m benchmarks.mixers docs/results/mixers-*.jsonl --figure docs/pictures/mixers.svg
+    python -m benchmarks.mixers runs/mixers/* --out mixers.svg
 
-The figure has 0 for chance and 1 for who makes no mistake.
+A dot is a training seed: 0 for chance, 1 for who makes no mistake. `decision-seq report` of the
+same rows has the tables.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from decision_seq.eval.drawing import panels, to_svg
+from decision_seq.eval.drawing import COLOURS, panels, to_svg
 from decision_seq.eval.report.archive import load_runs
-from decision_seq.eval.report.figures import style_of
-from decision_seq.eval.report.scores import Score, bracket, score_table
+from decision_seq.eval.report.runs import find_runs
+from decision_seq.eval.report.scores import Score, score_table
 from decision_seq.files import write_text
 
 COLUMNS = 5  # of panels
-
-
-@dataclass(frozen=True)
-class Task:
-    """What is asked, and how well who remembers nothing does."""
-
-    name: str
-    lag: int | None = None  # steps back, at most; None where nothing has to be remembered
-    chance: float = 0.0
-
-
-TASKS = {
-    "decision-seq/TMaze9-v0": Task("t-maze-9", 8, 0.5),
-    "decision-seq/TMaze30-v0": Task("t-maze-30", 29, 0.5),
-    "decision-seq/Memory8-v0": Task("memory-8", 8, 0.5),
-    "decision-seq/Memory32-v0": Task("memory-32", 32, 0.5),
-    "popgym-RepeatPreviousEasy-v0": Task("RepeatPrevious, easy", 3, -0.5),
-    "popgym-RepeatFirstEasy-v0": Task("RepeatFirst, easy", 51, -0.5),
-    "Hopper-v5": Task("Hopper"),
-    "Walker2d-v5": Task("Walker2d"),
+TASKS = {  # steps back, at most; the return of who remembers nothing
+    "decision-seq/TMaze9-v0": (8, 0.5),
+    "decision-seq/TMaze30-v0": (29, 0.5),
+    "decision-seq/Memory8-v0": (8, 0.5),
+    "decision-seq/Memory32-v0": (32, 0.5),
+    "popgym-RepeatPreviousEasy-v0": (3, -0.5),
+    "popgym-RepeatFirstEasy-v0": (51, -0.5),
 }
 
 
-def table(scores: Sequence[Score]) -> str:
-    """Markdown: a row an agent, a column a task; bold where no agent's mean is higher."""
-    tasks = [task for task in TASKS if any(score.env == task for score in scores)]
-    found = {(score.agent, score.env): score for score in scores}
-    lines = [["agent", *(TASKS[task].name for task in tasks)], ["---"] * (1 + len(tasks))]
-    for agent in dict.fromkeys(score.agent for score in scores):
-        cells = [cell(found.get((agent, task))) for task in tasks]
-        lines.append([agent, *cells])
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
-
-
-def cell(score: Score | None) -> str:
-    """Mean and interval over seeds."""
-    if score is None:
-        return ""
-    text = f"{score.mean:.{score.digits}f} {bracket(score.interval, score.digits)}".strip()
-    if score.interval is None:
-        text += f" ({len(score.seeds)} of 5 seeds)"
-    return f"**{text}**" if score.best else text
-
-
 def figure(scores: Sequence[Score]) -> str:
-    """SVG: a panel an agent; a dot a seed, a line through the means of tasks of one lag."""
-    agents = list(dict.fromkeys(score.agent for score in scores))
-    style = style_of(agents)
-    drawn, axes = panels(agents, COLUMNS)
+    """SVG: a panel an agent, a line through the means."""
+    found: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for score in scores:
+        if score.env in TASKS:
+            lag, chance = TASKS[score.env]
+            found[score.agent][lag] += [(x - chance) / (1 - chance) for _, x in score.seeds]
+    drawn, axes = panels(list(found), COLUMNS)
     for ax, agent in axes:
-        means: dict[int, list[float]] = {}
-        for score in scores:
-            task = TASKS[score.env]
-            if score.agent != agent or task.lag is None:
-                continue
-            seeds = [(mean - task.chance) / (1 - task.chance) for _, mean in score.seeds]
-            ax.plot([task.lag] * len(seeds), seeds, "o", color=style[agent][0], alpha=0.5)
-            means.setdefault(task.lag, []).extend(seeds)
-        lags = sorted(means)
-        ax.plot(lags, [np.mean(means[lag]) for lag in lags], color=style[agent][0])
+        lags = sorted(found[agent])
+        for lag in lags:
+            seeds = found[agent][lag]
+            ax.plot([lag] * len(seeds), seeds, "o", color=COLOURS[0], alpha=0.5)
+        ax.plot(lags, [np.mean(found[agent][lag]) for lag in lags], color=COLOURS[0])
         ax.set_xscale("log")
         ax.set_xticks([3, 10, 30], ["3", "10", "30"])
         ax.set_ylim(-0.35, 1.1)
@@ -90,14 +54,11 @@ def figure(scores: Sequence[Score]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("runs", type=Path, nargs="+", help="run folders, or files of runs")
-    parser.add_argument("--figure", type=Path, help="an SVG to write")
+    parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    scores = score_table(load_runs(arguments.runs))
-    print(table(scores))
-    if arguments.figure:
-        write_text(arguments.figure, figure(scores))
+    write_text(arguments.out, figure(score_table(load_runs(find_runs(arguments.runs)))))
 
 
 if __name__ == "__main__":

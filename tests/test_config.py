@@ -11,6 +11,7 @@ from gymnasium import spaces
 from decision_seq.agents import PRESETS, SequenceAgent
 from decision_seq.agents.presets import preset_of
 from decision_seq.agents.spec import AgentSpec
+from decision_seq.backbones import BackboneConfig
 from decision_seq.config import dump_yaml, parse_overrides, to_plain
 from decision_seq.errors import UserError
 from decision_seq.eval.compare.matrix import load_matrix
@@ -37,6 +38,26 @@ def test_every_config_builds_its_agent(path: Path) -> None:
     else:
         spec = AgentSpec((11,), 3, False, 999)
     assert isinstance(config.agent.agent(config.agent, spec), SequenceAgent)
+
+
+@pytest.mark.parametrize(
+    ("config", "spec"),
+    [
+        pytest.param("memory", AgentSpec((4,), 4, True, max_timestep=29), id="t-maze-30"),
+        pytest.param("mixers-mujoco", AgentSpec((11,), 3, False, max_timestep=999), id="hopper"),
+        pytest.param("mixers-mujoco", AgentSpec((17,), 6, False, max_timestep=999), id="walker2d"),
+    ],
+)
+def test_mixers_are_compared_at_one_size(config: str, spec: AgentSpec, tmp_path: Path) -> None:
+    jobs = load_matrix(CONFIGS / f"compare-{config}.yaml", tmp_path)
+    sizes = {}
+    for job in jobs[:: len({job.config.seed for job in jobs})]:
+        agent = job.config.agent.agent(job.config.agent, spec)
+        sizes[job.config.name] = sum(p.numel() for p in agent.parameters())
+    kinds = {type(job.config.agent.backbone).kind for job in jobs}
+    assert kinds == set(BackboneConfig.registry) - {"pointwise"}
+    for name, size in sizes.items():
+        assert 0.95 < size / sizes["decision-mamba"] < 1.05, (name, size)
 
 
 @pytest.mark.parametrize("game", ["breakout", "pong", "qbert", "seaquest"])

@@ -5,14 +5,12 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from decision_seq.agents import AgentSpec
 from decision_seq.backbones import BackboneConfig, Layout
 from decision_seq.backbones.contract import Mixer
 from decision_seq.backbones.dense import DenseBlock
@@ -26,12 +24,10 @@ from decision_seq.backbones.mamba3 import Mamba3, Mamba3Config, trapezoid
 from decision_seq.backbones.mlstm import CAP, MLSTM, MLSTMConfig
 from decision_seq.backbones.rg_lru import RGLRU, RGLRUConfig
 from decision_seq.errors import UserError
-from decision_seq.eval.compare.matrix import load_matrix
 from decision_seq.ops import causal_conv_silu
 from decision_seq.ops.linear_attention import CHUNK, linear_attention
 
 F64 = torch.float64
-CONFIGS = Path(__file__).parents[1] / "configs"
 KINDS = ["gated_deltanet", "mamba3", "mlstm", "rg_lru"]
 lengths = pytest.mark.parametrize("length", [1, 5, CHUNK, CHUNK + 1, 3 * CHUNK - 7])
 
@@ -483,23 +479,3 @@ def test_memory_lengths_say_how_fast_a_state_decays(kind: str) -> None:
 def test_bad_settings_are_refused(config: Callable[[], object], says: str) -> None:
     with pytest.raises(UserError, match=says):
         config()
-
-
-@pytest.mark.parametrize(
-    ("config", "spec"),
-    [
-        pytest.param("memory", AgentSpec((4,), 4, True, max_timestep=29), id="t-maze-30"),
-        pytest.param("mixers-mujoco", AgentSpec((11,), 3, False, max_timestep=999), id="hopper"),
-        pytest.param("mixers-mujoco", AgentSpec((17,), 6, False, max_timestep=999), id="walker2d"),
-    ],
-)
-def test_mixers_are_compared_at_one_size(config: str, spec: AgentSpec, tmp_path: Path) -> None:
-    jobs = load_matrix(CONFIGS / f"compare-{config}.yaml", tmp_path)
-    sizes = {}
-    for job in jobs[:: len({job.config.seed for job in jobs})]:
-        agent = job.config.agent.agent(job.config.agent, spec)
-        sizes[job.config.name] = sum(p.numel() for p in agent.parameters())
-    kinds = {type(job.config.agent.backbone).kind for job in jobs}
-    assert kinds == set(BackboneConfig.registry) - {"pointwise"}
-    for name, size in sizes.items():
-        assert 0.95 < size / sizes["decision-mamba"] < 1.05, (name, size)

@@ -131,10 +131,10 @@ def collect(
     file = None if policy is None else Path(policy)
     behaviour, provenance = behaviour_for(env, tier, file, trust_policy)
     with progress_bar() as bar:
-        task = bar.add_task("collecting", total=steps, note="", visible=False)
+        task = bar.add_task("collecting", total=steps, note="")
 
         def on_step(done: int) -> None:
-            bar.update(task, completed=done, visible=True)
+            bar.update(task, completed=done)
 
         try:
             counted = collect(

@@ -240,10 +240,10 @@ def evaluate(
             stack.enter_context(drawing(check_video(str(config.env))))
             actions = []
         with progress_bar() as bar:
-            task = bar.add_task("evaluating", total=None, note="finished episodes", visible=False)
+            task = bar.add_task("evaluating", total=None, note="finished episodes")
 
             def on_step(done: int, lanes: int) -> None:
-                bar.update(task, completed=done, total=lanes, visible=True)
+                bar.update(task, completed=done, total=lanes)
 
             if checkpoint == "best":
                 files = {step: agent_at(folder, step) for step in saved_steps(folder)}
