@@ -1,9 +1,12 @@
-"""The score of mixers against how many steps back the answer lies, from rows of `compare-memory`.
+"""Mixers compared, from rows of `compare-memory` and `compare-mixers-mujoco`.
 
+    bash benchmarks/mixers.sh runs/mixers                    # makes the rows: hours
     python -m benchmarks.mixers runs/mixers/* --out mixers.svg
 
-A dot is a training seed: 0 for chance, 1 for who makes no mistake. `decision-seq report` of the
-same rows has the tables.
+Prints a table, a row an agent and a column a task: the mean over training seeds and its 95 %
+interval, with * where the difference from the column's highest is an interval that holds zero. The
+figure is the score against how many steps back the answer lies: a dot is a training seed, 0 is
+chance and 1 who makes no mistake.
 """
 
 from __future__ import annotations
@@ -17,8 +20,10 @@ import numpy as np
 
 from decision_seq.eval.drawing import COLOURS, panels, to_svg
 from decision_seq.eval.report.archive import load_runs
-from decision_seq.eval.report.runs import find_runs
-from decision_seq.eval.report.scores import Score, score_table
+from decision_seq.eval.report.runs import Run, find_runs
+from decision_seq.eval.report.scores import Score, choose_tasks, comparisons, number, score_table
+from decision_seq.eval.report.standings import Standing, standings
+from decision_seq.eval.report.tables import costs
 from decision_seq.files import write_text
 
 COLUMNS = 5  # of panels
@@ -30,6 +35,26 @@ TASKS = {  # steps back, at most; the return of who remembers nothing
     "popgym-RepeatPreviousEasy-v0": (3, -0.5),
     "popgym-RepeatFirstEasy-v0": (51, -0.5),
 }
+
+
+def table(runs: Sequence[Run], scores: Sequence[Score]) -> str:
+    """Markdown; agents in the order of their rows."""
+    tasks = choose_tasks(runs, scores)
+    by_task: dict[str, dict[str, Standing]] = defaultdict(dict)
+    for task in tasks:  # each by itself: no task is pooled with another
+        for line in standings([task], [task], {}, comparisons([task]), costs(runs)):
+            by_task[task.env][line.agent] = line
+    agents = list(dict.fromkeys(run.agent for run in runs))
+    lines = [["agent", *by_task], ["---"] * (len(by_task) + 1)]
+    lines += [[agent, *(_cell(of.get(agent)) for of in by_task.values())] for agent in agents]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(line: Standing | None) -> str:
+    if line is None:
+        return ""
+    star = " *" if line.verdict in ("best", "tie") else ""
+    return number(line.score, min(line.digits, 2)) + star
 
 
 def figure(scores: Sequence[Score]) -> str:
@@ -58,7 +83,10 @@ def main() -> None:
     parser.add_argument("runs", type=Path, nargs="+", help="run folders, or files of runs")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    write_text(arguments.out, figure(score_table(load_runs(find_runs(arguments.runs)))))
+    runs = load_runs(find_runs(arguments.runs))
+    scores = score_table(runs)
+    print(table(runs, scores))
+    write_text(arguments.out, figure(scores))
 
 
 if __name__ == "__main__":
