@@ -27,42 +27,53 @@ from decision_seq.eval.report.tables import costs
 from decision_seq.files import write_text
 
 COLUMNS = 5  # of panels
-TASKS = {  # steps back, at most; the return of who remembers nothing
-    "decision-seq/TMaze9-v0": (8, 0.5),
-    "decision-seq/TMaze30-v0": (29, 0.5),
-    "decision-seq/Memory8-v0": (8, 0.5),
-    "decision-seq/Memory32-v0": (32, 0.5),
-    "popgym-RepeatPreviousEasy-v0": (3, -0.5),
-    "popgym-RepeatFirstEasy-v0": (51, -0.5),
+TASKS = {  # columns of the table; steps back, at most; the return of who remembers nothing
+    "popgym-RepeatPreviousEasy-v0": ("RepeatPrevious, 3 back", 3, -0.5),
+    "decision-seq/TMaze9-v0": ("T-Maze 9", 8, 0.5),
+    "decision-seq/TMaze30-v0": ("T-Maze 30", 29, 0.5),
+    "decision-seq/Memory32-v0": ("memory-32", 32, 0.5),
+    "popgym-RepeatFirstEasy-v0": ("RepeatFirst, to 51 back", 51, -0.5),
+    "popgym-NoisyPositionOnlyCartPoleMedium-v0": ("noisy cart and pole", None, None),
+    "Hopper-v5": ("Hopper", None, None),
+    "Walker2d-v5": ("Walker2d", None, None),
 }
+COSTS = "decision-seq/TMaze30-v0"  # whose parameters and seconds of training are shown
 
 
 def table(runs: Sequence[Run], scores: Sequence[Score]) -> str:
-    """Markdown; agents in the order of their rows."""
-    tasks = choose_tasks(runs, scores)
+    """Markdown; agents in the order of their rows, tasks in that of TASKS."""
     by_task: dict[str, dict[str, Standing]] = defaultdict(dict)
-    for task in tasks:  # each by itself: no task is pooled with another
+    for task in choose_tasks(runs, scores):  # each by itself: none is pooled with another
         for line in standings([task], [task], {}, comparisons([task]), costs(runs)):
             by_task[task.env][line.agent] = line
-    agents = list(dict.fromkeys(run.agent for run in runs))
-    lines = [["agent", *by_task], ["---"] * (len(by_task) + 1)]
-    lines += [[agent, *(_cell(of.get(agent)) for of in by_task.values())] for agent in agents]
+    columns = [env for env in TASKS if env in by_task]
+    lines = [["agent", *(TASKS[env][0] for env in columns), "parameters", "s to train"]]
+    lines.append(["---"] * len(lines[0]))
+    for agent in dict.fromkeys(run.agent for run in runs):
+        cells = [_score(by_task[env].get(agent)) for env in columns]
+        lines.append([agent, *cells, *_price(by_task[COSTS].get(agent))])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _cell(line: Standing | None) -> str:
+def _score(line: Standing | None) -> str:
     if line is None:
         return ""
     star = " *" if line.verdict in ("best", "tie") else ""
     return number(line.score, min(line.digits, 2)) + star
 
 
+def _price(line: Standing | None) -> tuple[str, str]:
+    if line is None or line.training_seconds is None:
+        return "", ""
+    return f"{line.parameters:,}", f"{line.training_seconds:.0f}"
+
+
 def figure(scores: Sequence[Score]) -> str:
     """SVG: a panel an agent, a line through the means."""
     found: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for score in scores:
-        if score.env in TASKS:
-            lag, chance = TASKS[score.env]
+        _, lag, chance = TASKS.get(score.env, ("", None, None))
+        if lag is not None and chance is not None:
             found[score.agent][lag] += [(x - chance) / (1 - chance) for _, x in score.seeds]
     drawn, axes = panels(list(found), COLUMNS)
     for ax, agent in axes:
