@@ -73,7 +73,7 @@ def figure(scores: Sequence[Score]) -> str:
     found: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for score in scores:
         _, lag, chance = TASKS.get(score.env, ("", None, None))
-        if lag is not None and chance is not None:
+        if lag is not None and chance is not None and score.context == "stream":
             found[score.agent][lag] += [(x - chance) / (1 - chance) for _, x in score.seeds]
     drawn, axes = panels(list(found), COLUMNS)
     for ax, agent in axes:
@@ -84,6 +84,7 @@ def figure(scores: Sequence[Score]) -> str:
         ax.plot(lags, [np.mean(found[agent][lag]) for lag in lags], color=COLOURS[0])
         ax.set_xscale("log")
         ax.set_xticks([3, 10, 30], ["3", "10", "30"])
+        ax.minorticks_off()
         ax.set_ylim(-0.35, 1.1)
         ax.set_xlabel("steps back")
     return to_svg(drawn, [ax for ax, _ in axes])

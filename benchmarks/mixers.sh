@@ -21,9 +21,8 @@ memory() { # name, environment, context length, settings...
 }
 mujoco() { # body, target, settings...
     data "$1" medium 100000 "$1"
-    data "$1" expert 100000 "$1"
     decision-seq compare compare-mixers-mujoco --jobs "$jobs" --out "$out/$1" --set "base=$1" \
-        --set "eval.targets=[$2]" --set "datasets.medium-expert=[decision-seq/$1/medium-v0,$source]" "${@:3}"
+        --set "eval.targets=[$2]" --set "datasets.medium=[$source]" "${@:3}"
 }
 imixer() { # its settings, as arguments of memory
     for setting; do echo "--set agents.decision-imixer.backbone.$setting"; done
@@ -34,7 +33,7 @@ three_rates() {
     for rate in 1e-3 3e-3 1e-2; do rates+=(--set "options.lr-$rate.train.learning_rate=$rate"); done
     data t-maze-30 expert 30000 t-maze-30
     memory t-maze-30 t-maze-30 30 --set seeds=[0,1] "${rates[@]}"
-    mujoco hopper 3600 --set seeds=[0] "${rates[@]}"
+    mujoco hopper 1400 --set seeds=[0] "${rates[@]}"
 }
 all_memory() {
     local task
@@ -63,8 +62,8 @@ case "${2:-}" in
     memory) all_memory ;;
     mujoco | "")
         [ "${2:-}" ] || all_memory
-        mujoco hopper 3600
-        mujoco walker2d 5000
+        mujoco hopper 1400
+        mujoco walker2d 2500
         ;;
     *)
         echo "mixers.sh: '$2' is no part; there are memory, mujoco and rates" >&2
