@@ -44,7 +44,7 @@ def test_every_config_builds_its_agent(path: Path) -> None:
     ("config", "spec"),
     [
         pytest.param("memory", AgentSpec((4,), 4, True, max_timestep=29), id="t-maze-30"),
-        pytest.param("mixers-mujoco", AgentSpec((11,), 3, False, max_timestep=999), id="hopper"),
+        pytest.param("mixers-mujoco", AgentSpec((11,), 3, False, max_timestep=770), id="hopper"),
         pytest.param("mixers-mujoco", AgentSpec((17,), 6, False, max_timestep=999), id="walker2d"),
     ],
 )
