@@ -43,8 +43,9 @@ COSTS = "decision-seq/TMaze30-v0"  # whose parameters and seconds of training ar
 def table(runs: Sequence[Run], scores: Sequence[Score]) -> str:
     """Markdown; agents in the order of their rows, tasks in that of TASKS."""
     by_task: dict[str, dict[str, Standing]] = defaultdict(dict)
+    spent = costs(runs)
     for task in choose_tasks(runs, scores):  # each by itself: none is pooled with another
-        for line in standings([task], [task], {}, comparisons([task]), costs(runs)):
+        for line in standings([task], [task], {}, comparisons([task]), spent):
             by_task[task.env][line.agent] = line
     columns = [env for env in TASKS if env in by_task]
     lines = [["agent", *(TASKS[env][0] for env in columns), "parameters", "s to train"]]

@@ -4,6 +4,7 @@ no mistake; of Battleship and the noisy cart and pole they play well."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -101,9 +102,9 @@ def _placements(hits: np.ndarray, water: np.ndarray) -> np.ndarray:
 def balances(noise: float) -> Start:
     """Of the cart and pole of which positions are seen alone, with `noise` added: a Kalman filter
     and the linear-quadratic regulator of the upright pole."""
-    A, B, gain = _upright()
 
     def filters_and_balances(_rng: np.random.Generator) -> Callable[[Any], Any]:
+        A, B, gain = _upright()
         state = np.zeros(4)  # cart, its speed, angle, its speed
         spread = np.eye(4) * START**2 / 3  # all four start uniform in [-START, START]
         seen = np.eye(4)[[0, 2]]
@@ -123,6 +124,7 @@ def balances(noise: float) -> Start:
     return filters_and_balances
 
 
+@cache
 def _upright() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """x' = A x + B force of gymnasium's CartPole near upright, and the regulator's gain."""
     gravity, cart, pole, half, dt = 9.8, 1.0, 0.1, 0.5, 0.02
