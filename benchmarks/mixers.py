@@ -30,6 +30,7 @@ COLUMNS = 5  # of panels
 TASKS = {  # columns of the table; steps back, at most; the return of who remembers nothing
     "popgym-RepeatPreviousEasy-v0": ("RepeatPrevious, 3 back", 3, -0.5),
     "decision-seq/TMaze9-v0": ("T-Maze 9", 8, 0.5),
+    "decision-seq/Memory8-v0": ("memory-8", 8, 0.5),
     "decision-seq/TMaze30-v0": ("T-Maze 30", 29, 0.5),
     "decision-seq/Memory32-v0": ("memory-32", 32, 0.5),
     "popgym-RepeatFirstEasy-v0": ("RepeatFirst, to 51 back", 51, -0.5),

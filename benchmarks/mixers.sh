@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The comparison of docs/mixers.md: six tasks of memory and two of MuJoCo, 14 agents, five seeds each.
+# The comparison of docs/mixers.md: seven tasks of memory and two of MuJoCo, 14 agents, five seeds each.
 #   pip install -e '.[memory]'
 #   bash benchmarks/mixers.sh runs/mixers          # five hours of one core; told again, it goes on where it stopped
 #   bash benchmarks/mixers.sh runs/mixers mujoco   # a part: memory or mujoco
@@ -41,6 +41,8 @@ all_memory() {
     memory t-maze-30 t-maze-30 30
     data t-maze-9 expert 9000 t-maze-9
     memory t-maze-9 t-maze-9 9 --set train.steps=500 $(imixer width=24 hidden=4)
+    data memory-8 medium 9000 memory-8
+    memory memory-8 memory-8 9 --set train.steps=500 $(imixer width=24 hidden=4)
     data memory-32 medium 33000 memory-32
     memory memory-32 memory-32 33 --set train.steps=600 $(imixer layers=1 width=48)
     task=popgym:popgym-RepeatPreviousEasy-v0
