@@ -12,8 +12,7 @@ body() { # name, the expert's return, the medium tier's
     for tier in medium expert; do
         decision-seq data info "decision-seq/$1/$tier-v0" > /dev/null 2>&1 || decision-seq collect "$1" $tier --steps 100000
     done
-    compare "$@" medium "$medium" --set train.steps=1500 \
-        --set per_agent.bc.train.steps=3750 --set per_agent.bc-best-tenth.train.steps=3750
+    compare "$@" medium "$medium" --set train.steps=1500
     compare "$@" medium-expert "$medium,$expert"
 }
 compare() { # name, two targets, what the data are called and their ids, settings...
