@@ -3,7 +3,11 @@
 #   bash benchmarks/bodies.sh runs/bodies        # four hours of one core; told again, it goes on where it stopped
 #   bash benchmarks/bodies.sh runs/bodies hopper # one body
 set -euo pipefail
-out=${1:?the folder of the runs}
+if [ $# -lt 1 ] || [ $# -gt 2 ]; then
+    echo "bodies.sh: $# arguments; give the folder of the runs and, for a part of them, hopper, walker2d or halfcheetah" >&2
+    exit 2
+fi
+out=$1
 jobs=${JOBS:-2} # one thread each
 export OMP_NUM_THREADS=1
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from decision_seq.errors import UserError
 from decision_seq.eval.drawing import COLOURS, panels, to_svg
 from decision_seq.eval.report.archive import load_runs
 from decision_seq.eval.report.runs import Run, find_runs
@@ -97,7 +98,10 @@ def main() -> None:
     parser.add_argument("runs", type=Path, nargs="+", help="run folders, or files of runs")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    runs = load_runs(find_runs(arguments.runs))
+    try:
+        runs = load_runs(find_runs(arguments.runs))
+    except UserError as error:
+        parser.exit(2, f"benchmarks.mixers: {error}\n")
     scores = score_table(runs)
     print(table(runs, scores))
     write_text(arguments.out, figure(scores))

@@ -7,7 +7,11 @@
 # Matrices of imixer and of the mixers grow with the window; their widths change with it, so that every agent
 # stays within 5 % of Decision Mamba's size. On RepeatFirst no imixer does: the smallest is 17 % larger.
 set -euo pipefail
-out=${1:?the folder of the runs}
+if [ $# -lt 1 ] || [ $# -gt 2 ]; then
+    echo "mixers.sh: $# arguments; give the folder of the runs and, for a part of them, memory, mujoco or rates" >&2
+    exit 2
+fi
+out=$1
 jobs=${JOBS:-2} # one thread each
 export OMP_NUM_THREADS=1
 

@@ -185,9 +185,10 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def read_jsonl(path: Path, key: str = "step") -> list[dict[str, Any]]:
+def read_jsonl(path: Path, key: str = "step", appended: bool = True) -> list[dict[str, Any]]:
     """Rows of a .jsonl file, each with a `key`; none if it does not exist. A last line that was
-    cut off is left out. Raises UserError if the file is damaged otherwise."""
+    cut off is left out of a file that was `appended` to. Raises UserError if the file is damaged
+    otherwise."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
@@ -199,7 +200,7 @@ def read_jsonl(path: Path, key: str = "step") -> list[dict[str, Any]]:
         try:
             row = json.loads(line)
         except ValueError:
-            if number == len(lines):  # cut off by a crash
+            if appended and number == len(lines):  # cut off by a crash
                 break
             row = None
         if not isinstance(row, dict) or key not in row:

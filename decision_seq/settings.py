@@ -82,10 +82,11 @@ class TrainConfig:
             raise UserError(f"batch_size is {self.batch_size}; it must be at most 1000000")
         if self.weight_decay < 0 or not all(0 <= beta < 1 for beta in self.betas):
             raise UserError("weight_decay must be at least 0 and betas at least 0 and below 1")
-        if self.learning_rate <= 0 or self.gradient_clip <= 0 or self.warmup_steps < 0:
-            raise UserError(
-                "learning_rate and gradient_clip must be above 0, warmup_steps at least 0"
-            )
+        for name in ("learning_rate", "gradient_clip"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be above 0")
+        if self.warmup_steps < 0:
+            raise UserError(f"warmup_steps is {self.warmup_steps}; it must be at least 0")
         if self.ema is not None and not 0 < self.ema < 1:
             raise UserError(f"ema is {self.ema}; it must be between 0 and 1, or left out")
         if self.stream and self.precision != "float32":

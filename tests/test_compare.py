@@ -175,10 +175,20 @@ def test_killed_it_completes_and_names_what_fails(toy_file: Path, tmp_path: Path
     assert "/nowhere/data.npz" in Path(failure["log"]).read_text()
 
 
-def test_without_any_data_it_says_so_once_and_starts_nothing(tmp_path: Path) -> None:
-    path = matrix(tmp_path, tmp_path, datasets={"missing": ["/nowhere/data.npz"]}, seeds=[0, 1, 2])
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("/nowhere/data.npz", r"/nowhere/data\.npz: no such file"),
+        ("decision-seq/hopper/medium-v0", "run `decision-seq collect hopper medium`"),
+    ],
+)
+def test_without_any_data_it_says_so_once_and_starts_nothing(
+    source: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "datasets"))
+    path = matrix(tmp_path, tmp_path, datasets={"missing": [source]}, seeds=[0, 1, 2])
     said: list[str] = []
-    with pytest.raises(UserError, match=r"/nowhere/data\.npz: no such file"):
+    with pytest.raises(UserError, match=says):
         run_matrix(load_matrix(path, tmp_path / "out"), said.append)
     assert not said and read_ledger(tmp_path / "out") == []
 

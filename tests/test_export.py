@@ -24,6 +24,7 @@ from decision_seq.agents.max_return import MaxReturnConfig
 from decision_seq.agents.return_conditioned import ReturnConditionedConfig
 from decision_seq.backbones import BackboneConfig
 from decision_seq.backbones.attention import AttentionConfig
+from decision_seq.backbones.mamba import MambaConfig
 from decision_seq.cli import main
 from decision_seq.data.transforms import ReturnSpec
 from decision_seq.envs.lanes import Lanes
@@ -285,6 +286,17 @@ def test_c_carries_out_any_other_mixer(
     agent = agent_for("vectors", kind)
     assert unpackable(agent)
     written("c", agent, context, tmp_path)
+
+
+@needs_c
+@needs_make
+@pytest.mark.parametrize("to", ["onnx", "c"])
+def test_a_dense_mixer_before_mamba_is_exported(
+    to: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CFLAGS", "-O1")
+    backbone = MambaConfig(width=16, layers=2, dropout=0.0, dense=3)
+    written(to, agent_for("vectors", "mamba", backbone=backbone), "stream", tmp_path)
 
 
 @needs_c

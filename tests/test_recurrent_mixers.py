@@ -468,7 +468,7 @@ def test_memory_lengths_say_how_fast_a_state_decays(kind: str) -> None:
     ("config", "says"),
     [
         (lambda: GatedDeltaNetConfig(heads=5), r"heads is 5; it must divide expand \* width = 256"),
-        (lambda: GatedDeltaNetConfig(d_key=0), "d_key, d_conv and expand must be at least 1"),
+        (lambda: GatedDeltaNetConfig(d_key=0), "d_key is 0; it must be at least 1"),
         (lambda: MLSTMConfig(heads=3), "heads is 3; twice that must divide width 128"),
         (lambda: Mamba3Config(d_state=6), "d_state is 6; it must be a multiple of 4"),
         (lambda: Mamba3Config(heads=0), r"heads is 0; it must divide expand \* width = 256"),

@@ -73,6 +73,9 @@ def test_a_file_of_runs_makes_the_same_report(tmp_path: Path) -> None:
     (tmp_path / "c.jsonl").write_text(json.dumps(line) + "\n")
     with pytest.raises(UserError, match="holds something else than runs"):
         read_archive(tmp_path / "c.jsonl")
+    (tmp_path / "c.jsonl").write_text((tmp_path / "a.jsonl").read_text()[:-100])
+    with pytest.raises(UserError, match=f"line {len(runs)} is damaged"):  # a run, not to be lost
+        read_archive(tmp_path / "c.jsonl")
     with pytest.raises(UserError, match="holds no run, or does not exist"):
         read_archive(tmp_path / "d.jsonl")
 

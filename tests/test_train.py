@@ -336,6 +336,15 @@ def test_a_state_cut_in_half_is_one_sentence(toy_file: Path, tmp_path: Path) -> 
     assert str(path) in str(error.value)
 
 
+def test_weights_cut_in_half_are_written_again_when_resumed(toy_file: Path, tmp_path: Path) -> None:
+    train(config_for(toy_file), tmp_path / "run", CPU)
+    path = agent_path(tmp_path / "run")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    assert train(config_for(toy_file), tmp_path / "run", CPU, resume=True)
+    assert agent_path(tmp_path / "run").read_bytes() == whole
+
+
 def test_a_diverging_run_stops_with_a_sentence(toy_file: Path, tmp_path: Path) -> None:
     config = config_for(toy_file, steps=300, learning_rate=1e30, warmup_steps=0)
     with pytest.raises(UserError, match=r"the loss is (nan|inf) and .* at step \d+.*learning_rate"):

@@ -129,10 +129,14 @@ class BackboneConfig(ABC):
     dropout: float = 0.1  # after each mixer and MLP (attention: on its weights, too)
 
     def __post_init__(self) -> None:
-        if self.width < 1 or self.layers < 1:
-            raise UserError(f"width and layers must be at least 1, got {self.width}, {self.layers}")
+        self._at_least_1("width", "layers")
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
+
+    def _at_least_1(self, *names: str) -> None:
+        for name in names:
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
 
     @abstractmethod
     def make_mixer(self, layout: Layout) -> Mixer:

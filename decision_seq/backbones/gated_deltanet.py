@@ -35,8 +35,7 @@ class GatedDeltaNetConfig(BackboneConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min(self.d_key, self.d_conv, self.expand) < 1:
-            raise UserError("d_key, d_conv and expand must be at least 1")
+        self._at_least_1("d_key", "d_conv", "expand")
         if self.heads < 1 or self.expand * self.width % self.heads:
             channels = self.expand * self.width
             raise UserError(f"heads is {self.heads}; it must divide expand * width = {channels}")

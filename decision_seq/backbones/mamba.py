@@ -48,8 +48,7 @@ class MambaConfig(BackboneConfig):
         super().__post_init__()
         if self.dense < 0:
             raise UserError(f"dense is {self.dense}; it must be at least 0, which leaves it out")
-        if min(self.d_state, self.d_conv, self.expand) < 1:
-            raise UserError("d_state, d_conv and expand must be at least 1")
+        self._at_least_1("d_state", "d_conv", "expand")
 
     def make_mixer(self, layout: Layout) -> Mixer:
         return Mamba(self)

@@ -36,8 +36,7 @@ class Mamba3Config(BackboneConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.expand < 1:
-            raise UserError("expand must be at least 1")
+        self._at_least_1("expand")
         if self.d_state < 4 or self.d_state % 4:
             raise UserError(f"d_state is {self.d_state}; it must be a multiple of 4")
         if self.heads < 1 or self.expand * self.width % self.heads:

@@ -36,8 +36,7 @@ class RGLRUConfig(BackboneConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min(self.d_conv, self.expand) < 1:
-            raise UserError("d_conv and expand must be at least 1")
+        self._at_least_1("d_conv", "expand")
         if self.gate_blocks < 1 or self.expand * self.width % self.gate_blocks:
             raise UserError(
                 f"gate_blocks is {self.gate_blocks}; it must divide expand * width = "

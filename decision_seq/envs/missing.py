@@ -31,7 +31,7 @@ PACKAGES = (
         "'decision-seq[robotics]'",
     ),
     Package(r"minigrid-|babyai-", "minigrid", "'decision-seq[minigrid]'"),
-    Package(r"popgym-", "popgym", "popgym"),
+    Package(r"popgym-", "popgym", "'decision-seq[memory]'"),
     Package(r"meta-world/", "metaworld", "metaworld"),
     Package(r"dm_control/", "shimmy", "'shimmy[dm-control]'"),
     Package(r"miniworld-", "miniworld", "miniworld"),

@@ -204,8 +204,12 @@ def _solve(program: Program, call: Call) -> None:
 def _convolution(program: Program, call: Call) -> None:
     """As a matrix product over the places that a kernel covers."""
     x, weight, bias, stride, padding, dilation, transposed, _, groups = call.arguments
+    made = call.result
+    if x.ndim == 3:  # along one axis: a row of height 1
+        x, weight, made = x.unsqueeze(2), weight.unsqueeze(2), made.unsqueeze(2)
+        stride, padding = [1, *stride], [0, *padding]
     assert x.ndim == 4 and x.shape[0] == 1 and groups == 1 and not transposed, call
-    assert list(dilation) == [1, 1], dilation
+    assert set(dilation) == {1}, dilation
     if any(padding):
         height, width = x.shape[2] + 2 * padding[0], x.shape[3] + 2 * padding[1]
         padded = program.keep(torch.empty(1, x.shape[1], height, width))
@@ -213,7 +217,7 @@ def _convolution(program: Program, call: Call) -> None:
         inner = view(padded).narrow(2, padding[0], x.shape[2]).narrow(3, padding[1], x.shape[3])
         program.pointwise("copy", inner, x)
         x = padded
-    made, (sc, sh, sw) = call.result, x.stride()[1:]
+    sc, sh, sw = x.stride()[1:]
     channels, tall, wide = weight.shape[1:]
     sizes = (channels, tall, wide, *made.shape[2:])
     strides = (sc, sh, sw, sh * stride[0], sw * stride[1])

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from decision_seq.agents import SequenceAgent, save_agent
 from decision_seq.errors import UserError
@@ -65,6 +66,18 @@ def save_checkpoint(
             (old / "state.pt").unlink(missing_ok=True)
         else:
             shutil.rmtree(old, ignore_errors=True)
+
+
+def mend_weights(
+    run: Path, agent: SequenceAgent, state: dict[str, Any], keep_interval: int
+) -> None:
+    """Write the last checkpoint again if its weights cannot be read; `state` was, and has them."""
+    last = read_index(run)["last"]
+    try:
+        with safe_open(checkpoint_folder(run, last["step"]) / "agent.safetensors", "pt"):
+            return
+    except (OSError, SafetensorError):
+        save_checkpoint(run, last["step"], agent, state, last["validation_loss"], keep_interval)
 
 
 def _alone(value: Any) -> Any:

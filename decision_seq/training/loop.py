@@ -27,7 +27,12 @@ from decision_seq.progress import progress_bar
 from decision_seq.run_config import RunConfig, write_run_config
 from decision_seq.run_folder import has_checkpoint
 from decision_seq.signals import stop_on_signal
-from decision_seq.training.checkpoint import check_run_folder, load_state, save_checkpoint
+from decision_seq.training.checkpoint import (
+    check_run_folder,
+    load_state,
+    mend_weights,
+    save_checkpoint,
+)
 from decision_seq.training.distributed import World, joined
 from decision_seq.training.faults import FiniteGuard, stop_for_fault
 from decision_seq.training.log import MetricsLog, NoLog
@@ -293,6 +298,9 @@ def restore_run(config: RunConfig, out: Path, store: EpisodeStore, learner: Lear
             f"{out}: is at step {learner.step} already, beyond train.steps {config.train.steps}; "
             "raise train.steps, or choose another --out"
         )
+    keep = config.train.keep_interval
+    mend = partial(mend_weights, out, learner.averaged, learner.state(), keep)
+    learner.world.rank_zero_only(mend)
 
 
 def _mean_loss(learner: Learner) -> float:

@@ -166,6 +166,7 @@ def _stored(name: str, folder: Path) -> Source:
 
 
 def _minari(dataset_id: str, source: str) -> Source:
+    minari_dataset.check_collected(source)
     fetched = partial(minari_dataset.files, dataset_id, source)
 
     def read() -> Episodes:

@@ -103,6 +103,16 @@ def files(dataset_id: str, source: str | None = None) -> list[Path]:
     return sorted(path for path in data.rglob("*") if path.is_file())
 
 
+def check_collected(source: str) -> None:
+    """Raise UserError if it is an id of those that `collect` makes, and is not local."""
+    made = re.fullmatch(r"decision-seq/(.+)/(.+)-v0", source)
+    if made and not is_local(source):
+        raise UserError(
+            f"{source}: has not been collected yet ({local_summary()}); run "
+            f"`decision-seq collect {made[1]} {made[2]}`"
+        )
+
+
 def is_local(dataset_id: str) -> bool:
     """Whether the dataset is in Minari's local storage; not if there can be none."""
     try:
@@ -292,11 +302,6 @@ def whole_numbers(seeds: list[Any]) -> tuple[int, ...]:
 def _download(dataset_id: str, source: str) -> None:
     import minari
 
-    if made := re.fullmatch(r"decision-seq/(.+)/(.+)-v0", source):  # what `collect` calls its own
-        raise UserError(
-            f"{source}: has not been collected yet ({local_summary()}); run "
-            f"`decision-seq collect {made[1]} {made[2]}`"
-        )
     try:
         minari.download_dataset(source)
     # Minari's remotes raise errors of several network libraries, which share no base class

@@ -42,7 +42,7 @@ def to_archive(runs: Iterable[Run]) -> str:
 
 def read_archive(path: Path) -> list[Run]:
     """The runs in the file. Raises UserError if it is no such file."""
-    lines = read_jsonl(path, "run")
+    lines = read_jsonl(path, "run", appended=False)
     if not lines:
         raise UserError(f"{path}: holds no run, or does not exist")
     try:
