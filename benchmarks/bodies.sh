@@ -24,13 +24,14 @@ compare() { # name, two targets, what the data are called and their ids, setting
         --set "eval.targets=[$2,$3]" --set "datasets.data=[$5]" "${@:6}"
 }
 
-case "${2:-all}" in
-    all | hopper) body hopper 3600 1500 ;;&
-    all | walker2d) body walker2d 5000 2500 ;;&
-    all | halfcheetah) body halfcheetah 9700 4900 ;;&
-    all | hopper | walker2d | halfcheetah) ;;
-    *)
-        echo "bodies.sh: '$2' is no body; there are hopper, walker2d and halfcheetah" >&2
-        exit 2
-        ;;
-esac
+for name in ${2:-hopper walker2d halfcheetah}; do
+    case $name in
+        hopper) body hopper 3600 1500 ;;
+        walker2d) body walker2d 5000 2500 ;;
+        halfcheetah) body halfcheetah 9700 4900 ;;
+        *)
+            echo "bodies.sh: '$name' is no body; there are hopper, walker2d and halfcheetah" >&2
+            exit 2
+            ;;
+    esac
+done
