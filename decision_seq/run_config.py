@@ -121,7 +121,7 @@ def check_same_run(run: Path, config: RunConfig) -> None:
     the number of steps."""
     path = run / "config.yaml"
     old, new = _identity(load_run_config(path)), _identity(config)
-    changed = list(_differences(old, new))
+    changed = list(differences(old, new))
     if changed:
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise UserError(
@@ -130,11 +130,11 @@ def check_same_run(run: Path, config: RunConfig) -> None:
         )
 
 
-def _differences(old: Any, new: Any, key: str = "") -> Iterator[str]:
+def differences(old: Any, new: Any, key: str = "") -> Iterator[str]:
     """`train.batch_size is 64 there and 32 here`"""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for name in {**old, **new}:
-            yield from _differences(old.get(name), new.get(name), f"{key}.{name}".lstrip("."))
+            yield from differences(old.get(name), new.get(name), f"{key}.{name}".lstrip("."))
     elif old != new:
         yield f"{key} is {in_words(old)} there and {in_words(new)} here"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -143,3 +144,16 @@ def test_rows_cut_off_on_purpose_do_not_finish_a_run_that_is_not(run: Path) -> N
     assert finished(run, evaluation_config(run, seed=40, max_steps=4))
     evaluated(run, seed=40)
     assert finished(run, whole)
+
+
+def test_a_config_edited_after_training_is_refused(run: Path, tmp_path: Path) -> None:
+    """It does not change what the agent does, so the rows would tell of another one."""
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    path = copy / "config.yaml"
+    edited = path.read_text().replace("width: 16", "width: 32")
+    path.write_text(edited)
+    before = read_rows(copy)
+    with pytest.raises(UserError, match=r"agent\.backbone\.width is 32 there and 16 in the check"):
+        evaluated(copy)
+    assert read_rows(copy) == before

@@ -26,7 +26,7 @@ from decision_seq.envs.atari import FRAME_STACK
 from decision_seq.envs.fastest import open_lanes
 from decision_seq.envs.quiet import quiet_mujoco
 from decision_seq.errors import UserError
-from decision_seq.eval.rollout.protocol import evaluation_config
+from decision_seq.eval.rollout.protocol import check_unchanged, evaluation_config
 from decision_seq.export.c_sources import write_c
 from decision_seq.export.onnx_model import OPSET, to_onnx
 from decision_seq.export.record import TOLERANCE, Record, largest_difference, play
@@ -132,8 +132,9 @@ def trained(
     step = read_index(run)[checkpoint]["step"]
     data = read_summary(run / "dataset.json")
     origin = {"data": {"name": data["name"], "hash": data["hash"]}, "step": step}
-    config = evaluation_config(run, env)
-    return load_agent(agent_at(run, step)), config, origin | {"agent_hash": agent_hash(run, step)}
+    config, agent = evaluation_config(run, env), load_agent(agent_at(run, step))
+    check_unchanged(run, config, agent)
+    return agent, config, origin | {"agent_hash": agent_hash(run, step)}
 
 
 def _target(
