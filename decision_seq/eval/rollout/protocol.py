@@ -96,7 +96,10 @@ def judging(config: RunConfig) -> RunConfig:
 
 def check_unchanged(run: Path, config: RunConfig, agent: SequenceAgent) -> None:
     """Raise UserError if the run's config says of the agent what it was not trained with."""
-    for changed in differences(to_plain(config.agent), to_plain(agent.config), "agent"):
+    written, trained = to_plain(config.agent), to_plain(agent.config)
+    for key in ("encoder", "encoders", "frame_stack"):  # chosen by the data where they are left out
+        del written[key], trained[key]
+    for changed in differences(written, trained, "agent"):
         raise UserError(
             f"{run / 'config.yaml'}: {changed.removesuffix(' here')} in the checkpoint, which acts "
             "as it was trained; put the file's value back, or train another run"
