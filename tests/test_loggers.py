@@ -14,6 +14,7 @@ from typing import get_args
 
 import pytest
 import torch
+from tensorboard.summary.writer import event_file_writer
 
 from decision_seq.errors import UserError
 from decision_seq.files import read_jsonl
@@ -118,6 +119,8 @@ def test_a_logger_has_what_metrics_have(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    # TensorBoard counts its files in their names, by which it sorts them: 8, 9, 10
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(8))
     run, before = tmp_path / "runs" / "dm", dict(os.environ)
     run.mkdir(parents=True)
     config = config_for("no.npz", name)

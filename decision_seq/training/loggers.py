@@ -12,6 +12,7 @@ import importlib.util
 import os
 import re
 import sys
+import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -84,8 +85,13 @@ class TensorBoard(Logger):
     def __init__(self, run: LoggedRun) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        folder = run.folder / "tensorboard"
+        # files are read in the order of their names, in which those of one second have none: a
+        # restart that is read too late takes away what came after it
+        while any(folder.glob(f"*.{int(time.time())}.*")):
+            time.sleep(0.05)
         purged = None if run.start_step is None else run.start_step + 1
-        self._board = SummaryWriter(str(run.folder / "tensorboard"), purge_step=purged)
+        self._board = SummaryWriter(str(folder), purge_step=purged)
         self._config = run.config
 
     def write(self, step: int, scalars: Scalars) -> None:
