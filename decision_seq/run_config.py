@@ -121,7 +121,10 @@ def check_same_run(run: Path, config: RunConfig) -> None:
     the number of steps."""
     path = run / "config.yaml"
     old, new = _identity(load_run_config(path)), _identity(config)
-    changed = list(differences(old, new))
+    changed = [
+        f"{key} is {in_words(there)} there and {in_words(here)} here"
+        for key, there, here in differences(old, new)
+    ]
     if changed:
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise UserError(
@@ -130,13 +133,13 @@ def check_same_run(run: Path, config: RunConfig) -> None:
         )
 
 
-def differences(old: Any, new: Any, key: str = "") -> Iterator[str]:
-    """`train.batch_size is 64 there and 32 here`"""
+def differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """`train.batch_size`, 64, 32"""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for name in {**old, **new}:
             yield from differences(old.get(name), new.get(name), f"{key}.{name}".lstrip("."))
     elif old != new:
-        yield f"{key} is {in_words(old)} there and {in_words(new)} here"
+        yield key, old, new
 
 
 def _identity(config: RunConfig) -> dict[str, Any]:

@@ -16,7 +16,13 @@ from decision_seq.agents import SequenceAgent, save_agent
 from decision_seq.errors import UserError
 from decision_seq.files import atomic_folder, write_text
 from decision_seq.run_config import RunConfig, check_same_run
-from decision_seq.run_folder import checkpoint_folder, has_checkpoint, read_index, step_of
+from decision_seq.run_folder import (
+    agent_at,
+    checkpoint_folder,
+    has_checkpoint,
+    read_index,
+    step_of,
+)
 
 
 def check_run_folder(config: RunConfig, out: Path, resume: bool) -> None:
@@ -68,16 +74,15 @@ def save_checkpoint(
             shutil.rmtree(old, ignore_errors=True)
 
 
-def mend_weights(
-    run: Path, agent: SequenceAgent, state: dict[str, Any], keep_interval: int
-) -> None:
-    """Write the last checkpoint again if its weights cannot be read; `state` was, and has them."""
-    last = read_index(run)["last"]
+def mend_weights(run: Path, agent: SequenceAgent) -> None:
+    """Write the last checkpoint's weights again if they cannot be read; `agent` has them, from the
+    training state beside them."""
+    path = agent_at(run, read_index(run)["last"]["step"])
     try:
-        with safe_open(checkpoint_folder(run, last["step"]) / "agent.safetensors", "pt"):
+        with safe_open(path, "pt"):
             return
     except (OSError, SafetensorError):
-        save_checkpoint(run, last["step"], agent, state, last["validation_loss"], keep_interval)
+        save_agent(agent, path)
 
 
 def _alone(value: Any) -> Any:

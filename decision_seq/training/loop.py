@@ -298,9 +298,7 @@ def restore_run(config: RunConfig, out: Path, store: EpisodeStore, learner: Lear
             f"{out}: is at step {learner.step} already, beyond train.steps {config.train.steps}; "
             "raise train.steps, or choose another --out"
         )
-    keep = config.train.keep_interval
-    mend = partial(mend_weights, out, learner.averaged, learner.state(), keep)
-    learner.world.rank_zero_only(mend)
+    learner.world.rank_zero_only(partial(mend_weights, out, learner.averaged))
 
 
 def _mean_loss(learner: Learner) -> float:

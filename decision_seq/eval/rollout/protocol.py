@@ -15,7 +15,7 @@ import torch
 from decision_seq import __version__
 from decision_seq.agents import SequenceAgent, load_agent
 from decision_seq.agents.return_prior import load_prior
-from decision_seq.config import to_plain
+from decision_seq.config import in_words, to_plain
 from decision_seq.data.tools.info import own_references, read_summary
 from decision_seq.envs.identity import simulated
 from decision_seq.envs.reference_scores import scoring
@@ -99,10 +99,11 @@ def check_unchanged(run: Path, config: RunConfig, agent: SequenceAgent) -> None:
     written, trained = to_plain(config.agent), to_plain(agent.config)
     for key in ("encoder", "encoders", "frame_stack"):  # chosen by the data where they are left out
         del written[key], trained[key]
-    for changed in differences(written, trained, "agent"):
+    for name, there, here in differences(written, trained, "agent"):
         raise UserError(
-            f"{run / 'config.yaml'}: {changed.removesuffix(' here')} in the checkpoint, which acts "
-            "as it was trained; put the file's value back, or train another run"
+            f"{run / 'config.yaml'}: {name} is {in_words(there)} there and {in_words(here)} in the "
+            "checkpoint, which acts as it was trained; put the file's value back, or train another "
+            "run"
         )
 
 
