@@ -133,6 +133,19 @@ def check_same_run(run: Path, config: RunConfig) -> None:
         )
 
 
+def check_unchanged(run: Path, config: RunConfig, trained: AgentConfig) -> None:
+    """Raise UserError if the run's config says of the agent what it was not trained with."""
+    there, here = to_plain(config.agent), to_plain(trained)
+    for key in ("encoder", "encoders", "frame_stack"):  # chosen by the data where they are left out
+        del there[key], here[key]
+    for name, says, was in differences(there, here, "agent"):
+        raise UserError(
+            f"{run / 'config.yaml'}: {name} is {in_words(says)} there and {in_words(was)} in the "
+            "checkpoint, which acts as it was trained; put the file's value back, or train another "
+            "run"
+        )
+
+
 def differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
     """`train.batch_size`, 64, 32"""
     if isinstance(old, Mapping) and isinstance(new, Mapping):

@@ -43,6 +43,8 @@ def read_index(run: Path) -> dict[str, Any]:
         raise ValueError
     except FileNotFoundError:
         raise UserError(f"{run}: holds no trained run; train one with --out {run}") from None
+    except NotADirectoryError:
+        raise UserError(f"{run}: is a file; give the folder of a run") from None
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{path}: is damaged; train the run again") from None
 

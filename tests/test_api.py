@@ -119,3 +119,6 @@ def test_bad_input_is_a_user_error(tmp_path: Path) -> None:
         ds.train("hoper", tmp_path / "run")
     with pytest.raises(ds.UserError, match="holds no trained run"):
         ds.evaluate(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(ds.UserError, match="file: is a file; give the folder of a run"):
+        ds.evaluate(tmp_path / "file")

@@ -15,8 +15,10 @@ from small_agents import MEASURED, evaluated
 from decision_seq.agents import load_agent
 from decision_seq.errors import UserError
 from decision_seq.eval.compare.evaluations import finished
+from decision_seq.eval.inspect.run import load_trained
 from decision_seq.eval.rollout.protocol import evaluate_best, evaluation_config
 from decision_seq.eval.rows import Row, read_rows, target_label
+from decision_seq.export.share import save_pretrained
 from decision_seq.run_config import run_config
 from decision_seq.run_folder import agent_at, saved_steps
 from decision_seq.training.loop import train
@@ -153,7 +155,12 @@ def test_a_config_edited_after_training_is_refused(run: Path, tmp_path: Path) ->
     path = copy / "config.yaml"
     edited = path.read_text().replace("width: 16", "width: 32")
     path.write_text(edited)
-    before = read_rows(copy)
-    with pytest.raises(UserError, match=r"agent\.backbone\.width is 32 there and 16 in the check"):
+    before, told = read_rows(copy), r"agent\.backbone\.width is 32 there and 16 in the check"
+    with pytest.raises(UserError, match=told):
         evaluated(copy)
     assert read_rows(copy) == before
+    with pytest.raises(UserError, match=told):
+        save_pretrained(copy, tmp_path / "shared")
+    assert not (tmp_path / "shared").exists()
+    with pytest.raises(UserError, match=told):
+        load_trained(copy, "last", (), torch.device("cpu"))

@@ -26,13 +26,13 @@ from decision_seq.envs.atari import FRAME_STACK
 from decision_seq.envs.fastest import open_lanes
 from decision_seq.envs.quiet import quiet_mujoco
 from decision_seq.errors import UserError
-from decision_seq.eval.rollout.protocol import check_unchanged, evaluation_config
+from decision_seq.eval.rollout.protocol import evaluation_config
 from decision_seq.export.c_sources import write_c
 from decision_seq.export.onnx_model import OPSET, to_onnx
 from decision_seq.export.record import TOLERANCE, Record, largest_difference, play
 from decision_seq.export.step import PolicyStep
 from decision_seq.files import atomic_folder
-from decision_seq.run_config import RunConfig
+from decision_seq.run_config import RunConfig, check_unchanged
 from decision_seq.run_folder import agent_at, agent_hash, read_index
 from decision_seq.settings import Context
 from decision_seq.spaces import Table
@@ -133,7 +133,7 @@ def trained(
     data = read_summary(run / "dataset.json")
     origin = {"data": {"name": data["name"], "hash": data["hash"]}, "step": step}
     config, agent = evaluation_config(run, env), load_agent(agent_at(run, step))
-    check_unchanged(run, config, agent)
+    check_unchanged(run, config, agent.config)
     return agent, config, origin | {"agent_hash": agent_hash(run, step)}
 
 

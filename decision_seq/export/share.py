@@ -24,7 +24,7 @@ from decision_seq.digits import decimals
 from decision_seq.errors import UserError
 from decision_seq.eval.rows import Row, read_rows, target_label
 from decision_seq.files import atomic_folder, write_text
-from decision_seq.run_config import load_run_config, write_run_config
+from decision_seq.run_config import check_unchanged, load_run_config, write_run_config
 from decision_seq.run_folder import SHARED, SHARED_INDEX, Which, agent_at, agent_hash, read_index
 
 
@@ -40,12 +40,13 @@ def save_pretrained(run: Path, out: Path, checkpoint: Which = "last", half: bool
         half: matrices in float16, half the size; the rows of the unrounded ones are left out.
 
     Raises:
-        UserError: `out` exists, or there is no such run.
+        UserError: `out` exists, there is no such run, or its config was edited after training.
     """
     if out.exists():
         raise UserError(f"{out}: exists; choose another folder, or remove it")
     step = read_index(run)[checkpoint]["step"]
     agent, config = load_agent(agent_at(run, step)), load_run_config(run / "config.yaml")
+    check_unchanged(run, config, agent.config)
     data = read_summary(run / "dataset.json")
     if half:
         for parameter in agent.parameters():

@@ -27,7 +27,7 @@ from decision_seq.eval.inspect.influence import (
     view_layers,
 )
 from decision_seq.files import atomic_file, write_text
-from decision_seq.run_config import RunConfig, load_run_config
+from decision_seq.run_config import RunConfig, check_unchanged, load_run_config
 from decision_seq.run_folder import Which, agent_at, agent_hash, read_index
 
 WINDOWS = 64  # over which the influence is averaged
@@ -75,6 +75,7 @@ def load_trained(
             "inspect another agent, untrained"
         )
     agent = load_agent(agent_at(run, step), device)
+    check_unchanged(run, config, agent.config)
     store = open_store(config.data.sources)
     _check_data(agent, store)
     store = _as_trained(store, config)

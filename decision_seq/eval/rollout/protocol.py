@@ -15,7 +15,7 @@ import torch
 from decision_seq import __version__
 from decision_seq.agents import SequenceAgent, load_agent
 from decision_seq.agents.return_prior import load_prior
-from decision_seq.config import in_words, to_plain
+from decision_seq.config import to_plain
 from decision_seq.data.tools.info import own_references, read_summary
 from decision_seq.envs.identity import simulated
 from decision_seq.envs.reference_scores import scoring
@@ -26,7 +26,7 @@ from decision_seq.eval.rollout.episodes import rollout
 from decision_seq.eval.rows import CHECKPOINT_RULES, Row, add_rows, target_label, target_name
 from decision_seq.files import read_jsonl
 from decision_seq.hardware import hardware, peak_memory_mib
-from decision_seq.run_config import RunConfig, differences, load_run_config
+from decision_seq.run_config import RunConfig, check_unchanged, load_run_config
 from decision_seq.run_folder import agent_hash
 
 
@@ -94,19 +94,6 @@ def judging(config: RunConfig) -> RunConfig:
     return dataclasses.replace(config, eval=config.eval.judging())
 
 
-def check_unchanged(run: Path, config: RunConfig, agent: SequenceAgent) -> None:
-    """Raise UserError if the run's config says of the agent what it was not trained with."""
-    written, trained = to_plain(config.agent), to_plain(agent.config)
-    for key in ("encoder", "encoders", "frame_stack"):  # chosen by the data where they are left out
-        del written[key], trained[key]
-    for name, there, here in differences(written, trained, "agent"):
-        raise UserError(
-            f"{run / 'config.yaml'}: {name} is {in_words(there)} there and {in_words(here)} in the "
-            "checkpoint, which acts as it was trained; put the file's value back, or train another "
-            "run"
-        )
-
-
 def evaluate_agent(
     agent: SequenceAgent,
     config: RunConfig,
@@ -119,7 +106,7 @@ def evaluate_agent(
 ) -> list[Row]:
     """Roll `agent` out by the protocol of `config.eval` and add the rows to the run folder.
     `candidates` is the number of checkpoints that rollouts choose from."""
-    check_unchanged(run, config, agent)
+    check_unchanged(run, config, agent.config)
     protocol, device = config.eval, agent.device
     assert config.env is not None  # `evaluation_config` asks for one
     if device.type == "cuda":
