@@ -244,8 +244,8 @@ def test_predictions_of_parts_are_chosen_as_they_were_encoded() -> None:
     assert encoded.shape == (8, table.features) == (8, 3 + 3 + 2)
     sure = torch.where(torch.arange(8) < 3, encoded, 40 * (2 * encoded - 1))  # logits
     np.testing.assert_array_equal(codec.choose(sure), rows)
-    assert codec.errors(sure, encoded).abs().max() < 1e-6
-    assert codec.errors(-sure, encoded).min() > 1
+    assert codec.errors(sure, encoded, "mse").abs().max() < 1e-6
+    assert codec.errors(-sure, encoded, "mse").min() > 1
     noise = torch.from_numpy(np.random.default_rng(0).gumbel(size=(8, 8)))
     np.testing.assert_array_equal(codec.choose(sure, noise), rows)
 

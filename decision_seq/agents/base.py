@@ -23,6 +23,7 @@ from decision_seq.data.store import EpisodeStore
 from decision_seq.data.transforms import ObservationNorm
 from decision_seq.data.windows import Batch, Hindsight
 from decision_seq.errors import UserError
+from decision_seq.model.actions.part import DISTANCES
 from decision_seq.model.encoders.choice import chosen_encoders, observation_encoder
 from decision_seq.model.tokens import TokenEmbedding
 from decision_seq.ops.layers import Dropout
@@ -162,13 +163,14 @@ class SequenceAgent(nn.Module):
         return errors if guide is None else guide(errors, predicted, values, batch)
 
     def imitation_errors(self, predicted: Tensor, actions: Tensor) -> Tensor:
-        """[B, K]: squared error of predictions [B, K, A], or cross-entropy if discrete."""
+        """[B, K]: squared or absolute error of predictions [B, K, A], as `agent.loss` says, or
+        cross-entropy if discrete."""
         predicted = predicted.float()
         if self.spec.discrete:
             return F.cross_entropy(predicted.transpose(1, 2), actions, reduction="none")
         if self.codec is not None:
-            return self.codec.errors(predicted, actions)
-        return (predicted - actions).square().mean(dim=-1)
+            return self.codec.errors(predicted, actions, self.config.loss)
+        return DISTANCES[self.config.loss](predicted - actions).mean(dim=-1)
 
     def forward(self, values: dict[str, Tensor], timesteps: Tensor) -> Tensor:
         """Actions for every step of the windows.

@@ -13,6 +13,7 @@ from decision_seq.config import register as register_config
 from decision_seq.data.transforms import ReturnSpec
 from decision_seq.errors import UserError
 from decision_seq.model.actions import ActionCodec
+from decision_seq.model.actions.part import ActionLoss
 from decision_seq.model.encoders import ImageEncoderConfig
 from decision_seq.model.tokens import TimestepInit
 from decision_seq.spaces import Table
@@ -48,6 +49,7 @@ class AgentConfig:
     returns: ReturnSpec = field(default_factory=ReturnSpec)
     # of the timestep embedding: 0; N(0, 1) as in the papers' code for vectors; or no embedding
     timestep_init: TimestepInit = "zero"
+    loss: ActionLoss = "mse"  # of continuous actions; l1 is the mean absolute error
     temperature: float = 0.0  # at which discrete actions are sampled; 0 takes the likeliest
     encoder: ImageEncoderConfig | None = None  # of images, by default nature; vectors take none
     encoders: dict[str, ImageEncoderConfig] = field(default_factory=dict)  # of one image, by path

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from decision_seq.model.actions.part import ActionPart, register
+from decision_seq.model.actions.part import ActionLoss, ActionPart, register
 
 
 @register("bits")
@@ -17,7 +17,7 @@ class BitsPart(ActionPart):
         """Themselves."""
         return rows
 
-    def errors(self, predicted: Tensor, wanted: Tensor) -> Tensor:
+    def errors(self, predicted: Tensor, wanted: Tensor, loss: ActionLoss) -> Tensor:
         """Sum of binary cross-entropies."""
         return F.binary_cross_entropy_with_logits(predicted, wanted, reduction="none").sum(-1)
 

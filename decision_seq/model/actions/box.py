@@ -1,11 +1,11 @@
-"""Vectors: tanh and squared error, in units of the largest in the data."""
+"""Vectors: tanh and the error of numbers, in units of the largest in the data."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from decision_seq.model.actions.part import ActionPart, register
+from decision_seq.model.actions.part import DISTANCES, ActionLoss, ActionPart, register
 
 
 @register("vector")
@@ -20,9 +20,9 @@ class BoxPart(ActionPart):
         """tanh"""
         return torch.tanh(predicted)
 
-    def errors(self, predicted: Tensor, wanted: Tensor) -> Tensor:
-        """Mean of squares."""
-        return (predicted - wanted).square().mean(dim=-1)
+    def errors(self, predicted: Tensor, wanted: Tensor, loss: ActionLoss) -> Tensor:
+        """Mean over the numbers."""
+        return DISTANCES[loss](predicted - wanted).mean(dim=-1)
 
     def choose(self, predicted: Tensor, noise: Tensor | None) -> Tensor:
         """What is predicted."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from decision_seq.model.actions.part import ActionPart, register
+from decision_seq.model.actions.part import ActionLoss, ActionPart, register
 from decision_seq.spaces.kinds.category import CategoryLeaf
 
 
@@ -23,7 +23,7 @@ class CategoryPart(ActionPart):
         spread = [row == torch.arange(n, device=rows.device) for row, n in pairs]
         return torch.cat(spread, dim=-1).to(rows.dtype)
 
-    def errors(self, predicted: Tensor, wanted: Tensor) -> Tensor:
+    def errors(self, predicted: Tensor, wanted: Tensor, loss: ActionLoss) -> Tensor:
         """Sum of cross-entropies."""
         pairs = zip(predicted.split(self.counts, -1), wanted.split(self.counts, -1), strict=True)
         return torch.stack([-(w * p.log_softmax(-1)).sum(-1) for p, w in pairs]).sum(0)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from decision_seq.model.actions.part import part_of
+from decision_seq.model.actions.part import ActionLoss, part_of
 from decision_seq.spaces import Table
 
 
@@ -28,12 +28,12 @@ class ActionCodec:
         pieces = zip(self.parts, predicted.split(self.features, -1), strict=True)
         return torch.cat([part.squash(piece) for part, piece in pieces], dim=-1)
 
-    def errors(self, predicted: Tensor, wanted: Tensor) -> Tensor:
+    def errors(self, predicted: Tensor, wanted: Tensor, loss: ActionLoss) -> Tensor:
         """[..]: the sum over parts, for predictions and encoded actions [.., A]."""
         pairs = zip(
             predicted.split(self.features, -1), wanted.split(self.features, -1), strict=True
         )
-        errors = [part.errors(*pair) for part, pair in zip(self.parts, pairs, strict=True)]
+        errors = [part.errors(*pair, loss) for part, pair in zip(self.parts, pairs, strict=True)]
         return torch.stack(errors).sum(0)
 
     def choose(

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from decision_seq.spaces import NumberLeaf
+
+ActionLoss = Literal["mse", "l1"]
+# of the differences of numbers, element by element; the least of the first is at their mean, of the
+# second at their median
+DISTANCES: dict[ActionLoss, Callable[[Tensor], Tensor]] = {"mse": torch.square, "l1": torch.abs}
 
 
 class ActionPart(ABC):
@@ -29,8 +35,8 @@ class ActionPart(ABC):
         return predicted
 
     @abstractmethod
-    def errors(self, predicted: Tensor, wanted: Tensor) -> Tensor:
-        """[..] of predictions [.., features]."""
+    def errors(self, predicted: Tensor, wanted: Tensor, loss: ActionLoss) -> Tensor:
+        """[..] of predictions [.., features]; `loss` is for numbers."""
 
     @abstractmethod
     def choose(self, predicted: Tensor, noise: Tensor | None) -> Tensor:
