@@ -15,7 +15,6 @@ import torch
 from decision_seq import __version__
 from decision_seq.agents import SequenceAgent, load_agent
 from decision_seq.agents.return_prior import load_prior
-from decision_seq.config import to_plain
 from decision_seq.data.tools.info import own_references, read_summary
 from decision_seq.envs.identity import simulated
 from decision_seq.envs.reference_scores import scoring
