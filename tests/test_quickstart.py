@@ -19,8 +19,8 @@ from decision_seq.eval.report.runs import load_run
 def test_quickstart_ends_in_time_and_its_agents_do_as_they_are_asked(
     seed: int, tmp_path: Path
 ) -> None:
-    """The expert's return, which is 110 normalized, and the medium tier's. Seen: 111 and 110 with
-    seed 0, 109 and 98 with seed 1; one episode of ten that falls takes up to 10."""
+    """The expert's return, which is 111 normalized, and about the medium tier's. The lowest of the six
+    that was seen: 104.7, and 1625 when asked for 1500; one episode of ten that falls takes up to 10."""
     out = tmp_path / "q"
     command = [sys.executable, "-m", "decision_seq", "quickstart", "--out", str(out)]
     start = time.monotonic()
@@ -32,6 +32,6 @@ def test_quickstart_ends_in_time_and_its_agents_do_as_they_are_asked(
         run = load_run(out / "runs" / f"{agent}_hopper-medium-expert_seed{seed}")
         high, low = (
             np.mean([row[field] for row in run.rows if row["target"] == target])
-            for target, field in ((3600, "normalized_score"), (1400, "episode_return"))
+            for target, field in ((3600, "normalized_score"), (1500, "episode_return"))
         )
-        assert high >= 90 and abs(low / 1400 - 1) < 0.15, (agent, high, low)
+        assert high >= 100 and abs(low / 1500 - 1) < 0.15, (agent, high, low)
