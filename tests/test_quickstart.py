@@ -19,8 +19,8 @@ from decision_seq.eval.report.runs import load_run
 def test_quickstart_ends_in_time_and_its_agents_do_as_they_are_asked(
     seed: int, tmp_path: Path
 ) -> None:
-    """The expert's return, which is 111 normalized, and about the medium tier's. The lowest of the six
-    that was seen: 104.7, and 1625 when asked for 1500; one episode of ten that falls takes up to 10."""
+    """The expert's return, which is 111 normalized, and about the medium tier's. The lowest that
+    was seen of six: 104.7, and 1625 when asked for 1500; an episode that falls takes up to 10."""
     out = tmp_path / "q"
     command = [sys.executable, "-m", "decision_seq", "quickstart", "--out", str(out)]
     start = time.monotonic()
