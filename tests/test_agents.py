@@ -141,6 +141,30 @@ def test_discrete_actions_are_indices_and_learned() -> None:
     torch.testing.assert_close(agent.loss(batch), wanted)
 
 
+def test_training_takes_the_loss_that_was_asked_for_and_validation_the_squared_error() -> None:
+    agent, batch = make("mamba", loss="l1"), random_batch(lengths=[2, K, 4])
+    apart = (predict(agent, batch) - batch.actions)[batch.mask]
+    torch.testing.assert_close(agent.loss(batch), apart.square().mean())
+    torch.testing.assert_close(agent.train().loss(batch), apart.abs().mean())
+    torch.testing.assert_close(make("mamba").train().loss(batch), apart.square().mean())
+
+
+@pytest.mark.parametrize(("loss", "wanted"), [("mse", 0.4), ("l1", 0.8)])
+def test_the_squared_error_learns_the_mean_and_the_absolute_one_the_median(
+    loss: str, wanted: float
+) -> None:
+    agent, batch = make("pointwise", loss=loss, tokens=("observation",),
+                        config=BehaviourCloningConfig).train(), random_batch(4)  # fmt: skip
+    done = torch.tensor([0.8, 0.8, 0.8, -0.8])[:, None, None].expand(4, K, A)
+    batch = dataclasses.replace(batch, observations=torch.zeros(4, K, S), actions=done)
+    optimizer = torch.optim.Adam(agent.parameters(), 3e-3)
+    for _ in range(300):
+        optimizer.zero_grad()
+        agent.loss(batch).backward()
+        optimizer.step()
+    torch.testing.assert_close(predict(agent, batch).mean().item(), wanted, atol=0.03, rtol=0)
+
+
 def test_statistics_come_from_the_data(tmp_path: Path) -> None:
     episodes = random_episodes([30, 20], width=S, action_dim=A)
     episodes.actions[:, 1] *= 4.0

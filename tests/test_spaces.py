@@ -246,6 +246,9 @@ def test_predictions_of_parts_are_chosen_as_they_were_encoded() -> None:
     np.testing.assert_array_equal(codec.choose(sure), rows)
     assert codec.errors(sure, encoded, "mse").abs().max() < 1e-6
     assert codec.errors(-sure, encoded, "mse").min() > 1
+    off = sure + torch.where(torch.arange(8) < 3, 0.5, 0.0)  # the vector's numbers alone
+    for loss, error in (("mse", 0.25), ("l1", 0.5)):
+        torch.testing.assert_close(codec.errors(off, encoded, loss), torch.full((8,), error))
     noise = torch.from_numpy(np.random.default_rng(0).gumbel(size=(8, 8)))
     np.testing.assert_array_equal(codec.choose(sure, noise), rows)
 

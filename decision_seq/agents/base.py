@@ -163,14 +163,15 @@ class SequenceAgent(nn.Module):
         return errors if guide is None else guide(errors, predicted, values, batch)
 
     def imitation_errors(self, predicted: Tensor, actions: Tensor) -> Tensor:
-        """[B, K]: squared or absolute error of predictions [B, K, A], as `agent.loss` says, or
+        """[B, K]: squared error of predictions [B, K, A], in training that of `agent.loss`, or
         cross-entropy if discrete."""
         predicted = predicted.float()
         if self.spec.discrete:
             return F.cross_entropy(predicted.transpose(1, 2), actions, reduction="none")
+        loss = self.config.loss if self.training else "mse"  # agents are compared by one
         if self.codec is not None:
-            return self.codec.errors(predicted, actions, self.config.loss)
-        return DISTANCES[self.config.loss](predicted - actions).mean(dim=-1)
+            return self.codec.errors(predicted, actions, loss)
+        return DISTANCES[loss](predicted - actions).mean(dim=-1)
 
     def forward(self, values: dict[str, Tensor], timesteps: Tensor) -> Tensor:
         """Actions for every step of the windows.

@@ -49,7 +49,9 @@ class AgentConfig:
     returns: ReturnSpec = field(default_factory=ReturnSpec)
     # of the timestep embedding: 0; N(0, 1) as in the papers' code for vectors; or no embedding
     timestep_init: TimestepInit = "zero"
-    loss: ActionLoss = "mse"  # of continuous actions; l1 is the mean absolute error
+    # of continuous actions; l1: the absolute error, whose least is at the median of what was done.
+    # Validation losses are squared errors either way
+    loss: ActionLoss = "mse"
     temperature: float = 0.0  # at which discrete actions are sampled; 0 takes the likeliest
     encoder: ImageEncoderConfig | None = None  # of images, by default nature; vectors take none
     encoders: dict[str, ImageEncoderConfig] = field(default_factory=dict)  # of one image, by path
