@@ -241,6 +241,8 @@ def test_a_checkpoint_cut_in_half_is_one_sentence(keep: float, tmp_path: Path) -
 def test_misuse_is_one_sentence() -> None:
     with pytest.raises(UserError, match=r"temperature is 1\.0, but the data's actions are"):
         make("mamba", temperature=1.0)
+    with pytest.raises(UserError, match=r"loss is l1, but the data's actions are discrete"):
+        make("mamba", discrete=True, loss="l1")
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,11 @@ class SequenceAgent(nn.Module):
                 f"agent.temperature is {config.temperature}, but the data's actions are continuous "
                 "and are not sampled; leave it out"
             )
+        if config.loss != "mse" and spec.discrete:
+            raise UserError(
+                f"agent.loss is {config.loss}, but the data's actions are discrete and learned by "
+                "cross-entropy; leave it out"
+            )
         if config.encoder is not None and not spec.frames:
             raise UserError(
                 f"agent.encoder is {config.encoder.kind}, which is for frames, but the data's "
