@@ -23,7 +23,7 @@ from decision_seq.data.store import EpisodeStore
 from decision_seq.data.transforms import ObservationNorm
 from decision_seq.data.windows import Batch, Hindsight
 from decision_seq.errors import UserError
-from decision_seq.model.actions.part import DISTANCES
+from decision_seq.model.actions.part import number_errors
 from decision_seq.model.encoders.choice import chosen_encoders, observation_encoder
 from decision_seq.model.tokens import TokenEmbedding
 from decision_seq.ops.layers import Dropout
@@ -176,7 +176,7 @@ class SequenceAgent(nn.Module):
         loss = self.config.loss if self.training else "mse"  # agents are compared by one
         if self.codec is not None:
             return self.codec.errors(predicted, actions, loss)
-        return DISTANCES[loss](predicted - actions).mean(dim=-1)
+        return number_errors(predicted, actions, loss)
 
     def forward(self, values: dict[str, Tensor], timesteps: Tensor) -> Tensor:
         """Actions for every step of the windows.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from decision_seq.model.actions.part import DISTANCES, ActionLoss, ActionPart, register
+from decision_seq.model.actions.part import ActionLoss, ActionPart, number_errors, register
 
 
 @register("vector")
@@ -22,7 +22,7 @@ class BoxPart(ActionPart):
 
     def errors(self, predicted: Tensor, wanted: Tensor, loss: ActionLoss) -> Tensor:
         """Mean over the numbers."""
-        return DISTANCES[loss](predicted - wanted).mean(dim=-1)
+        return number_errors(predicted, wanted, loss)
 
     def choose(self, predicted: Tensor, noise: Tensor | None) -> Tensor:
         """What is predicted."""

@@ -12,9 +12,13 @@ from torch import Tensor
 from decision_seq.spaces import NumberLeaf
 
 ActionLoss = Literal["mse", "l1"]
-# of the differences of numbers, element by element; the least of the first is at their mean, of the
-# second at their median
+# the least of the first is at the mean of what is wanted, of the second at its median
 DISTANCES: dict[ActionLoss, Callable[[Tensor], Tensor]] = {"mse": torch.square, "l1": torch.abs}
+
+
+def number_errors(predicted: Tensor, wanted: Tensor, loss: ActionLoss) -> Tensor:
+    """[..] of numbers [.., A]: the mean over them of their squared or absolute differences."""
+    return DISTANCES[loss](predicted - wanted).mean(dim=-1)
 
 
 class ActionPart(ABC):
