@@ -9,7 +9,9 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from decision_seq.agents import PRESETS
+import torch
+
+from decision_seq.agents import PRESETS, SequenceAgent, load_agent
 from decision_seq.agents.presets import preset_of
 from decision_seq.agents.return_conditioned import ReturnConditionedConfig
 from decision_seq.agents.spec import AgentConfig
@@ -29,6 +31,7 @@ from decision_seq.data.sources import absolute
 from decision_seq.errors import UserError
 from decision_seq.files import write_text
 from decision_seq.model.encoders import ImageEncoderConfig
+from decision_seq.run_folder import agent_at
 from decision_seq.settings import DataConfig, EvalConfig, TrainConfig, check_seed
 from decision_seq.shipped import config_file
 from decision_seq.values.critic import ValuesConfig
@@ -144,6 +147,16 @@ def check_unchanged(run: Path, config: RunConfig, trained: AgentConfig) -> None:
             "checkpoint, which acts as it was trained; put the file's value back, or train another "
             "run"
         )
+
+
+def trained_agent(
+    run: Path, config: RunConfig, step: int, device: torch.device | str = "cpu"
+) -> SequenceAgent:
+    """The agent of the checkpoint at `step`. Raises UserError if it cannot be read, or the run's
+    `config` was edited after training."""
+    agent = load_agent(agent_at(run, step), device)
+    check_unchanged(run, config, agent.config)
+    return agent
 
 
 def differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:

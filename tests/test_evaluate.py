@@ -13,6 +13,7 @@ import torch
 from small_agents import MEASURED, evaluated
 
 from decision_seq.agents import load_agent
+from decision_seq.api.estimates import off_policy
 from decision_seq.errors import UserError
 from decision_seq.eval.compare.evaluations import finished
 from decision_seq.eval.inspect.run import load_trained
@@ -164,3 +165,5 @@ def test_a_config_edited_after_training_is_refused(run: Path, tmp_path: Path) ->
     assert not (tmp_path / "shared").exists()
     with pytest.raises(UserError, match=told):
         load_trained(copy, "last", (), torch.device("cpu"))
+    with pytest.raises(UserError, match=told):
+        off_policy(copy)

@@ -76,22 +76,22 @@ def off_policy(
         seed: of the fits.
 
     Raises:
-        UserError: there is no such run, its data are gone, or it is not evaluated off-policy.
+        UserError: there is no such run, its config was edited after training, its data are gone, or
+            it is not evaluated off-policy.
     """
     import dataclasses
 
-    from decision_seq.agents import load_agent
     from decision_seq.data.store import open_store
     from decision_seq.errors import UserError
     from decision_seq.files import write_text
-    from decision_seq.run_config import load_run_config
-    from decision_seq.run_folder import agent_at, read_index
+    from decision_seq.run_config import load_run_config, trained_agent
+    from decision_seq.run_folder import read_index
     from decision_seq.shipped import run_at
     from decision_seq.values.off_policy import BIAS, estimate
 
     folder = run_at(run, to_write=True)
     config = load_run_config(folder / "config.yaml")
-    agent = load_agent(agent_at(folder, read_index(folder)[checkpoint]["step"]))
+    agent = trained_agent(folder, config, read_index(folder)[checkpoint]["step"])
     asked: Sequence[float | None] = [None]
     if agent.config.follows_target:
         named = config.eval.targets if targets is None else targets

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from decision_seq import __version__
-from decision_seq.agents import SequenceAgent, load_agent
+from decision_seq.agents import SequenceAgent
 from decision_seq.agents.fit import check_fit
 from decision_seq.agents.return_prior import load_prior
 from decision_seq.config import to_plain
@@ -32,8 +32,8 @@ from decision_seq.export.onnx_model import OPSET, to_onnx
 from decision_seq.export.record import TOLERANCE, Record, largest_difference, play
 from decision_seq.export.step import PolicyStep
 from decision_seq.files import atomic_folder
-from decision_seq.run_config import RunConfig, check_unchanged
-from decision_seq.run_folder import agent_at, agent_hash, read_index
+from decision_seq.run_config import RunConfig, trained_agent
+from decision_seq.run_folder import agent_hash, read_index
 from decision_seq.settings import Context
 from decision_seq.spaces import Table
 from decision_seq.variables import variables
@@ -132,8 +132,8 @@ def trained(
     step = read_index(run)[checkpoint]["step"]
     data = read_summary(run / "dataset.json")
     origin = {"data": {"name": data["name"], "hash": data["hash"]}, "step": step}
-    config, agent = evaluation_config(run, env), load_agent(agent_at(run, step))
-    check_unchanged(run, config, agent.config)
+    config = evaluation_config(run, env)
+    agent = trained_agent(run, config, step)
     return agent, config, origin | {"agent_hash": agent_hash(run, step)}
 
 

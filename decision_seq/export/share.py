@@ -17,15 +17,15 @@ import numpy as np
 import torch
 
 from decision_seq import __version__
-from decision_seq.agents import load_agent, save_agent
+from decision_seq.agents import save_agent
 from decision_seq.agents.return_prior import FILE as PRIOR
 from decision_seq.data.tools.info import read_summary
 from decision_seq.digits import decimals
 from decision_seq.errors import UserError
 from decision_seq.eval.rows import Row, read_rows, target_label
 from decision_seq.files import atomic_folder, write_text
-from decision_seq.run_config import check_unchanged, load_run_config, write_run_config
-from decision_seq.run_folder import SHARED, SHARED_INDEX, Which, agent_at, agent_hash, read_index
+from decision_seq.run_config import load_run_config, trained_agent, write_run_config
+from decision_seq.run_folder import SHARED, SHARED_INDEX, Which, agent_hash, read_index
 
 
 def save_pretrained(run: Path, out: Path, checkpoint: Which = "last", half: bool = False) -> None:
@@ -45,8 +45,8 @@ def save_pretrained(run: Path, out: Path, checkpoint: Which = "last", half: bool
     if out.exists():
         raise UserError(f"{out}: exists; choose another folder, or remove it")
     step = read_index(run)[checkpoint]["step"]
-    agent, config = load_agent(agent_at(run, step)), load_run_config(run / "config.yaml")
-    check_unchanged(run, config, agent.config)
+    config = load_run_config(run / "config.yaml")
+    agent = trained_agent(run, config, step)
     data = read_summary(run / "dataset.json")
     if half:
         for parameter in agent.parameters():

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from decision_seq import __version__
-from decision_seq.agents import SequenceAgent, load_agent
+from decision_seq.agents import SequenceAgent
 from decision_seq.config import to_plain
 from decision_seq.data.store import EpisodeStore, open_store
 from decision_seq.data.transforms import as_conditioned
@@ -27,8 +27,8 @@ from decision_seq.eval.inspect.influence import (
     view_layers,
 )
 from decision_seq.files import atomic_file, write_text
-from decision_seq.run_config import RunConfig, check_unchanged, load_run_config
-from decision_seq.run_folder import Which, agent_at, agent_hash, read_index
+from decision_seq.run_config import RunConfig, load_run_config, trained_agent
+from decision_seq.run_folder import Which, agent_hash, read_index
 
 WINDOWS = 64  # over which the influence is averaged
 SEED = 0  # of their choice: the same windows for every agent on the same data
@@ -74,8 +74,7 @@ def load_trained(
             f"{run}: holds a trained agent, which --set cannot change; give a config file to "
             "inspect another agent, untrained"
         )
-    agent = load_agent(agent_at(run, step), device)
-    check_unchanged(run, config, agent.config)
+    agent = trained_agent(run, config, step, device)
     store = open_store(config.data.sources)
     _check_data(agent, store)
     store = _as_trained(store, config)
