@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from decision_seq.data.transforms import ObservationNorm
@@ -93,21 +94,21 @@ class FrameEncoder(nn.Module):
         if self.training and self.shift:
             shifted = partial(random_shift, most=self.shift)
             images = each_seed(shifted, images.unflatten(0, lead)).flatten(0, 1)
+        if not stacked():  # a convolution in groups, of several seeds, has no order that it prefers
+            images = images.contiguous(memory_format=torch.channels_last)
         return self.net(images).unflatten(0, lead)
 
     def _standardised(self, images: Tensor) -> Tensor:
-        """[B, C, H, W] uint8 -> floats, in the order that convolutions are fastest in; those of
-        several seeds are one convolution in groups, which has none."""
+        """[B, C, H, W] uint8 -> floats, channels first yet: channels last, the mean would be
+        repeated along the innermost axis, which takes a CPU ten times as long."""
         kind = images.device.type
         dtype = next(self.net.parameters()).dtype
         if torch.is_autocast_enabled(kind):
             dtype = torch.get_autocast_dtype(kind)
-        order = torch.preserve_format if stacked() else torch.channels_last
-        floats = images.to(dtype, memory_format=order)
         mean = self.mean.to(dtype)
         if self.colours:
             mean = mean.movedim(-1, 0).repeat(images.shape[1] // self.colours, 1, 1)
-        return floats.sub_(mean).div_(self.std.to(dtype))
+        return images.to(dtype).sub_(mean).div_(self.std.to(dtype))
 
     def penalty(self) -> Tensor | float:
         """What training adds to the loss on account of the weights."""
@@ -125,11 +126,8 @@ def random_shift(images: Tensor, most: int) -> Tensor:
     """[B, K, C, H, W] with each window b moved by up to `most` pixels either way, all its images
     alike; what comes in repeats the edge (arXiv:2004.13649). Drawn from torch's CPU generator."""
     (batch, steps), (height, width) = images.shape[:2], images.shape[-2:]
-    move = torch.randint(-most, most + 1, (2, batch, 1)).to(images.device, non_blocking=True)
-    y = (torch.arange(height, device=images.device) + move[0]).clamp(0, height - 1)  # [B, H]
-    x = (torch.arange(width, device=images.device) + move[1]).clamp(0, width - 1)  # [B, W]
-    window = torch.arange(batch, device=images.device)[:, None, None, None]
-    step = torch.arange(steps, device=images.device)[None, :, None, None]
-    channels_last = images.movedim(2, -1)  # [B, K, H, W, C], and so in memory
-    moved = channels_last[window, step, y[:, None, :, None], x[:, None, None, :]]
-    return moved.movedim(-1, 2)
+    y, x = torch.randint(2 * most + 1, (2, batch)).to(images.device, non_blocking=True)
+    padded = F.pad(images.flatten(1, 2), (most,) * 4, mode="replicate")
+    moved = padded.unfold(2, height, 1).unfold(3, width, 1)  # [B, K * C, y, x, H, W], a view
+    window = torch.arange(batch, device=images.device)
+    return moved.permute(0, 2, 3, 1, 4, 5)[window, y, x].unflatten(1, (steps, -1))
