@@ -1,6 +1,7 @@
 """The start of the timestep embedding in transformers' DecisionTransformerModel: score by steps.
 
-    python -m benchmarks.timestep_embedding --seeds 0 1 2 3 4 --out docs/results/transformers.jsonl
+    python -m benchmarks.timestep_embedding --out docs/results/transformers.jsonl
+    python -m benchmarks.timestep_embedding --out docs/results/transformers.jsonl --body walker2d
     python -m benchmarks.timestep_embedding --lengths      # of what a token is the sum of
 
 Data, windows, settings and targets are those of configs/compare-medium-expert.yaml, the model is
@@ -58,10 +59,10 @@ def main() -> None:
     if arguments.lengths:
         print_lengths(store, norm)
         return
-    done = {(row["start"], row["seed"]) for row in read_jsonl(arguments.out)}
+    done = {(row["env"], row["start"], row["seed"]) for row in read_jsonl(arguments.out)}
     for seed in arguments.seeds:
         for start in arguments.starts:
-            if (start, seed) in done:
+            if (env, start, seed) in done:
                 continue
             rows = []
             for step, model in train(store, norm, start, seed):
