@@ -80,3 +80,10 @@ def test_random_shift_moves_a_window_as_a_whole() -> None:
         expected = padded[b, :, y : y + 10, x : x + 12].reshape(3, 4, 10, 12)
         assert torch.equal(moved[b], torch.from_numpy(expected))
     assert len({*zip(dy, dx, strict=True)}) > 1  # windows differ
+
+
+def test_random_shift_keeps_autocast_precision() -> None:
+    frames = torch.rand(2, 3, 4, 10, 12).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert random_shift(frames, 2).dtype == torch.bfloat16  # its padding would be float32
+

@@ -109,7 +109,7 @@ def check_collected(source: str) -> None:
     if made and not is_local(source):
         raise UserError(
             f"{source}: has not been collected yet ({local_summary()}); run "
-            f"`decision-seq collect {made[1]} {made[2]}`"
+            f"`decision-seq collect {made[1]} {made[2]}` (`list tiers` says what there is)"
         )
 
 

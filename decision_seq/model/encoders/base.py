@@ -127,7 +127,8 @@ def random_shift(images: Tensor, most: int) -> Tensor:
     alike; what comes in repeats the edge (arXiv:2004.13649). Drawn from torch's CPU generator."""
     (batch, steps), (height, width) = images.shape[:2], images.shape[-2:]
     y, x = torch.randint(2 * most + 1, (2, batch)).to(images.device, non_blocking=True)
-    padded = F.pad(images.flatten(1, 2), (most,) * 4, mode="replicate")
+    with torch.autocast(images.device.type, enabled=False):  # which pads in float32
+        padded = F.pad(images.flatten(1, 2), (most,) * 4, mode="replicate")
     moved = padded.unfold(2, height, 1).unfold(3, width, 1)  # [B, K * C, y, x, H, W], a view
     window = torch.arange(batch, device=images.device)
     return moved.permute(0, 2, 3, 1, 4, 5)[window, y, x].unflatten(1, (steps, -1))
