@@ -1,18 +1,19 @@
 """Score by gradient step and start of the timestep embedding, of our agents and transformers'.
 
     python -m benchmarks.timestep_curves docs/results/hopper-medium-expert.jsonl \\
-        --transformers docs/results/transformers.jsonl --out docs/results/timestep-embedding.svg
+        --transformers docs/results/timestep-embedding/transformers.jsonl --out docs/results/timestep-embedding/curves.svg
 
 Reads runs of configs/compare-medium-expert.yaml, whose kept checkpoints were rolled out, and the
 rows of `benchmarks.timestep_embedding`. Prints a table, mean over training seeds and its 95 %
-interval at the higher target, and draws a panel an environment.
+interval at the higher target, by windows or streams as the rows have it; draws a panel an
+environment.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -71,22 +72,28 @@ def read(places: Sequence[Path], transformers: Path | None) -> Curves:
 
 
 def table(curves: Curves) -> str:
-    """Markdown: a row a model and start."""
+    """Markdown: a row a model and start; last, after all steps, by how much it is ahead of
+    N(0, 1) on the same seeds."""
     lines = []
     for env, by_agent in curves.items():
         steps = sorted({step for by_step in by_agent.values() for step in by_step})
-        lines += [
-            [env, "start", *(f"{step:,} steps" for step in steps)],
-            ["---"] * (len(steps) + 2),
-        ]
+        head = [env, "start", *(f"{step:,} steps" for step in steps), "less N(0, 1)"]
+        lines += [head, ["---"] * len(head)]
         for (model, start), by_step in by_agent.items():
-            seeds = (
-                [float(np.mean(scores)) for scores in by_step[step].values()] for step in steps
-            )
-            lines.append(
-                [model, start, *(number(estimate({"": scores}, mean), 1) for scores in seeds)]
-            )
+            other = by_agent.get((model, "N(0, 1)"), {})
+            last, published = by_seed(by_step, steps[-1]), by_seed(other, steps[-1])
+            ahead = [last[seed] - published[seed] for seed in last.keys() & published.keys()]
+            cells = [_cell([*by_seed(by_step, step).values()]) for step in steps]
+            lines.append([model, start, *cells, "" if other is by_step else _cell(ahead)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def by_seed(by_step: Mapping[int, dict[int, list[float]]], step: int) -> dict[int, float]:
+    return {seed: float(np.mean(scores)) for seed, scores in sorted(by_step.get(step, {}).items())}
+
+
+def _cell(scores: Sequence[float]) -> str:
+    return number(estimate({"": scores}, mean), 1) if scores else ""
 
 
 def figure(curves: Curves) -> str:
@@ -98,7 +105,7 @@ def figure(curves: Curves) -> str:
             steps = sorted(by_step)
             ax.plot(
                 steps,
-                [np.mean([np.mean(scores) for scores in by_step[s].values()]) for s in steps],
+                [np.mean([*by_seed(by_step, step).values()]) for step in steps],
                 LINES[start],
                 color=COLOURS[models.index(model)],
                 marker=".",
