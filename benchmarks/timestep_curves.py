@@ -1,7 +1,7 @@
 """Score by gradient step and start of the timestep embedding, of our agents and transformers'.
 
     python -m benchmarks.timestep_curves docs/results/hopper-medium-expert.jsonl \\
-        --transformers docs/results/timestep-embedding/transformers.jsonl --out docs/results/timestep-embedding/curves.svg
+        --transformers transformers.jsonl --out curves.svg
 
 Reads runs of configs/compare-medium-expert.yaml, whose kept checkpoints were rolled out, and the
 rows of `benchmarks.timestep_embedding`. Prints a table, mean over training seeds and its 95 %

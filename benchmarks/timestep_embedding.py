@@ -1,7 +1,7 @@
 """The start of the timestep embedding in transformers' DecisionTransformerModel: score by steps.
 
-    python -m benchmarks.timestep_embedding --out docs/results/timestep-embedding/transformers.jsonl
-    python -m benchmarks.timestep_embedding --out docs/results/timestep-embedding/transformers.jsonl --body walker2d
+    python -m benchmarks.timestep_embedding --out transformers.jsonl
+    python -m benchmarks.timestep_embedding --out transformers.jsonl --body walker2d
     python -m benchmarks.timestep_embedding --lengths      # of what a token is the sum of
 
 Data, windows, settings and targets are those of configs/compare-medium-expert.yaml, the model is
