@@ -86,4 +86,3 @@ def test_random_shift_keeps_autocast_precision() -> None:
     frames = torch.rand(2, 3, 4, 10, 12).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
         assert random_shift(frames, 2).dtype == torch.bfloat16  # its padding would be float32
-
