@@ -3,7 +3,7 @@
     python -m benchmarks.timestep_curves docs/results/hopper-medium-expert.jsonl \\
         --transformers transformers.jsonl --out curves.svg
 
-Reads runs of configs/compare-medium-expert.yaml, whose kept checkpoints were rolled out, and the
+Reads runs of configs/compare-medium-expert.yaml, rolled out as they were after some steps, and the
 rows of `benchmarks.timestep_embedding`. Prints a table, mean over training seeds and its 95 %
 interval at the higher target, by windows or streams as the rows have it; draws a panel an
 environment.
@@ -24,6 +24,7 @@ from decision_seq.eval.report.archive import load_runs
 from decision_seq.eval.report.runs import find_runs
 from decision_seq.eval.report.scores import number
 from decision_seq.eval.report.statistics import estimate, mean
+from decision_seq.eval.report.tables import ON_THE_WAY
 from decision_seq.files import read_jsonl, write_text
 
 AGENTS = {  # as rows name them
@@ -53,7 +54,7 @@ def read(places: Sequence[Path], transformers: Path | None) -> Curves:
         )
         for run in load_runs(find_runs(places))
         for row in run.others
-        if row["checkpoint"] == "candidate" and run.agent in AGENTS
+        if row["checkpoint"] in ON_THE_WAY and run.agent in AGENTS
     ]
     rows += [
         (row["env"], row["start"], row["step"], row["seed"], row["target"], row["score"])
