@@ -7,6 +7,7 @@ import io
 import json
 import re
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from report_rows import (
     with_other_checkpoints,
 )
 
+from decision_seq.eval.report import figures
 from decision_seq.eval.report import statistics as stats
 from decision_seq.eval.report.data import Data
 from decision_seq.eval.report.sections import sections
@@ -329,6 +331,17 @@ def test_scores_on_the_way_are_drawn_in_the_context_that_they_are_of(tmp_path: P
         run.rows = [*run.rows, *run.rows, *stream]  # most are in windows: on these they compare
     (again,) = Data(runs, {}).score_by_step
     assert again == "hopper, Hopper-v5 (stream)"
+
+
+def test_rows_may_leave_out_the_returns_in_the_data(tmp_path: Path) -> None:
+    runs = runs_of(tmp_path, CLOSE)
+    data = Data(runs, {})
+    drawn = figures.target_return(runs, "hopper", data.style)
+    for run in runs:
+        run.dataset["returns"] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # such as of a division by none
+        assert figures.target_return(runs, "hopper", data.style) != drawn
 
 
 def test_episodes_cut_off_on_purpose_are_not_averaged_with_whole_ones(tmp_path: Path) -> None:

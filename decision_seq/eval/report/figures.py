@@ -102,7 +102,7 @@ def target_return(runs: Sequence[Run], dataset: str, style: Style) -> str:
     targets = [r["target"] for own in rows.values() for r in own if r["target"] is not None]
     low, top = limits([*achieved, *targets, *returns])
     counts, edges = np.histogram(returns, bins=30)
-    widths = counts / counts.max() * 0.25 * (top - low)
+    widths = counts / max(counts.max(), 1) * 0.25 * (top - low)  # rows may leave returns out
     ax.barh(edges[:-1], widths, np.diff(edges), left=low, align="edge", color=INK, alpha=0.25)
     ax.plot([low, top], [low, top], "--", color=INK, linewidth=1)
     for agent, group in _by_agent(runs, dataset):
