@@ -110,7 +110,7 @@ def figure(curves: Curves) -> str:
                 LINES[start],
                 color=COLOURS[models.index(model)],
                 marker=".",
-                label=f"{model}, {start}",
+                label=f"{model}, {start}" if env == axes[-1][1] else None,  # once for all
             )
         ax.set_ylim(bottom=0)
         ax.set_xlabel("gradient step")
