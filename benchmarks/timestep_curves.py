@@ -60,6 +60,8 @@ def read(places: Sequence[Path], transformers: Path | None) -> Curves:
         (row["env"], row["start"], row["step"], row["seed"], row["target"], row["score"])
         for row in (read_jsonl(transformers) if transformers else ())
     ]
+    if not rows:
+        raise UserError("no run was rolled out after some of its steps; train with eval.interval")
     highest: dict[str, float] = {}
     for env, *_, target, _ in rows:
         highest[env] = max(highest.get(env, 0.0), target)
@@ -83,7 +85,7 @@ def table(curves: Curves) -> str:
         for (model, start), by_step in by_agent.items():
             other = by_agent.get((model, "N(0, 1)"), {})
             last, published = by_seed(by_step, steps[-1]), by_seed(other, steps[-1])
-            ahead = [last[seed] - published[seed] for seed in last.keys() & published.keys()]
+            ahead = [score - published[seed] for seed, score in last.items() if seed in published]
             cells = [_cell([*by_seed(by_step, step).values()]) for step in steps]
             lines.append([model, start, *cells, "" if other is by_step else _cell(ahead)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
