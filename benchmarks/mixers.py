@@ -21,8 +21,9 @@ import numpy as np
 from decision_seq.errors import UserError
 from decision_seq.eval.drawing import COLOURS, panels, to_svg
 from decision_seq.eval.report.archive import load_runs
+from decision_seq.eval.report.comparisons import comparisons
 from decision_seq.eval.report.runs import Run, find_runs
-from decision_seq.eval.report.scores import Score, choose_tasks, comparisons, number, score_table
+from decision_seq.eval.report.scores import Score, choose_tasks, number, score_table
 from decision_seq.eval.report.standings import Standing, standings
 from decision_seq.eval.report.tables import costs
 from decision_seq.files import write_text

@@ -24,6 +24,7 @@ from report_rows import (
     with_other_checkpoints,
 )
 
+from decision_seq.errors import UserError
 from decision_seq.eval.report import figures
 from decision_seq.eval.report import statistics as stats
 from decision_seq.eval.report.data import Data
@@ -173,6 +174,27 @@ def test_tasks_stand_side_by_side_in_the_order_of_their_numbers(tmp_path: Path) 
     ]
     titles = [s.title for s in sections(Data(runs_of(tmp_path / "d", FAR), {}))]
     assert "Tasks side by side" not in titles  # a row of its own says nothing new
+
+
+def test_every_agent_is_compared_with_the_one_that_is_named(tmp_path: Path) -> None:
+    """With the sign of the other agent's lead, on every task that has the agent, and on all."""
+    data = Data(runs_of(tmp_path / "a", FAR), {}, "attention")
+    assert [(c.better, c.verdict) for c in data.against] == [("bc", "worse"), ("mamba", "better")]
+    below, above = data.against
+    assert below.difference and below.difference.value == pytest.approx(-29.8)
+    assert above.difference == data.comparisons[0].difference  # the leader less it
+    table = section(data, "Against attention").table
+    assert [line[2:4] for line in table.rows] == [["bc", "attention"], ["mamba", "attention"]]
+    assert Data(data.runs, {}).against == []
+    both = runs_of(tmp_path / "b", FAR) + runs_of(tmp_path / "c", CLOSE, "walker")
+    lines = Data(both, {}, "attention").against
+    assert [(c.task, c.better, c.verdict) for c in lines] == [
+        ("hopper, Hopper-v5", "bc", "worse"), ("hopper, Hopper-v5", "mamba", "better"),
+        ("walker, Hopper-v5", "mamba", "tie"), ("all", "mamba", "better"),
+    ]  # fmt: skip
+    assert [c.task for c in Data(both, {}, "bc").against] == ["hopper, Hopper-v5"] * 2
+    with pytest.raises(UserError, match=r"no rollouts are of 'dt'; there are attention, bc, mamba"):
+        Data(both, {}, "dt")
 
 
 def test_only_common_seeds_are_paired(tmp_path: Path) -> None:

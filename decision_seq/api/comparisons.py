@@ -101,20 +101,24 @@ def compare(
     return Report(runs, files, failed)
 
 
-def report(runs: Place | Sequence[Place], out: Place = "report.html") -> Report:
+def report(
+    runs: Place | Sequence[Place], out: Place = "report.html", against: str | None = None
+) -> Report:
     """Write a report from the rows of run folders: `report`.
 
     Args:
         runs: run folders, folders that hold some, or files of runs (.jsonl); one or several.
         out: file to write; .html with .md, .csv and .json beside it, or one of these alone, or all
             that a report needs of the runs in one file, .jsonl.
+        against: agent that every other is compared with as well; by default the leader of each
+            task alone.
 
     Raises:
-        UserError: there is no run, or it was never evaluated.
+        UserError: there is no run, it was never evaluated, or none is of `against`.
     """
     from decision_seq.eval.report.page import write_report
     from decision_seq.eval.report.runs import find_runs
 
     places = [runs] if isinstance(runs, str | os.PathLike) else runs
     found = find_runs([Path(place) for place in places])
-    return Report(found, write_report(found, Path(out)))
+    return Report(found, write_report(found, Path(out), baseline=against))

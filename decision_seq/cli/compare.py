@@ -45,14 +45,15 @@ def compare(
 Runs = Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN [RUN ...]", help_behavior_hint="")]
 
 
-def report(runs: Runs, out: Path = Path("report.html")) -> None:
+def report(runs: Runs, out: Path = Path("report.html"), against: str | None = None) -> None:
     """Write a report from the rows of run folders: a self-contained page, Markdown, CSV and JSON.
 
     Args:
         runs: run folders, folders that hold some, or files of runs (.jsonl).
         out: file to write; .html with .md, .csv and .json beside it, or one of these alone, or all
             that a report needs of the runs in one file, .jsonl.
+        against: an agent's name: every other is compared with it, beside the leader of each task.
     """
     from decision_seq.api import comparisons
 
-    print(f"report: {', '.join(map(str, comparisons.report(runs, out).files))}")
+    print(f"report: {', '.join(map(str, comparisons.report(runs, out, against).files))}")

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from decision_seq.eval.report import figures, sweeps
+from decision_seq.eval.report import comparisons, figures, sweeps
 from decision_seq.eval.report import protocol as report_protocol
 from decision_seq.eval.report import scores as report_scores
 from decision_seq.eval.report import statistics as stats
@@ -31,6 +31,7 @@ class Data:
 
     runs: Sequence[Run]
     failed: Mapping[str, str]  # by name, why other runs of the comparison failed
+    baseline: str | None = None  # the agent that every other is compared with, beside the leader
 
     def __post_init__(self) -> None:
         self.agents = agents(self.runs)
@@ -39,7 +40,8 @@ class Data:
         self.tasks = report_scores.choose_tasks(self.runs, self.scores)
         self.pooled = report_scores.pooled_tasks(self.tasks)
         self.aggregates = report_scores.aggregate(self.pooled)
-        self.comparisons = report_scores.comparisons(self.tasks)
+        self.comparisons = comparisons.comparisons(self.tasks)
+        self.against = comparisons.against(self.tasks, self.baseline)
         self.successes = successes(self.runs)
         self.choices = report_tables.last_or_best(self.runs)
         self.contexts = report_tables.window_or_stream(self.runs)
@@ -47,7 +49,7 @@ class Data:
         self.standings = standings(
             self.tasks, self.pooled, self.aggregates, self.comparisons, self.costs
         )
-        self.summary = report_scores.summary(self.scores, self.runs, self.tasks, self.comparisons)
+        self.summary = comparisons.summary(self.scores, self.runs, self.tasks, self.comparisons)
         self.summary += [*price(self.standings), *outdated(self.runs)]
         self.films = films(self.runs)
         self.score_by_step = report_tables.score_by_step(self.runs, self.tasks)
@@ -93,8 +95,8 @@ class Data:
 def to_json(data: Data) -> dict[str, Any]:
     """Every number, as plain data."""
     plain: dict[str, Any] = {"title": data.title, "summary": data.summary}
-    for name in ("standings", "scores", "successes", "comparisons", "choices", "contexts", "costs",
-                 "selections", "trials", "validations"):  # fmt: skip
+    for name in ("standings", "scores", "successes", "comparisons", "against", "choices",
+                 "contexts", "costs", "selections", "trials", "validations"):  # fmt: skip
         plain[name] = [asdict(line) for line in getattr(data, name)]
     plain["looks_back"] = [asdict(line) for line in data.looks_back]
     plain["aggregates"] = {
@@ -160,7 +162,7 @@ def to_csv(data: Data) -> str:
         of = {"agent": agent, "unit": data.pooled[0].unit, "checkpoint": data.pooled_checkpoint}
         for name, estimate in found.items():
             add("aggregates", name, estimate, **of)
-    for c in data.comparisons:
+    for c in (*data.comparisons, *data.against):
         task = next((t for t in data.tasks if t.name == c.task), None)
         of = {"agent": c.better, "against": c.worse, "n": c.seeds, "dataset": "all",
               "checkpoint": c.checkpoint}  # fmt: skip

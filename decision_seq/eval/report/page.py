@@ -22,7 +22,10 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 def write_report(
-    folders: Sequence[Path], out: Path, failed: dict[str, str] | None = None
+    folders: Sequence[Path],
+    out: Path,
+    failed: dict[str, str] | None = None,
+    baseline: str | None = None,
 ) -> list[Path]:
     """Write the report of the runs in `folders`, each file atomically.
 
@@ -32,16 +35,17 @@ def write_report(
             that ends in .md, .csv or .json is written alone, as is a file of runs, .jsonl. The
             figures of an .md are files in a folder beside it.
         failed: by name, why other runs of the comparison failed; the report says so.
+        baseline: agent that every other is compared with, beside the leader.
 
     Returns:
         What was written.
 
     Raises:
-        UserError: `out` ends otherwise, or a run has no rows.
+        UserError: `out` ends otherwise, or a run has no rows, or no run is of `baseline`.
     """
     if out.suffix not in FORMS:
         raise UserError(f"{out}: a report is written as {', '.join(FORMS)}")
-    data = Data(load_runs(folders), failed or {})
+    data = Data(load_runs(folders), failed or {}, baseline)
     parts = sections(data)
     suffixes = [".html", ".md", ".csv", ".json"] if out.suffix == ".html" else [out.suffix]
     files = [out.with_suffix(suffix) for suffix in reversed(suffixes)]  # the page last

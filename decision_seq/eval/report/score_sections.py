@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
 
 from decision_seq.eval.report import figures
 from decision_seq.eval.report import statistics as stats
+from decision_seq.eval.report.comparisons import Comparison, lead
 from decision_seq.eval.report.data import Data
 from decision_seq.eval.report.film import strip
 from decision_seq.eval.report.parts import Figure, Section, Table
-from decision_seq.eval.report.scores import bracket, lead, number
+from decision_seq.eval.report.scores import bracket, number
 
 NEAR = 0.05  # of the best: what OGBench's tables mark with it
 
@@ -160,19 +162,21 @@ def comparison(data: Data) -> Section | None:
     """Task by task, how much better its leader is than the others."""
     if len(data.pooled) < 2:
         return None  # the first table has it
-    rows = []
-    for c in data.comparisons:
-        sure = {True: "better", False: "tie", None: "too few seeds"}[c.sure]
-        rows.append(
-            [c.task, c.checkpoint, c.better, c.worse, lead(c), number(c.improvement, 2),
-             str(c.seeds), sure]
-        )  # fmt: skip
-    columns = ("task", "checkpoint", "agent", "against", "paired difference",
-               "probability of improvement", "common seeds", "verdict")  # fmt: skip
     return Section(
         "Which is better, task by task",
         "The agent with the highest mean on each task against every other.",
-        table=Table(columns, rows, 4),
+        table=_paired(data.comparisons),
+    )
+
+
+def against(data: Data) -> Section | None:
+    """Every other agent less the one that was named."""
+    if not data.against:
+        return None
+    return Section(
+        f"Against {data.baseline}",
+        f"Every other agent less {data.baseline}, on the same training and environment seeds.",
+        table=_paired(data.against),
     )
 
 
@@ -213,3 +217,15 @@ def task_names(data: Data) -> tuple[str, dict[str, str]]:
 def shown(value: float | None, digits: int = 0) -> str:
     """A cost, where it is known."""
     return "not in the rows" if value is None else f"{value:.{digits}f}"
+
+
+def _paired(lines: Sequence[Comparison]) -> Table:
+    """Comparisons, a line each."""
+    rows = [
+        [c.task, c.checkpoint, c.better, c.worse, lead(c), number(c.improvement, 2),
+         str(c.seeds), c.verdict]
+        for c in lines
+    ]  # fmt: skip
+    columns = ("task", "checkpoint", "agent", "against", "paired difference",
+               "probability of improvement", "common seeds", "verdict")  # fmt: skip
+    return Table(columns, rows, 4)

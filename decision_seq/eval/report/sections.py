@@ -15,6 +15,7 @@ from decision_seq.eval.report.data import Data
 from decision_seq.eval.report.parts import Figure, Section, Table
 from decision_seq.eval.report.runs import datasets, inspected, reported
 from decision_seq.eval.report.score_sections import (
+    against,
     comparison,
     film,
     glance,
@@ -30,8 +31,9 @@ from decision_seq.eval.report.tables import FAR, Cost, PairedScores
 
 def sections(data: Data) -> list[Section]:
     """All sections that have something to say, in reading order."""
-    makers = (glance, side_by_side, scores, film, success, comparison, together, targets, learning,
-              checkpoints, spending, tried, contexts, cost, lookback)  # fmt: skip
+    makers = (glance, side_by_side, scores, film, success, comparison, against, together,
+              targets, learning, checkpoints, spending, tried, contexts, cost,
+              lookback)  # fmt: skip
     return [section for maker in makers if (section := maker(data)) is not None]
 
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from decision_seq.eval.report import statistics as stats
-from decision_seq.eval.report.scores import Comparison, Task
+from decision_seq.eval.report.comparisons import Comparison
+from decision_seq.eval.report.scores import Task
 from decision_seq.eval.report.tables import Cost
 
 Aggregates = Mapping[str, Mapping[str, stats.Estimate]]  # agent -> statistic -> its estimate
