@@ -162,15 +162,16 @@ def to_csv(data: Data) -> str:
         of = {"agent": agent, "unit": data.pooled[0].unit, "checkpoint": data.pooled_checkpoint}
         for name, estimate in found.items():
             add("aggregates", name, estimate, **of)
-    for c in (*data.comparisons, *data.against):
-        task = next((t for t in data.tasks if t.name == c.task), None)
-        of = {"agent": c.better, "against": c.worse, "n": c.seeds, "dataset": "all",
-              "checkpoint": c.checkpoint}  # fmt: skip
-        if task:
-            of |= {k: getattr(task, k) for k in ("dataset", "env", "target", "context")}
-        unit = task.unit if task else "normalized"
-        add("comparisons", "paired difference", c.difference, **of, unit=unit)
-        add("comparisons", "probability of improvement", c.improvement, **of, unit="probability")
+    for table, compared in (("comparisons", data.comparisons), ("against", data.against)):
+        for c in compared:
+            task = next((t for t in data.tasks if t.name == c.task), None)
+            of = {"agent": c.better, "against": c.worse, "n": c.seeds, "dataset": "all",
+                  "checkpoint": c.checkpoint}  # fmt: skip
+            if task:
+                of |= {k: getattr(task, k) for k in ("dataset", "env", "target", "context")}
+            unit = task.unit if task else "normalized"
+            add(table, "paired difference", c.difference, **of, unit=unit)
+            add(table, "probability of improvement", c.improvement, **of, unit="probability")
     for table, versus in (("checkpoints", data.choices), ("contexts", data.contexts)):
         for v in versus:
             of = {k: getattr(v, k) for k in ("dataset", "env", "target", "agent", "unit")}
