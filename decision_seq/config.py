@@ -263,7 +263,18 @@ def _name(value: Any) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads `1e-4` as text; people who write learning rates mean a number."""
+    """YAML 1.1 reads `1e-4` as text; people who write learning rates mean a number. PyYAML keeps
+    the last of a key that is there twice, and who copies a block to rename it loses the first."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        given: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in given:
+                    said = f"`{key.value}` is given twice; rename or remove one"
+                    raise yaml.constructor.ConstructorError(None, None, said, key.start_mark)
+                given.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(

@@ -28,6 +28,11 @@ class DataConfig:
     windows: Literal["any", "full"] = "any"  # begin at any step, or only where K steps remain
 
     def __post_init__(self) -> None:
+        if len(set(self.sources)) < len(self.sources):
+            raise UserError(
+                f"sources is {list(self.sources)}, which names one twice; remove it (weights draw "
+                "from one more often)"
+            )
         if len(self.weights) not in (0, len(self.sources)):
             raise UserError(
                 f"weights has {len(self.weights)} numbers for {len(self.sources)} sources; give "
@@ -80,8 +85,10 @@ class TrainConfig:
             )
         if self.batch_size > 1_000_000:
             raise UserError(f"batch_size is {self.batch_size}; it must be at most 1000000")
-        if self.weight_decay < 0 or not all(0 <= beta < 1 for beta in self.betas):
-            raise UserError("weight_decay must be at least 0 and betas at least 0 and below 1")
+        if self.weight_decay < 0:
+            raise UserError(f"weight_decay is {self.weight_decay}; it must be at least 0")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError(f"betas is {list(self.betas)}; they must be at least 0 and below 1")
         for name in ("learning_rate", "gradient_clip"):
             if getattr(self, name) <= 0:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be above 0")
@@ -126,8 +133,10 @@ class EvalConfig:
         return dataclasses.replace(self, seed=self.seed + self.episodes)
 
     def __post_init__(self) -> None:
-        if self.episodes < 1 or self.interval < 0:
-            raise UserError("episodes must be at least 1 and interval at least 0")
+        if self.episodes < 1:
+            raise UserError(f"episodes is {self.episodes}; it must be at least 1")
+        if self.interval < 0:
+            raise UserError(f"interval is {self.interval}; it must be at least 0")
         if self.max_steps is not None and self.max_steps < 1:
             raise UserError(f"max_steps is {self.max_steps}; it must be at least 1, or left out")
         if self.score_reference is not None:
@@ -139,6 +148,8 @@ class EvalConfig:
                 )
         if self.targets != "auto" and not all(math.isfinite(target) for target in self.targets):
             raise UserError(f"targets is {list(self.targets)}; they must be finite numbers")
+        if self.targets != "auto" and len(set(self.targets)) < len(self.targets):
+            raise UserError(f"targets is {list(self.targets)}, which names one twice; remove it")
         if not 0 < self.target_quantile < 1:
             raise UserError(
                 f"target_quantile is {self.target_quantile}; it must be above 0 and below 1"

@@ -376,6 +376,8 @@ def test_what_was_typed_wrongly_is_said_of_what_was_typed(
         ({"per_agent": {"dt": {"name": "x"}}}, "per_agent.dt sets name"),
         ({"options": {"a/b": {}}}, "label 'a/b'"),
         ({"options": {"a": {"seed": 3}}}, "options.a sets seed"),
+        ({"overrides": {"seed": 3}}, "overrides sets seed"),
+        ({"overrides": {"data": {"sources": ["x"]}}}, "overrides sets data.sources; name them"),
         ({"options": {"a": {"agent": {"widht": 3}}}}, "widht"),
         ({"agents": {"a": {}, "a_b": {}}, "options": {"c": {}, "b_c": {}}}, "would be called"),
     ],

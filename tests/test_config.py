@@ -173,7 +173,13 @@ def test_another_preset_replaces_the_agent() -> None:
         ("agent=3", ["`agent`", "mapping"]),
         ("agent.kind=[a]", ["`agent.kind`", "must be one of"]),
         ("agent.preset=[bc]", ["`agent.preset`"]),
-        ("train.betas=[1.5,2]", ["betas"]),
+        ("train.betas=[1.5,2]", ["betas is [1.5, 2.0]"]),
+        ("train.weight_decay=-1", ["weight_decay is -1"]),
+        ("eval.episodes=0", ["eval.episodes is 0"]),
+        ("eval.interval=-1", ["eval.interval is -1"]),
+        ("eval.targets=[9,9.0]", ["eval.targets is [9.0, 9.0], which names one twice"]),
+        ("data.sources=[a,b,a]", ["data.sources is ['a', 'b', 'a'], which names one twice"]),
+        ("train={steps: 5, steps: 6}", ["`steps` is given twice"]),
         ("seed=-1", ["seed is -1"]),
         ("eval.targets=foo", ["`eval.targets` is 'foo'", "auto or a list of numbers"]),
         ("eval.targets=[.inf]", ["`eval.targets[0]`", "finite"]),
@@ -185,8 +191,7 @@ def test_errors_name_file_key_and_nearest(override: str, words: list[str]) -> No
     with pytest.raises(UserError) as error:
         load_run_config(HOPPER, [override])
     message = str(error.value)
-    source = HOPPER if "betas" in override else f"--set {override}"  # which names two keys
-    assert "\n" not in message and message.startswith(f"{source}: ")
+    assert "\n" not in message and message.startswith(f"--set {override}: ")
     for word in words:
         assert word in message
 
@@ -201,7 +206,16 @@ def test_an_error_of_the_file_is_said_of_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "- a", "a: [", "a: 1", "\x00", "env: 3\ndata: {sources: [a]}"]
+    "text",
+    [
+        "",
+        "- a",
+        "a: [",
+        "a: 1",
+        "\x00",
+        "env: 3\ndata: {sources: [a]}",
+        "data: {sources: [a]}\ntrain: {steps: 3}\ntrain: {batch_size: 2}",
+    ],
 )
 def test_broken_files_are_one_sentence(text: str, tmp_path: Path) -> None:
     path = tmp_path / "broken.yaml"

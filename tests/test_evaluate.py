@@ -129,6 +129,23 @@ def test_rows_of_older_versions_are_read(run: Path, tmp_path: Path) -> None:
         read_rows(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("episode_return", "x"), ("episode_return", float("nan")), ("episode_return", None),
+     ("normalized_score", float("inf"))],
+)  # fmt: skip
+def test_a_row_whose_score_is_no_number_is_refused(
+    field: str, value: Any, run: Path, tmp_path: Path
+) -> None:
+    row = evaluated(run)[0]
+    for changes in ({}, {"normalized_score": None}):  # without references there is no such score
+        (tmp_path / "episodes.jsonl").write_text(json.dumps(row | changes) + "\n")
+        assert len(read_rows(tmp_path)) == 1
+    (tmp_path / "episodes.jsonl").write_text(json.dumps(row | {field: value}) + "\n")
+    with pytest.raises(UserError, match=rf"`{field}` of row 1 is .*; it must be a finite number"):
+        read_rows(tmp_path)
+
+
 def test_episodes_cut_off_on_purpose_are_rows_of_their_own(run: Path) -> None:
     whole, cut = evaluated(run, seed=20), evaluated(run, seed=20, max_steps=4)
     assert {row["length"] for row in cut} == {4} and min(row["length"] for row in whole) > 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -128,6 +129,14 @@ def read_rows(run: Path) -> list[Row]:
     for number, row in enumerate(rows, 1):
         if missing := FIELDS - row.keys():
             raise UserError(f"{path}: row {number} lacks `{min(missing)}`; evaluate the run again")
+        for name in ("episode_return", "normalized_score"):
+            value = row[name]
+            fits = isinstance(value, int | float) and math.isfinite(value)
+            if not fits and not (value is None and name == "normalized_score"):
+                raise UserError(
+                    f"{path}: `{name}` of row {number} is {value!r}; it must be a finite number: "
+                    "remove that line and evaluate the run again"
+                )
     return [completed(row) for row in rows]
 
 

@@ -255,9 +255,11 @@ def _check_labels(path: Path, matrix: CompareConfig) -> None:
             f"{path}: per_agent names {min(unknown)}, which is none of agents: "
             f"{', '.join(matrix.agents)}"
         )
-    for key, laid in (("options", matrix.options), ("per_agent", matrix.per_agent)):
-        for label, fields in laid.items():
-            if taken := fields.keys() & set(SET_BY_MATRIX):
-                raise UserError(
-                    f"{path}: {key}.{label} sets {min(taken)}, which is the matrix's own"
-                )
+    laid = {"overrides": matrix.overrides}
+    laid |= {f"options.{label}": fields for label, fields in matrix.options.items()}
+    laid |= {f"per_agent.{label}": fields for label, fields in matrix.per_agent.items()}
+    for key, fields in laid.items():
+        if taken := fields.keys() & set(SET_BY_MATRIX):
+            raise UserError(f"{path}: {key} sets {min(taken)}, which is the matrix's own")
+        if "sources" in (fields.get("data") or {}) and key == "overrides":
+            raise UserError(f"{path}: overrides sets data.sources; name them under datasets")
