@@ -214,7 +214,7 @@ def test_an_error_of_the_file_is_said_of_the_file(tmp_path: Path) -> None:
         "a: 1",
         "\x00",
         "env: 3\ndata: {sources: [a]}",
-        "data: {sources: [a]}\ntrain: {steps: 3}\ntrain: {batch_size: 2}",
+        "env: hopper\ndata: {sources: [a]}\ntrain: {steps: 3}\ntrain: {batch_size: 2}",
     ],
 )
 def test_broken_files_are_one_sentence(text: str, tmp_path: Path) -> None:
