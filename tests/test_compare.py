@@ -439,7 +439,7 @@ def test_the_table_shows_progress(toy_file: Path, tmp_path: Path) -> None:
     table.states |= {jobs[0].name: "failed", jobs[1].name: "running"}
 
     def shown() -> str:
-        console = Console(width=100, record=True, file=io.StringIO())
+        console = Console(width=120, record=True, file=io.StringIO())
         console.print(table.table({jobs[1].name: jobs[1]}))
         return console.export_text()
 
@@ -449,8 +449,13 @@ def test_the_table_shows_progress(toy_file: Path, tmp_path: Path) -> None:
         log.write(200, loss=0.51234, steps_per_second=10.0)
         log.write(200, validation_loss=0.6)
     text = shown()
-    for words in ("training", "200/1000", "10.0", "0.5123", "0:01:20", "1 failed, 1 running"):
+    for words in ("training", "200/1000", "10.0", "0.5123", "0.6000", "0:01:20",
+                  "1 failed, 1 running"):  # fmt: skip
         assert words in text
+    with MetricsLog(run, jobs[1].config, 200) as log:  # of two sources, whose mean hides the second
+        of = {"validation_loss/a": 0.75, "validation_loss/b": 0.25}
+        log.write(300, validation_loss=0.5, **of)
+    assert "0.5000 (0.7500, 0.2500)" in shown()
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 1000, "loss": 0.4, "steps_per_second": 9.0}\n{"step": 10')
     assert progress(run)["step"] == 1000 and "evaluating" in shown()

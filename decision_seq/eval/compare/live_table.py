@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # which needs torch
     from decision_seq.eval.compare.jobs import Job
 
 TAIL = 8192  # bytes at the end of metrics.jsonl that hold the last rows
-COLUMNS = ("step", "steps/s", "loss", "time left")
+COLUMNS = ("step", "steps/s", "loss", "validation loss", "time left")
 
 
 class LiveTable:
@@ -65,30 +65,39 @@ class LiveTable:
 
 
 def progress(run: Path) -> dict[str, Any]:
-    """The last row of training scalars in the run folder, {} before there is one."""
+    """The last row of training scalars in the run folder with the last validation losses, {} before
+    there is one."""
     tail = b""
     with contextlib.suppress(OSError), (run / "metrics.jsonl").open("rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
         tail = file.read()
+    training: dict[str, Any] = {}
+    losses: dict[str, Any] = {}
     for line in reversed(tail.splitlines()):
         with contextlib.suppress(ValueError):
             row = json.loads(line)
             if isinstance(row, dict) and "steps_per_second" in row:
-                return row
-    return {}
+                training = training or row
+            elif isinstance(row, dict) and not losses:
+                losses = {k: v for k, v in row.items() if k.startswith("validation_loss")}
+    return training and losses | training
 
 
 def _columns(job: Job) -> tuple[str, ...]:
-    """State and the four columns of a running job."""
+    """State and the columns of a running job."""
     row, steps = progress(job.run), job.config.train.steps
     if not row:
-        return ("starting", f"0/{steps}", "", "", "")
+        return ("starting", f"0/{steps}", *[""] * (len(COLUMNS) - 1))
     step, rate = row["step"], row["steps_per_second"]
+    whole, *sources = [f"{row[key]:.4f}" for key in row if key.startswith("validation_loss")] or [
+        ""
+    ]
     left = int((steps - step) / max(rate, 1e-9))
     return (
         "training" if step < steps else "evaluating",
         f"{step}/{steps}",
         f"{rate:.1f}",
         f"{row['loss']:.4f}" if "loss" in row else "",  # all its batches were skipped
+        f"{whole} ({', '.join(sources)})" if sources else whole,  # of each source, in their order
         f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02}" if step < steps else "",
     )
