@@ -89,15 +89,14 @@ def _columns(job: Job) -> tuple[str, ...]:
     if not row:
         return ("starting", f"0/{steps}", *[""] * (len(COLUMNS) - 1))
     step, rate = row["step"], row["steps_per_second"]
-    whole, *sources = [f"{row[key]:.4f}" for key in row if key.startswith("validation_loss")] or [
-        ""
-    ]
+    losses = [f"{row[key]:.4f}" for key in row if key.startswith("validation_loss")]
+    whole, sources = "".join(losses[:1]), ", ".join(losses[1:])  # of each source, in their order
     left = int((steps - step) / max(rate, 1e-9))
     return (
         "training" if step < steps else "evaluating",
         f"{step}/{steps}",
         f"{rate:.1f}",
         f"{row['loss']:.4f}" if "loss" in row else "",  # all its batches were skipped
-        f"{whole} ({', '.join(sources)})" if sources else whole,  # of each source, in their order
+        f"{whole} ({sources})" if sources else whole,
         f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02}" if step < steps else "",
     )
