@@ -126,6 +126,38 @@ def test_the_first_reward_is_a_number_or_none_and_counts_for_nothing() -> None:
 
 
 @both_contexts
+def test_a_number_that_is_not_finite_is_refused_and_changes_nothing(context: Context) -> None:
+    agent, good = make("mamba"), np.ones(S)
+    policy, undisturbed = Policy(agent, context, 5.0), Policy(agent, context, 5.0)
+    first = policy.act(good)
+    assert np.array_equal(first, undisturbed.act(good))
+    bad = good.copy()
+    bad[1] = np.nan
+    with pytest.raises(UserError, match=r"observation is nan at \[0, 1\]; give finite numbers"):
+        policy.act(bad, 1.0)
+    with pytest.raises(UserError, match=r"reward is inf at \[\]; give finite numbers"):
+        policy.act(good, np.inf)
+    assert np.array_equal(policy.act(good, 1.0), undisturbed.act(good, 1.0))
+
+
+def test_targets_rewards_and_lanes_must_fit() -> None:
+    agent, observation = make("mamba"), np.ones(S)
+    for target, words in (
+        ([1.0, 2.0], r"target_return has shape \[2\]; it must be a number, or \[3\]"),
+        ("x", "target_return is 'x'; it must be a number"),
+        (np.nan, "target_return is nan"),
+    ):
+        with pytest.raises(UserError, match=words):
+            Policy(agent, "window", target, 3)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="lanes is -1; it must be at least 0"):
+        Policy(agent, "window", 1.0, -1)
+    policy = Policy(agent, "window", 1.0)
+    policy.act(observation)
+    with pytest.raises(UserError, match=r"reward has shape \[2\]; it must be a number, or \[1\]"):
+        policy.act(observation, [1, 50])
+
+
+@both_contexts
 def test_predict_is_act_in_the_form_of_stable_baselines3(context: Context) -> None:
     agent = make("mamba", BehaviourCloningConfig, discrete=True, temperature=1.0)
     rows = np.random.default_rng(0).standard_normal((8, 2, S))

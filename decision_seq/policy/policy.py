@@ -49,7 +49,8 @@ class Policy:
             auto takes the first that serves.
 
     Raises:
-        UserError: the agent needs a target return, or the engine cannot serve it.
+        UserError: the agent needs a target return, one does not fit `lanes` or is not finite, or
+            the engine cannot serve it.
     """
 
     def __init__(
@@ -64,6 +65,8 @@ class Policy:
     ) -> None:
         if context not in CONTEXTS:
             raise UserError(f"context is {context!r}; it must be one of {', '.join(CONTEXTS)}")
+        if lanes < 0:
+            raise UserError(f"lanes is {lanes}; it must be at least 0")
         if target_return is None and agent.config.follows_target:
             raise UserError("this agent is conditioned on a return; give it a target return")
         self.config, self.spec, self.context, self.lanes = agent.config, agent.spec, context, lanes
@@ -73,7 +76,8 @@ class Policy:
         self.action_scale = agent.action_scale.detach().cpu().numpy().astype(np.float32)
         self.space = action_space
         target = 0.0 if target_return is None else target_return
-        scaled = torch.as_tensor(np.asarray(target)).to(torch.float32) / self.config.returns.scale
+        asked = _a_number_each("target_return", target, lanes)
+        scaled = torch.as_tensor(asked).to(torch.float32) / self.config.returns.scale
         self.target = np.broadcast_to(scaled.numpy(), lanes).copy()
         self.seed = np.arange(lanes) if seed is None else np.asarray(seed)
         self.return_to_go, self.timestep = self.target.copy(), np.zeros(lanes, np.int64)
@@ -102,14 +106,15 @@ class Policy:
             actions; without the first dimension where the observation had none.
 
         Raises:
-            UserError: a shape that does not fit, or a reward is missing.
+            UserError: a shape that does not fit, a number that is not finite, or a reward is
+                missing. The policy goes on from before.
         """
         return self._unpacked(self._act(observation, reward, greedy=False))
 
     def send(self, observations: np.ndarray, rewards: np.ndarray) -> None:
         """Begin `act` for observations [lanes, ...] as lanes give them; a GPU computes until
         `receive`, whose caller may do something else before."""
-        self._begin(observations, rewards)
+        self._begin(self.seen(observations, self.lanes)[0], rewards)
 
     def receive(self) -> np.ndarray:
         """What `act` gives for what was sent; of actions with several parts the rows of numbers
@@ -158,17 +163,18 @@ class Policy:
         self.engine.keep(chosen)
 
     def _act(self, observation: Any, reward: Any, greedy: bool) -> Any:
-        single = self._begin(observation, reward)
+        seen, single = self.seen(observation, self.lanes)
+        _finite("observation", seen)  # a stream would never recover; nothing is remembered yet
+        if reward is not None and self.counts_rewards:
+            reward = _a_number_each("reward", reward, self.lanes)
+        self._begin(seen, reward)
         action = self._end(greedy)
         return action[0] if single else action
 
-    def _begin(self, observation: Any, reward: Any) -> bool:
-        """Whether the observation is that of a single lane."""
-        seen, single = self.seen(observation, self.lanes)
+    def _begin(self, seen: np.ndarray, reward: Any) -> None:
         if self.counts_rewards:
             self._count(reward)
         self._started = self.engine.start(self._inputs(seen))
-        return single
 
     def _end(self, greedy: bool) -> Any:
         self.predicted = self._started()
@@ -268,6 +274,31 @@ class Policy:
             if not np.allclose(found, expected, rtol=1e-3, atol=1e-3, equal_nan=True):
                 return False
         return True
+
+
+def _a_number_each(name: str, given: Any, lanes: int) -> np.ndarray:
+    """A finite number for all lanes or each, [] or [lanes]. Raises UserError if `given` is not."""
+    try:
+        numbers = np.asarray(given, np.float64)
+    except (TypeError, ValueError):
+        raise UserError(f"{name} is {given!r}; it must be a number, or one for each lane") from None
+    if numbers.shape not in ((), (lanes,)):
+        raise UserError(
+            f"{name} has shape {list(numbers.shape)}; it must be a number, or [{lanes}], one for "
+            "each lane"
+        )
+    _finite(name, numbers)
+    return numbers
+
+
+def _finite(name: str, numbers: np.ndarray) -> None:
+    """Raise UserError naming the first number that is NaN or infinite."""
+    if numbers.dtype.kind == "f" and not np.isfinite(numbers).all():
+        place = [int(i) for i in np.argwhere(~np.isfinite(numbers))[0]]
+        raise UserError(
+            f"{name} is {numbers[tuple(place)]} at {place}; give finite numbers, such as the last "
+            "good ones"
+        )
 
 
 def action_limits(space: spaces.Space[Any], width: int) -> tuple[np.ndarray, np.ndarray] | None:
