@@ -19,6 +19,7 @@ from decision_seq.backbones import BackboneConfig
 from decision_seq.errors import UserError
 from decision_seq.policy import Policy, load_policy
 from decision_seq.settings import Context
+from decision_seq.spaces import table_of
 
 both_contexts = pytest.mark.parametrize("context", ["window", "stream"])
 
@@ -129,28 +130,60 @@ def test_the_first_reward_is_a_number_or_none_and_counts_for_nothing() -> None:
 def test_a_number_that_is_not_finite_is_refused_and_changes_nothing(context: Context) -> None:
     agent, good = make("mamba"), np.ones(S)
     policy, undisturbed = Policy(agent, context, 5.0), Policy(agent, context, 5.0)
-    first = policy.act(good)
-    assert np.array_equal(first, undisturbed.act(good))
-    bad = good.copy()
-    bad[1] = np.nan
-    with pytest.raises(UserError, match=r"observation is nan at \[0, 1\]; give finite numbers"):
-        policy.act(bad, 1.0)
-    with pytest.raises(UserError, match=r"reward is inf at \[\]; give finite numbers"):
-        policy.act(good, np.inf)
+    assert np.array_equal(policy.act(good), undisturbed.act(good))
+    for value, words in ((np.nan, "nan"), (-np.inf, "-inf"), (1e39, r"1e\+39"), (None, "nan")):
+        bad = [1.0, value, *good[2:]]
+        said = rf"observation is {words} in lane 0 at \[1\]; give numbers finite in float32"
+        with pytest.raises(UserError, match=said):
+            policy.act(bad, 1.0)
+        with pytest.raises(UserError, match=said):  # the lane is not reset either
+            policy.predict(bad, None, [True], reward=1.0)
+    for reward, words in ((np.inf, "inf;"), (1e39, r"1e\+39;"), ([np.nan], "nan in lane 0;")):
+        with pytest.raises(UserError, match=f"reward is {words} give numbers"):
+            policy.act(good, reward)
+    with pytest.raises(UserError, match=r"observation is array\(.*'x'.*; it must be numbers"):
+        policy.act(["x", *good[1:]], 1.0)
     assert np.array_equal(policy.act(good, 1.0), undisturbed.act(good, 1.0))
+
+
+def test_the_lane_of_a_number_that_is_not_finite_is_named() -> None:
+    policy = Policy(make("mamba"), "stream", 5.0, 3)
+    observations = np.ones((3, S), np.float32)
+    policy.act(observations)
+    with pytest.raises(UserError, match="reward is nan in lane 1;"):
+        policy.act(observations, [1, np.nan, 1])
+    observations[:] = 3e38  # finite, though its square is not
+    policy.act(observations, np.ones(3))
+    observations[2, 3] = np.inf
+    with pytest.raises(UserError, match=r"observation is inf in lane 2 at \[3\];"):
+        policy.act(observations, np.ones(3))
+
+
+def test_numbers_beside_images_must_be_finite() -> None:
+    eye, state = spaces.Box(0, 255, (9, 9, 3), np.uint8), spaces.Box(-1, 1, (2,))
+    seen = table_of(spaces.Dict(eye=eye, state=state))
+    config = BehaviourCloningConfig(context_length=K)
+    policy = Policy(config.agent(config, AgentSpec((), A, False, 9, observation_space=seen)))
+    good = {"eye": np.zeros((9, 9, 3), np.uint8), "state": np.zeros(2, np.float32)}
+    policy.act(good)
+    with pytest.raises(UserError, match=r"observation is nan in lane 0 at \[0, 1\];"):
+        policy.act(good | {"state": np.array([0, np.nan], np.float32)})
 
 
 def test_targets_rewards_and_lanes_must_fit() -> None:
     agent, observation = make("mamba"), np.ones(S)
-    for target, words in (
+    targets: list[tuple[Any, str]] = [
         ([1.0, 2.0], r"target_return has shape \[2\]; it must be a number, or \[3\]"),
-        ("x", "target_return is 'x'; it must be a number"),
-        (np.nan, "target_return is nan"),
-    ):
+        ("x", "target_return is 'x'; it must be a number, or one for each lane"),
+        (np.nan, "target_return is nan;"),
+    ]
+    for target, words in targets:
         with pytest.raises(UserError, match=words):
-            Policy(agent, "window", target, 3)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="lanes is -1; it must be at least 0"):
-        Policy(agent, "window", 1.0, -1)
+            Policy(agent, "window", target, 3)
+    counts: list[Any] = [-1, 2.5, "3"]
+    for lanes in counts:
+        with pytest.raises(UserError, match=f"lanes is {lanes!r}; it must be a whole number"):
+            Policy(agent, "window", 1.0, lanes)
     policy = Policy(agent, "window", 1.0)
     policy.act(observation)
     with pytest.raises(UserError, match=r"reward has shape \[2\]; it must be a number, or \[1\]"):

@@ -26,6 +26,7 @@ from decision_seq.spaces import table_of
 
 EngineName = Literal["auto", "native", "graph", "eager"]
 ENGINES: dict[str, Any] = {"native": NativeEngine, "graph": GraphEngine, "eager": EagerEngine}
+LARGEST = float(np.finfo(np.float32).max)  # engines take float32: what is beyond is infinite there
 
 
 class Policy:
@@ -65,8 +66,8 @@ class Policy:
     ) -> None:
         if context not in CONTEXTS:
             raise UserError(f"context is {context!r}; it must be one of {', '.join(CONTEXTS)}")
-        if lanes < 0:
-            raise UserError(f"lanes is {lanes}; it must be at least 0")
+        if not isinstance(lanes, int | np.integer) or lanes < 0:
+            raise UserError(f"lanes is {lanes!r}; it must be a whole number, at least 0")
         if target_return is None and agent.config.follows_target:
             raise UserError("this agent is conditioned on a return; give it a target return")
         self.config, self.spec, self.context, self.lanes = agent.config, agent.spec, context, lanes
@@ -77,6 +78,8 @@ class Policy:
         self.space = action_space
         target = 0.0 if target_return is None else target_return
         asked = _a_number_each("target_return", target, lanes)
+        # what is beyond float32 passes: a rollout refuses it in the end, with the episode's seed
+        _finite("target_return", asked, np.finfo(np.float64).max)
         scaled = torch.as_tensor(asked).to(torch.float32) / self.config.returns.scale
         self.target = np.broadcast_to(scaled.numpy(), lanes).copy()
         self.seed = np.arange(lanes) if seed is None else np.asarray(seed)
@@ -142,9 +145,10 @@ class Policy:
         Returns:
             The action, and None for the state.
         """
+        begins = None
         if episode_start is not None:
-            self.reset(np.atleast_1d(np.asarray(episode_start, bool)))
-        return self._unpacked(self._act(observation, reward, deterministic)), None
+            begins = np.atleast_1d(np.asarray(episode_start, bool))
+        return self._unpacked(self._act(observation, reward, deterministic, begins)), None
 
     def reset(self, lanes: Any = None) -> None:
         """`lanes` (bool [lanes], or their numbers) begin an episode with their target; by default
@@ -162,11 +166,21 @@ class Policy:
         self.lanes = int(chosen.sum())
         self.engine.keep(chosen)
 
-    def _act(self, observation: Any, reward: Any, greedy: bool) -> Any:
+    def _act(
+        self, observation: Any, reward: Any, greedy: bool, begins: np.ndarray | None = None
+    ) -> Any:
+        """`begins` [lanes] bool are reset, once what is given is known to be good."""
         seen, single = self.seen(observation, self.lanes)
-        _finite("observation", seen)  # a stream would never recover; nothing is remembered yet
-        if reward is not None and self.counts_rewards:
+        if seen.dtype.kind not in "biuf":  # objects, such as None in a list: NaN to an engine
+            seen = _as_numbers("observation", seen, "numbers")
+        for part in self.seen.parts(seen):  # a stream would never recover
+            _finite("observation", part)
+        number = isinstance(reward, float) and abs(reward) <= LARGEST  # most are: spared the arrays
+        if self.counts_rewards and reward is not None and not number:
             reward = _a_number_each("reward", reward, self.lanes)
+            _finite("reward", reward)
+        if begins is not None:
+            self.reset(begins)
         self._begin(seen, reward)
         action = self._end(greedy)
         return action[0] if single else action
@@ -277,28 +291,36 @@ class Policy:
 
 
 def _a_number_each(name: str, given: Any, lanes: int) -> np.ndarray:
-    """A finite number for all lanes or each, [] or [lanes]. Raises UserError if `given` is not."""
-    try:
-        numbers = np.asarray(given, np.float64)
-    except (TypeError, ValueError):
-        raise UserError(f"{name} is {given!r}; it must be a number, or one for each lane") from None
+    """A number for all lanes or each, [] or [lanes] float64. Raises UserError if `given` is not."""
+    numbers = _as_numbers(name, given, "a number, or one for each lane")
     if numbers.shape not in ((), (lanes,)):
         raise UserError(
             f"{name} has shape {list(numbers.shape)}; it must be a number, or [{lanes}], one for "
             "each lane"
         )
-    _finite(name, numbers)
     return numbers
 
 
-def _finite(name: str, numbers: np.ndarray) -> None:
-    """Raise UserError naming the first number that is NaN or infinite."""
-    if numbers.dtype.kind == "f" and not np.isfinite(numbers).all():
-        place = [int(i) for i in np.argwhere(~np.isfinite(numbers))[0]]
-        raise UserError(
-            f"{name} is {numbers[tuple(place)]} at {place}; give finite numbers, such as the last "
-            "good ones"
-        )
+def _as_numbers(name: str, given: Any, wanted: str) -> np.ndarray:
+    """float64; None becomes NaN. Raises UserError, which says what is `wanted`."""
+    try:
+        return np.asarray(given, np.float64)
+    except (TypeError, ValueError):
+        raise UserError(f"{name} is {given!r:.80}; it must be {wanted}") from None
+
+
+def _finite(name: str, numbers: np.ndarray, largest: float = LARGEST) -> None:
+    """Raise UserError naming the first of `numbers`, [] or [lanes, ...], that is NaN or beyond
+    `largest`."""
+    # within the sum of squares so is each of them: one call, where looking at each takes three
+    if numbers.dtype.kind != "f" or float(np.vdot(numbers, numbers)) < LARGEST * LARGEST:
+        return
+    bad = ~(abs(numbers.astype(np.float64)) <= largest)
+    if bad.any():
+        index = tuple(np.argwhere(bad)[0].tolist())
+        lane = f" in lane {index[0]}" if index else ""
+        place = f" at {list(index[1:])}" if index[1:] else ""
+        raise UserError(f"{name} is {numbers[index]}{lane}{place}; give numbers finite in float32")
 
 
 def action_limits(space: spaces.Space[Any], width: int) -> tuple[np.ndarray, np.ndarray] | None:

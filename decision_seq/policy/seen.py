@@ -21,12 +21,14 @@ class Seen:
 
     def __init__(self, spec: AgentSpec, stack: int | None) -> None:
         self.table, own = spec.observation_space, spec.observation_shape
+        self.form: np.dtype[Any] | None = None  # of records
         self.stack = stack or (FRAME_STACK if len(own) == 2 else 1)
         if own:
             self.shape: tuple[int, ...] = (self.stack, *own) if spec.frames else own
         else:
             assert self.table is not None
-            self.shape = self.stack, self.table.form.itemsize
+            self.form = self.table.form
+            self.shape = self.stack, self.form.itemsize
 
     def __call__(self, observation: Any, lanes: int) -> tuple[np.ndarray, bool]:
         """[lanes, *shape], and whether it was one without that dimension. An observation may also
@@ -45,6 +47,13 @@ class Seen:
                 f"{[lanes, *self.shape]}"
             )
         return (seen[None] if single else seen), single
+
+    def parts(self, seen: np.ndarray) -> list[np.ndarray]:
+        """Arrays [lanes, ...] of the numbers of `seen`: those that records hold as bytes too."""
+        if self.form is None:
+            return [seen]
+        records = np.ascontiguousarray(seen).view(self.form)[..., 0]  # [lanes, n]
+        return [records[name] for name in self.form.names or ()]
 
     def _is_own(self, observation: Any, lanes: int) -> bool:
         shape = getattr(observation, "shape", None)
