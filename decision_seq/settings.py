@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from decision_seq.errors import UserError
 
@@ -28,11 +28,7 @@ class DataConfig:
     windows: Literal["any", "full"] = "any"  # begin at any step, or only where K steps remain
 
     def __post_init__(self) -> None:
-        if len(set(self.sources)) < len(self.sources):
-            raise UserError(
-                f"sources is {list(self.sources)}, which names one twice; remove it (weights draw "
-                "from one more often)"
-            )
+        _check_once("sources", self.sources, "remove it (weights draw from one more often)")
         if len(self.weights) not in (0, len(self.sources)):
             raise UserError(
                 f"weights has {len(self.weights)} numbers for {len(self.sources)} sources; give "
@@ -103,8 +99,7 @@ class TrainConfig:
             )
         if self.skip_nonfinite < 0:
             raise UserError(f"skip_nonfinite is {self.skip_nonfinite}; it must be at least 0")
-        if len(set(self.loggers)) < len(self.loggers):
-            raise UserError(f"loggers is {list(self.loggers)}, which names one twice; remove it")
+        _check_once("loggers", self.loggers)
 
 
 @dataclass(frozen=True)
@@ -146,10 +141,10 @@ class EvalConfig:
                     f"score_reference is {list(self.score_reference)}; it must be two different "
                     "returns, of a random policy and of an expert"
                 )
-        if self.targets != "auto" and not all(math.isfinite(target) for target in self.targets):
-            raise UserError(f"targets is {list(self.targets)}; they must be finite numbers")
-        if self.targets != "auto" and len(set(self.targets)) < len(self.targets):
-            raise UserError(f"targets is {list(self.targets)}, which names one twice; remove it")
+        if self.targets != "auto":
+            if not all(math.isfinite(target) for target in self.targets):
+                raise UserError(f"targets is {list(self.targets)}; they must be finite numbers")
+            _check_once("targets", self.targets)
         if not 0 < self.target_quantile < 1:
             raise UserError(
                 f"target_quantile is {self.target_quantile}; it must be above 0 and below 1"
@@ -161,3 +156,8 @@ def check_seed(seed: int) -> None:
     """Raise UserError unless every generator takes it."""
     if not 0 <= seed < 2**31:
         raise UserError(f"seed is {seed}; it must be at least 0 and below 2147483648")
+
+
+def _check_once(name: str, values: tuple[Any, ...], fix: str = "remove it") -> None:
+    if len(set(values)) < len(values):
+        raise UserError(f"{name} is {list(values)}, which names one twice; {fix}")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from decision_seq.cli.arguments import Assignments, Config, OptionalFloat, OptionalInt
+from decision_seq.cli.arguments import Assignments, Config, OptionalFloat, OptionalInt, OptionalStr
 from decision_seq.errors import UserError
 
 
@@ -45,7 +45,7 @@ def compare(
 Runs = Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN [RUN ...]", help_behavior_hint="")]
 
 
-def report(runs: Runs, out: Path = Path("report.html"), against: str | None = None) -> None:
+def report(runs: Runs, out: Path = Path("report.html"), against: OptionalStr = None) -> None:
     """Write a report from the rows of run folders: a self-contained page, Markdown, CSV and JSON.
 
     Args:

@@ -131,8 +131,9 @@ def read_rows(run: Path) -> list[Row]:
             raise UserError(f"{path}: row {number} lacks `{min(missing)}`; evaluate the run again")
         for name in ("episode_return", "normalized_score"):
             value = row[name]
-            fits = isinstance(value, int | float) and math.isfinite(value)
-            if not fits and not (value is None and name == "normalized_score"):
+            if value is None and name == "normalized_score":  # there are no references
+                continue
+            if not isinstance(value, int | float) or not math.isfinite(value):
                 raise UserError(
                     f"{path}: `{name}` of row {number} is {value!r}; it must be a finite number: "
                     "remove that line and evaluate the run again"

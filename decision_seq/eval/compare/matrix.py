@@ -64,7 +64,7 @@ def _jobs(path: Path, out: Path, assignments: Sequence[str]) -> list[Job]:
     base_path = beside if beside.is_file() else config_file(matrix.base)
     base = load_yaml(base_path)
     everywhere = merge(matrix.overrides, given)
-    _check_labels(path, matrix)
+    _check_labels(path, matrix, given)
     jobs = []
     for agent, agent_fields in matrix.agents.items():
         for option, option_fields in (matrix.options or {"": {}}).items():
@@ -243,8 +243,9 @@ def _run(
     return failed
 
 
-def _check_labels(path: Path, matrix: CompareConfig) -> None:
-    """Labels become folder names; the same job twice would be one run counted twice."""
+def _check_labels(path: Path, matrix: CompareConfig, given: dict[str, Any]) -> None:
+    """Labels become folder names; the same job twice would be one run counted twice. What is laid
+    over every job, `given` by --set among it, lies below what the matrix itself says of a job."""
     for label in [*matrix.agents, *matrix.datasets, *matrix.options]:
         if not re.fullmatch(r"[\w.-]*\w[\w.-]*", label):
             raise UserError(f"{path}: label {label!r} must be letters, digits, '-', '_' and '.'")
@@ -255,11 +256,13 @@ def _check_labels(path: Path, matrix: CompareConfig) -> None:
             f"{path}: per_agent names {min(unknown)}, which is none of agents: "
             f"{', '.join(matrix.agents)}"
         )
-    laid = {"overrides": matrix.overrides}
-    laid |= {f"options.{label}": fields for label, fields in matrix.options.items()}
+    everywhere = {"overrides": matrix.overrides, "--set": given}
+    laid = everywhere | {f"options.{label}": fields for label, fields in matrix.options.items()}
     laid |= {f"per_agent.{label}": fields for label, fields in matrix.per_agent.items()}
     for key, fields in laid.items():
         if taken := fields.keys() & set(SET_BY_MATRIX):
             raise UserError(f"{path}: {key} sets {min(taken)}, which is the matrix's own")
-        if "sources" in (fields.get("data") or {}) and key == "overrides":
-            raise UserError(f"{path}: overrides sets data.sources; name them under datasets")
+    for key, fields in everywhere.items():
+        data = fields.get("data")
+        if isinstance(data, dict) and "sources" in data:
+            raise UserError(f"{path}: {key} sets data.sources; name them under datasets")
