@@ -244,8 +244,8 @@ def _run(
 
 
 def _check_labels(path: Path, matrix: CompareConfig, given: dict[str, Any]) -> None:
-    """Labels become folder names; the same job twice would be one run counted twice. What is laid
-    over every job, `given` by --set among it, lies below what the matrix itself says of a job."""
+    """Labels become folder names; the same job twice would be one run counted twice. What overrides
+    say of a job, those `given` by --set too, lies below what the matrix says of it."""
     for label in [*matrix.agents, *matrix.datasets, *matrix.options]:
         if not re.fullmatch(r"[\w.-]*\w[\w.-]*", label):
             raise UserError(f"{path}: label {label!r} must be letters, digits, '-', '_' and '.'")
@@ -256,13 +256,13 @@ def _check_labels(path: Path, matrix: CompareConfig, given: dict[str, Any]) -> N
             f"{path}: per_agent names {min(unknown)}, which is none of agents: "
             f"{', '.join(matrix.agents)}"
         )
-    everywhere = {"overrides": matrix.overrides, "--set": given}
-    laid = everywhere | {f"options.{label}": fields for label, fields in matrix.options.items()}
+    laid = {"overrides": matrix.overrides}
+    laid |= {f"options.{label}": fields for label, fields in matrix.options.items()}
     laid |= {f"per_agent.{label}": fields for label, fields in matrix.per_agent.items()}
     for key, fields in laid.items():
         if taken := fields.keys() & set(SET_BY_MATRIX):
             raise UserError(f"{path}: {key} sets {min(taken)}, which is the matrix's own")
-    for key, fields in everywhere.items():
+    for key, fields in (("overrides", matrix.overrides), ("--set", given)):
         data = fields.get("data")
         if isinstance(data, dict) and "sources" in data:
             raise UserError(f"{path}: {key} sets data.sources; name them under datasets")
