@@ -390,7 +390,7 @@ def test_bad_options_are_refused(
 
 
 def test_sources_that_the_matrix_would_drop_are_refused(toy_file: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--set sets data.sources; name them under datasets"):
+    with pytest.raises(UserError, match=r"--set sets data\.sources; name them under datasets"):
         load_matrix(matrix(toy_file, tmp_path), tmp_path, ["data.sources=[x]"])
 
 
